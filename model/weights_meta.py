@@ -1,0 +1,169 @@
+"""What weights say of themselves: configuration, sensors as trained, provenance; kept in the safetensors header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.eo_vae import EOVAEConfig
+
+FORMAT = "eocube-weights-1"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be found, read, or do not fit the network; one line that names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorMeta:
+    """One sensor as the weights were trained for it.
+
+    `wavelengths` are micrometres as trained (the published list is partly in another order than the bands); `mean` and
+    `std` are the z-score statistics in `unit`: "reflectance*1e4", "dB" or "dn8". `subsets` says that any subset of the
+    bands may be encoded; `source` where the statistics come from.
+    """
+
+    bands: tuple[str, ...]
+    wavelengths: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    unit: str
+    subsets: bool
+    source: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", tuple(self.bands))
+        for name in ("wavelengths", "mean", "std"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+            if len(getattr(self, name)) != len(self.bands):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.bands)} bands")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsMeta:
+    """What a weights file says of itself. `metrics` is free-form JSON: held-out figures, PSNR floors and the like.
+
+    `sha256` identifies what decides a latent's meaning: the tensors, the configuration and the sensors, not the file's
+    bytes, name or date. It is computed on load and left out of comparisons.
+    """
+
+    name: str
+    config: EOVAEConfig
+    sensors: Mapping[str, SensorMeta]
+    training_data: str
+    licence: str
+    created: str
+    metrics: Mapping[str, object] = field(default_factory=dict)
+    sha256: str = field(default="", compare=False)
+
+    def to_header(self) -> dict[str, str]:
+        """The safetensors header: every value a JSON string."""
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            "name": self.name,
+            "config": self.config.to_dict(),
+            "sensors": {name: asdict(sensor) for name, sensor in self.sensors.items()},
+            "training_data": self.training_data,
+            "licence": self.licence,
+            "created": self.created,
+            "metrics": dict(self.metrics),
+        }
+        return {key: json.dumps(value) for key, value in values.items()}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str] | None) -> WeightsMeta | None:
+        """Metadata of a header that `to_header` wrote; None for a header of another origin.
+
+        Raises WeightsError where the header is ours but damaged.
+        """
+        if header is None or header.get("format") != json.dumps(FORMAT):
+            return None
+        try:
+            values = {key: json.loads(text) for key, text in header.items() if key != "format"}
+            values["config"] = EOVAEConfig.from_dict(values["config"])
+            values["sensors"] = {name: SensorMeta(**sensor) for name, sensor in values["sensors"].items()}
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise WeightsError(f"damaged metadata ({error}): write the file again with save_weights") from error
+
+    def with_hash(self, state: Mapping[str, Tensor]) -> WeightsMeta:
+        """The same metadata with `sha256` of these tensors, the configuration and the sensors."""
+        return replace(self, sha256=content_hash(state, self.config, self.sensors))
+
+
+def content_hash(state: Mapping[str, Tensor], config: EOVAEConfig, sensors: Mapping[str, SensorMeta]) -> str:
+    """SHA-256 (hex) of tensors as float32 in key order, configuration and sensors; counters do not count.
+
+    Values count and not the stored precision: an fp16 file and its fp32 copy give equal latents and equal hashes.
+    """
+    found = hashlib.sha256()
+    decisive = {
+        "config": config.to_dict(),
+        "sensors": {
+            name: [s.bands, s.wavelengths, s.mean, s.std, s.unit, s.subsets] for name, s in sorted(sensors.items())
+        },
+    }
+    found.update(json.dumps(decisive, sort_keys=True).encode())
+    for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):
+        tensor = state[key].detach().to("cpu", torch.float32).contiguous()
+        found.update(f"{key}{list(tensor.shape)}".encode())
+        found.update(tensor.numpy().data)
+    return found.hexdigest()
+
+
+_S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A")
+_S2_UM = (0.443, 0.490, 0.560, 0.665, 0.705, 0.740, 0.783, 0.842, 0.865)
+
+
+def published_meta(config: EOVAEConfig | None = None) -> WeightsMeta:
+    """Metadata of the released EO-VAE, whose checkpoint carries none.
+
+    Wavelengths as trained: of S2L2A the last three belong to other bands (B09 learned 1.610, B11 2.190, B12 0.945).
+    Statistics are the code's legacy ones. It was trained on whole sensors only, so subsets are not promised.
+    Source: the published code and configurations (nilsleh/eo-vae).
+    """
+    source = "EO-VAE, published code, legacy statistics of TerraMesh"
+
+    def sensor(
+        bands: Sequence[str], um: Sequence[float], mean: Sequence[float], std: Sequence[float], unit: str
+    ) -> SensorMeta:
+        return SensorMeta(tuple(bands), tuple(um), tuple(mean), tuple(std), unit, subsets=False, source=source)
+
+    sensors = {
+        "S2L2A": sensor(
+            (*_S2, "B09", "B11", "B12"),
+            (*_S2_UM, 1.610, 2.190, 0.945),
+            (1375.648, 1489.600, 1709.087, 1831.752, 2186.075, 2794.358, 3008.528, 3096.780, 3155.180, 3169.651,
+             2415.761, 1838.622),
+            (2101.107, 2138.673, 2033.628, 2118.186, 2061.646, 1869.234, 1801.386, 1841.173, 1734.404, 1751.174,
+             1375.131, 1284.165),
+            "reflectance*1e4",
+        ),
+        "S2L1C": sensor(
+            (*_S2, "B09", "B10", "B11", "B12"),
+            (*_S2_UM, 0.945, 1.375, 1.610, 2.190),
+            (2475.625, 2260.839, 2143.561, 2230.225, 2445.427, 2992.950, 3257.843, 3171.695, 3440.958, 1567.433,
+             561.076, 2562.809, 1924.178),
+            (1761.905, 1804.267, 1661.263, 1932.020, 1918.007, 1812.421, 1795.179, 1734.280, 1780.039, 1082.531,
+             512.077, 1350.580, 1177.511),
+            "reflectance*1e4",
+        ),
+        "S1RTC": sensor(("VV", "VH"), (5.4, 5.6), (-10.793, -17.198), (4.278, 4.346), "dB"),
+        "S2RGB": sensor(
+            ("B04", "B03", "B02"), (0.665, 0.560, 0.490), (110.349, 99.507, 75.843), (69.905, 53.708, 53.378), "dn8"
+        ),
+    }  # fmt: skip
+    return WeightsMeta(
+        name="eo-vae",
+        config=config or EOVAEConfig(),
+        sensors=sensors,
+        training_data="TerraMesh (S2L2A, S2L1C, S2RGB, S1RTC), started from the FLUX.2 autoencoder",
+        licence="as published with the checkpoint",
+        created="",
+    )
