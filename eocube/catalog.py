@@ -1,0 +1,294 @@
+"""Catalogue search: STAC items from an API or a static catalogue -> frozen, de-duplicated scenes."""
+
+from __future__ import annotations
+
+import importlib.util
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from shapely.geometry.base import BaseGeometry
+
+from eocube.bounds import BBox, Interval, footprint_of, overlap, parse_bbox, parse_interval, split_box
+from eocube.dark_tail import OverviewReader, overview_reader
+from eocube.errors import InputError, RadiometryError, SourceError
+from eocube.scene import BandSource, Scene
+from eocube.sensors import Sensor
+from eocube.stac_items import find_asset, identify, level_of, processing_rank, scene_from_item
+from eocube.stac_sources import (
+    PRESETS,
+    Found,
+    is_api,
+    known_collections,
+    load_json,
+    safe_url,
+    search_api,
+    static_location,
+    walk_static,
+    within,
+)
+
+__all__ = [
+    "PRESETS",
+    "BBox",
+    "BandSource",
+    "Interval",
+    "Scene",
+    "SearchResult",
+    "parse_bbox",
+    "parse_interval",
+    "search",
+    "sign",
+]
+
+PLANETARY_COMPUTER = "planetary-computer"
+# Two items of one tile and datatake that share more than this of the smaller footprint are the same acquisition
+# processed twice; the halves of a tile that was downlinked in two strips barely overlap and are both kept.
+SAME_ACQUISITION = 0.5
+ITEM_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found: the scenes by (time, id), and what it could not use.
+
+    `refused` are (item id, reason); `replaced` are (item id, id of the newer processing that was taken instead);
+    `searched` says in words what was searched, for messages.
+    """
+
+    scenes: tuple[Scene, ...]
+    refused: tuple[tuple[str, str], ...]
+    replaced: tuple[tuple[str, str], ...]
+    searched: str
+
+
+def search(
+    catalog: str,
+    sensor: Sensor,
+    bbox: BBox | Sequence[BBox],
+    interval: Interval,
+    *,
+    max_items: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    check_pixels: bool = False,
+    read_overview: OverviewReader | None = None,
+) -> SearchResult:
+    """Every usable scene of `sensor` that meets the box (or boxes) and the interval, each acquisition once.
+
+    `catalog` is a preset ("earth-search", "planetary-computer", "cdse"), the URL of a STAC API, or any fsspec URL or
+    path of a static catalogue, collection, item or item collection (`storage_options` are for those). Of several
+    processings of an acquisition the sensor's preferred collection wins, then the newest; an unusable one gives way to
+    the next. Where metadata contradict each other about the offset a coarse view of the dark bands is read
+    (`read_overview`, default: rasterio) and decides, or the item is refused; `check_pixels` reads one also of the
+    items that are consistent but of the class known to be wrong at times. `max_items` stops after that many items.
+
+    Raises `InputError` where the catalogue cannot be reached, is no STAC, or cannot serve the sensor.
+    """
+    boxes = _boxes(bbox)
+    gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options)
+    signer = gathered.signer
+    inside = [one for one in gathered.found if within(one.item, boxes, interval)]
+    reader = read_overview or overview_reader(storage_options)
+
+    def read(href: str) -> Any:
+        return reader(sign(href, signer))
+
+    def make(one: Found) -> Scene:
+        return scene_from_item(
+            one.item, sensor, one.resolve, signer=signer, read_overview=read, check_pixels=check_pixels
+        )
+
+    scenes, refused, replaced = _one_each(inside, gathered.order, make)
+    refused += [(posixpath.basename(place), f"linked, but there is no {safe_url(place)}") for place in gathered.absent]
+    spans = "; ".join(" ".join(f"{value:g}" for value in box) for box in boxes)
+    searched = (
+        f"{gathered.where}, bbox {spans}, {interval[0]:%Y-%m-%d} to {interval[1]:%Y-%m-%d}: "
+        f"{len(inside)} items for {sensor.name}, {len(scenes)} usable"
+    )
+    if refused and not scenes:
+        searched += f" ({refused[0][0]}: {refused[0][1]})"
+    return SearchResult(_common_times(scenes), tuple(sorted(refused)), tuple(sorted(replaced)), searched)
+
+
+def _boxes(bbox: BBox | Sequence[BBox]) -> tuple[BBox, ...]:
+    """One or several boxes, each split at the antimeridian."""
+    single = len(bbox) == 4 and all(isinstance(value, (int, float)) for value in bbox)
+    listed: Any = [bbox] if single else bbox
+    boxes = tuple(part for box in listed for part in split_box(box))
+    if not boxes:
+        raise InputError("no bbox to search")
+    return boxes
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """A catalogue's items before they are judged: `order` are its collections by preference, `where` says it in words.
+
+    `absent` are the places of linked files that do not exist.
+    """
+
+    found: list[Found]
+    order: tuple[str, ...]
+    where: str
+    signer: str | None = None
+    absent: tuple[str, ...] = ()
+
+
+def _gather(
+    catalog: str,
+    sensor: Sensor,
+    boxes: Sequence[BBox],
+    interval: Interval,
+    max_items: int | None,
+    storage_options: Mapping[str, Any] | None,
+) -> _Gathered:
+    """The items of whichever kind of catalogue it is."""
+    every = tuple(dict.fromkeys(name for names in sensor.collections.values() for name in names))
+    url = PRESETS.get(catalog) or static_location(catalog)
+    preset = next((name for name, known in PRESETS.items() if _same_host(known, url)), None)
+    if preset is None:
+        document = load_json(url, storage_options)
+        if not (url.startswith("http") and is_api(document)):
+            return _gather_static(url, document, sensor, every, storage_options)
+    if preset is not None:
+        wanted = (*sensor.collections.get(preset, ()), *sensor.collections.get("any", ()))
+        if not wanted:
+            serving = " or ".join(name for name in PRESETS if sensor.collections.get(name))
+            hint = f"try --catalog {serving}" if serving else "name its collections in the sensor's file"
+            raise InputError(f"{preset} has no collection for {sensor.name}; {hint}")
+    else:
+        wanted = known_collections(url, every)
+        if not wanted:
+            raise InputError(f"{safe_url(url)} has none of the collections of {sensor.name}: {', '.join(every)}")
+    if preset == PLANETARY_COMPUTER:
+        _need_signer()
+    found = search_api(url, wanted, boxes, interval, max_items=max_items)
+    name = f"{preset} ({safe_url(url)})" if preset else safe_url(url)
+    signer = PLANETARY_COMPUTER if preset == PLANETARY_COMPUTER else None
+    return _Gathered(found, wanted, f"searched {name}, collections {', '.join(wanted)}", signer)
+
+
+def _gather_static(
+    root: str,
+    document: Any,
+    sensor: Sensor,
+    every: tuple[str, ...],
+    storage_options: Mapping[str, Any] | None,
+) -> _Gathered:
+    """A static catalogue's items: those of the sensor's collections, or, where it has none of them, of all others.
+
+    Collections of other names are taken by their assets: an item counts if it has one for any band of the sensor.
+    """
+    others: set[str] = set()
+
+    def ours(name: str) -> bool:
+        if name in every:
+            return True
+        others.add(name)
+        return False
+
+    items, absent = walk_static(root, ours, storage_options, document=document)
+    found = [one for one in items if one.item.get("collection") in every]
+    if not found and others:
+        items, absent = walk_static(root, lambda name: True, storage_options, document=document)
+    if not found:
+        found = [one for one in items if _has_any(one.item, sensor)]
+    ids = sorted({str(one.item.get("collection")) for one in found})
+    where = f"searched {safe_url(root)}, collections {', '.join(ids) or 'of no matching name'}"
+    return _Gathered(found, every, where, absent=tuple(absent))
+
+
+def _has_any(item: Mapping[str, Any], sensor: Sensor) -> bool:
+    return any(find_asset(item, band.assets) is not None for band in sensor.bands)
+
+
+def _same_host(known: str, url: str) -> bool:
+    return url.startswith("http") and urlsplit(known).netloc == urlsplit(url).netloc
+
+
+def _one_each(
+    found: Sequence[Found], order: tuple[str, ...], make: Callable[[Found], Scene]
+) -> tuple[list[Scene], list[tuple[str, str]], list[tuple[str, str]]]:
+    """One scene per acquisition: the scenes, the refused and the replaced items.
+
+    Runs the acquisitions on threads, since pixels may have to be read to decide; the outcome does not depend on that.
+    """
+    acquisitions: dict[tuple[str, str, str | None], list[Found]] = {}
+    for one in found:
+        identity = identify(one.item)
+        key = (identity.group, identity.tile or str(one.item.get("id")), level_of(one.item))
+        acquisitions.setdefault(key, []).append(one)
+
+    def best(candidates: list[Found]) -> tuple[list[Scene], list[tuple[str, str]], list[tuple[str, str]]]:
+        ranked = sorted(candidates, key=lambda one: processing_rank(one.item), reverse=True)
+        ranked.sort(key=lambda one: _place(one.item.get("collection"), order))
+        kept: list[tuple[Scene, BaseGeometry | None]] = []
+        refused: list[tuple[str, str]] = []
+        replaced: list[tuple[str, str]] = []
+        for one in ranked:
+            name, footprint = str(one.item.get("id")), footprint_of(one.item)
+            twin = next((scene for scene, other in kept if _same(footprint, other)), None)
+            if twin is not None:
+                replaced.append((name, twin.id))
+                continue
+            try:
+                kept.append((make(one), footprint))
+            except (RadiometryError, SourceError) as error:
+                refused.append((name, str(error)))
+        return [scene for scene, _ in kept], refused, replaced
+
+    with ThreadPoolExecutor(ITEM_THREADS) as pool:
+        outcomes = list(pool.map(best, acquisitions.values()))
+    return (
+        [scene for scenes, _, _ in outcomes for scene in scenes],
+        [pair for _, pairs, _ in outcomes for pair in pairs],
+        [pair for _, _, pairs in outcomes for pair in pairs],
+    )
+
+
+def _same(one: BaseGeometry | None, other: BaseGeometry | None) -> bool:
+    return one is None or other is None or overlap(one, other) > SAME_ACQUISITION
+
+
+def _place(collection: Any, order: tuple[str, ...]) -> int:
+    return order.index(collection) if collection in order else len(order)
+
+
+def _common_times(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+    """The scenes by (time, id), those of one group with one time.
+
+    Only groups whose metadata do not give the datatake's start (Sentinel-1 slices) differ within: the earliest counts.
+    """
+    earliest: dict[str, str] = {}
+    for scene in scenes:
+        earliest[scene.group] = min(scene.time, earliest.get(scene.group, scene.time))
+    timed = [replace(scene, time=earliest[scene.group]) for scene in scenes]
+    return tuple(sorted(timed, key=lambda scene: (scene.time, scene.id, scene.collection)))
+
+
+def _need_signer() -> None:
+    if importlib.util.find_spec("planetary_computer") is None:
+        raise InputError(
+            "planetary-computer signs its hrefs with a package that is not installed: pip install 'eocube[pc]'"
+        )
+
+
+def sign(href: str, signer: str | None) -> str:
+    """The href to open: signed afresh where its scene names a signer. Never store the answer.
+
+    Raises `InputError` where the signer is unknown or its package is not installed, `SourceError` where it fails.
+    """
+    if signer is None:
+        return href
+    if signer != PLANETARY_COMPUTER:
+        raise InputError(f"unknown signer {signer!r}: known is {PLANETARY_COMPUTER}")
+    _need_signer()
+    import planetary_computer
+
+    try:
+        return str(planetary_computer.sign_url(href))
+    except Exception as error:  # the package raises errors of its HTTP client; none may carry the token on
+        raise SourceError(f"cannot sign {safe_url(href)}: {type(error).__name__}") from None

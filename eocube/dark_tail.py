@@ -1,0 +1,118 @@
+"""The dark tail of the pixels: whether the +1000 of baseline 04.00 is in them, where metadata do not settle it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from eocube.errors import RadiometryError
+from eocube.gdal_env import gdal_environment, open_raster
+from eocube.radiometry import Contradiction, Radiometry
+
+# Takes an asset's href and gives a coarse view of its first band, in raw DN (0 is nodata).
+OverviewReader = Callable[[str], NDArray[Any]]
+Verdict = Literal["raised", "removed"]
+
+# The bands with the darkest pixels: water, shadow and dense vegetation in L2A; in L1C the cirrus band, which is nearly
+# black everywhere, and the far SWIR, which scattered light leaves alone.
+DARK_BANDS: Mapping[str, tuple[str, ...]] = {"L2A": ("B02", "B12", "B04"), "L1C": ("B10", "B12")}
+
+# The darkest hundredth of a scene, measured: 10 to 430 in at least one dark band of vegetated or wet scenes without
+# +1000, 1010 to 1200 in all of them with it; a scene of bare desert has 1010 (B02) to 2700 (B12) without it.
+TAIL_PERCENT = 1.0
+REMOVED_BELOW = 700.0
+RAISED_WITHIN = (900.0, 1250.0)
+ENOUGH_PIXELS = 1000
+OVERVIEW_SIDE = 512
+
+
+def dark_tail(raw: NDArray[Any]) -> float | None:
+    """The `TAIL_PERCENT` percentile of the valid DN (above 0, below 65535); None where too few are valid."""
+    valid = raw[(raw > 0) & (raw < 65535)]
+    return float(np.percentile(valid, TAIL_PERCENT)) if valid.size >= ENOUGH_PIXELS else None
+
+
+def judge(tails: Mapping[str, float | None]) -> Verdict | None:
+    """The verdict of the dark bands' tails: band -> DN, None where it could not be measured.
+
+    "removed" as soon as one tail lies far below 1000: with +1000 in the pixels that would be a reflectance of -0.03.
+    "raised" where at least two were measured and every one ends just above 1000: without +1000 the scene would have to
+    have no pixel darker than a reflectance of 0.09 in blue, red and far SWIR alike. Else None: not decisive.
+    """
+    known = [tail for tail in tails.values() if tail is not None]
+    if any(tail < REMOVED_BELOW for tail in known):
+        return "removed"
+    low, high = RAISED_WITHIN
+    return "raised" if len(known) >= 2 and all(low <= tail <= high for tail in known) else None
+
+
+def decide_by_pixels(
+    contradiction: Contradiction, hrefs: Mapping[str, str], read: OverviewReader
+) -> tuple[Verdict, str]:
+    """What the pixels say where the metadata contradict each other: the verdict and the reason for the record.
+
+    `hrefs` are the item's dark bands, band -> href, asked in that order until the verdict stands. Raises
+    `RadiometryError` with the reason where they are not decisive or cannot be read: the item is refused, never guessed.
+    """
+    tails: dict[str, float | None] = {}
+    for band, href in hrefs.items():
+        try:
+            tails[band] = dark_tail(read(href))
+        except (OSError, rasterio.errors.RasterioError) as error:
+            raise RadiometryError(
+                f"metadata contradict ({contradiction.why}) and {band} cannot be read to decide: {type(error).__name__}"
+            ) from error
+        if judge(tails) == "removed":
+            break
+    seen = ", ".join(f"{band} {'unknown' if tail is None else f'{tail:.0f}'}" for band, tail in tails.items())
+    verdict = judge(tails)
+    if verdict is None:
+        raise RadiometryError(
+            f"metadata contradict ({contradiction.why}) and the dark tails do not decide ({seen or 'no dark band'})"
+        )
+    return verdict, f"dark tail {seen}: +1000 {verdict}; metadata contradict: {contradiction.why}"
+
+
+def dark_tail_check(href: str, read: OverviewReader) -> str | None:
+    """The pixels' veto on a consistent item that says the +1000 is in them: the reason, or None for no objection.
+
+    For the items of `eocube.radiometry.is_suspect`; one overview of one dark band (B02) is read. A failed read is no
+    veto.
+    """
+    try:
+        tail = dark_tail(read(href))
+    except (OSError, rasterio.errors.RasterioError):
+        return None
+    if tail is None or judge({"B02": tail}) != "removed":
+        return None
+    return f"dark tail B02 {tail:.0f}: the +1000 that the metadata declare was already removed"
+
+
+def settled(rule: Radiometry | Contradiction, verdict: Verdict, why: str) -> Radiometry:
+    """The rule of one asset after the pixels' verdict on its item."""
+    if isinstance(rule, Radiometry):
+        offset = rule.offset if verdict == "raised" else 0.0
+        return Radiometry(rule.scale, offset, rule.nodata, rule.kind, why)
+    chosen = rule.raised if verdict == "raised" else rule.removed
+    return Radiometry(chosen.scale, chosen.offset, chosen.nodata, chosen.kind, why)
+
+
+def overview_reader(storage_options: Mapping[str, Any] | None = None) -> OverviewReader:
+    """A reader of coarse views, nearest neighbour, of at most `OVERVIEW_SIDE` a side; any URL that the reader takes."""
+    options = dict(storage_options or {})
+
+    def read(href: str) -> NDArray[Any]:
+        with gdal_environment(options):
+            raster = open_raster(href, options)
+            try:
+                shape = (min(raster.height, OVERVIEW_SIDE), min(raster.width, OVERVIEW_SIDE))
+                band: NDArray[Any] = raster.dataset.read(1, out_shape=shape)
+                return band
+            finally:
+                raster.close()
+
+    return read

@@ -1,0 +1,35 @@
+"""The package's few error classes: each message is one line that names the thing and the way out."""
+
+
+class EocubeError(Exception):
+    """Base of everything eocube raises on purpose."""
+
+
+class InputError(EocubeError, ValueError):
+    """What the user asked for cannot be done as asked; nothing was written. Exit status 2."""
+
+
+class SourceError(EocubeError, OSError):
+    """A source could not be read; the window ends `read_failed` and can be retried.
+
+    Args:
+        message: one line, with the reason and never a query string.
+        item: id of the STAC item.
+        asset: key of its asset.
+    """
+
+    def __init__(self, message: str, *, item: str | None = None, asset: str | None = None) -> None:
+        super().__init__(message)
+        self.item, self.asset = item, asset
+
+
+class RadiometryError(EocubeError, ValueError):
+    """An item's metadata do not settle what its numbers mean; the item is refused, never guessed."""
+
+
+class StoreError(EocubeError, OSError):
+    """The store cannot be created, opened, or does not fit what is to be written into it."""
+
+
+class EncodeError(EocubeError, RuntimeError):
+    """A window's latents are not finite in any precision; the window ends `encode_failed`."""

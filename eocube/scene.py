@@ -1,0 +1,123 @@
+"""Scene and BandSource: one acquisition of one tile, frozen into the plan, and where its pixels lie."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from eocube.radiometry import Radiometry
+
+BBox = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BandSource:
+    """Where one band of a scene lies.
+
+    `key` is the asset's; `href` is unsigned and absolute (URL or local path); `index` is the 1-based band in the file.
+    """
+
+    band: str
+    key: str
+    href: str
+    index: int
+    radiometry: Radiometry
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able copy (NaN nodata as the string "nan")."""
+        rule = self.radiometry
+        nodata: float | str | None = "nan" if rule.nodata is not None and math.isnan(rule.nodata) else rule.nodata
+        return {
+            "band": self.band,
+            "key": self.key,
+            "href": self.href,
+            "index": self.index,
+            "radiometry": {
+                "scale": rule.scale,
+                "offset": rule.offset,
+                "nodata": nodata,
+                "kind": rule.kind,
+                "why": rule.why,
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BandSource:
+        """The source that `to_dict` wrote."""
+        rule = data["radiometry"]
+        nodata = None if rule["nodata"] is None else float(rule["nodata"])
+        radiometry = Radiometry(float(rule["scale"]), float(rule["offset"]), nodata, rule["kind"], rule["why"])
+        return cls(data["band"], data["key"], data["href"], int(data["index"]), radiometry)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One acquisition of one tile, as it is frozen into the plan.
+
+    `datetime` is the item's own (ISO, UTC); `time` the time coordinate (ISO, UTC, whole seconds): the start of the
+    datatake, so that it does not depend on which tiles a bounding box finds. Scenes of one `group` (datatake) and day
+    are one time step. `bbox` is (west, south, east, north) in degrees, west > east over the antimeridian; `footprint`
+    is GeoJSON text or None. `signer` names who signs the hrefs as they are opened (`eocube.catalog.sign`).
+    """
+
+    id: str
+    collection: str
+    datetime: str
+    platform: str
+    group: str
+    time: str
+    epsg: int | None
+    bbox: BBox
+    footprint: str | None
+    cloud_cover: float | None
+    baseline: str | None
+    sources: tuple[BandSource, ...]
+    mask: BandSource | None
+    signer: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able copy; hrefs are unsigned, so it holds no token."""
+        return {
+            "id": self.id,
+            "collection": self.collection,
+            "datetime": self.datetime,
+            "platform": self.platform,
+            "group": self.group,
+            "time": self.time,
+            "epsg": self.epsg,
+            "bbox": list(self.bbox),
+            "footprint": None if self.footprint is None else json.loads(self.footprint),
+            "cloud_cover": self.cloud_cover,
+            "baseline": self.baseline,
+            "sources": [source.to_dict() for source in self.sources],
+            "mask": None if self.mask is None else self.mask.to_dict(),
+            "signer": self.signer,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scene:
+        """The scene that `to_dict` wrote."""
+        west, south, east, north = (float(value) for value in data["bbox"])
+        return cls(
+            id=data["id"],
+            collection=data["collection"],
+            datetime=data["datetime"],
+            platform=data["platform"],
+            group=data["group"],
+            time=data["time"],
+            epsg=data["epsg"],
+            bbox=(west, south, east, north),
+            footprint=None if data["footprint"] is None else geojson_text(data["footprint"]),
+            cloud_cover=data["cloud_cover"],
+            baseline=data["baseline"],
+            sources=tuple(BandSource.from_dict(source) for source in data["sources"]),
+            mask=None if data["mask"] is None else BandSource.from_dict(data["mask"]),
+            signer=data["signer"],
+        )
+
+
+def geojson_text(geometry: Any) -> str:
+    """GeoJSON as text in one fixed spelling, so that equal footprints are equal strings."""
+    return json.dumps(geometry, separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,149 @@
+"""A user's own sensor from a small YAML file.
+
+The file's keys (`bands`, `name` and `unit` are required):
+
+    name: Dove4                  # any name that no built-in sensor has
+    unit: reflectance            # reflectance | dB | dn8
+    trained_as: RGBN             # the sensor of the weights it follows; its band names are that sensor's
+    scale: 0.0001                # reflectance = DN * scale + offset, for assets that do not declare their own
+    offset: 0
+    nodata: 0
+    mask_assets: [scl]           # a scene classification with Sentinel-2's classes, where there is one
+    collections:                 # catalogue preset -> collection ids, preferred first; "any" serves every catalogue
+      any: [planet-4band]
+    bands:
+      - name: B04                # as the weights call it
+        wavelength: 0.665        # micrometres
+        gsd: 3                   # native sampling, metres
+        assets: [red, analytic]  # accepted asset keys, preferred first
+        index: 3                 # band within the asset, from 1 (default 1)
+        mean: 1831.8             # z-score statistics in the weights' unit; default 0 and 1: the weights' own metadata
+        std: 2118.2              # replace them before anything is encoded
+
+Reflectance travels as uint16 with the file's scale and offset (default: Sentinel-2's, 1e-4 and -0.1), dB as float32,
+dn8 as uint8. Items of Sentinel-2 itself keep Sentinel-2's own offset rule whatever the file says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from eocube.errors import InputError
+from eocube.sensors import WEIGHTS_UNITS, Band, Sensor, nearest
+
+_KEYS = ("name", "unit", "bands", "collections", "scale", "offset", "nodata", "trained_as", "mask_assets")
+_BAND_KEYS = ("name", "wavelength", "gsd", "assets", "index", "mean", "std")
+# Unit -> the travelling form's dtype and its default scale, offset and nodata.
+_FORMS: Mapping[str, tuple[str, float, float, float]] = {
+    "reflectance": ("uint16", 1e-4, -0.1, 0.0),
+    "dB": ("float32", 1.0, 0.0, math.nan),
+    "dn8": ("uint8", 1.0, 0.0, 0.0),
+}
+
+
+def read_sensor(path: Path) -> Sensor:
+    """The sensor that a YAML file describes; `InputError` names the file and the key that is wrong."""
+    from eocube.sensor_table import SENSORS
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read sensor file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"sensor file {path} is not YAML: {str(error).splitlines()[0]}") from error
+    fields = _mapping(document, _KEYS, f"sensor file {path}")
+    name, unit = str(_need(fields, "name", path)), str(_need(fields, "unit", path))
+    if name in SENSORS:
+        raise InputError(f"sensor file {path}: {name} is a built-in sensor, choose another name")
+    if unit not in _FORMS:
+        raise InputError(f"sensor file {path}: unit {unit!r}: {nearest(unit, tuple(_FORMS))}")
+    dtype, scale, offset, nodata = _FORMS[unit]
+    listed = _need(fields, "bands", path)
+    if not isinstance(listed, list) or not listed:
+        raise InputError(f"sensor file {path}: bands must be a list of at least one band")
+    bands = tuple(_band(entry, path) for entry in listed)
+    names = [band.name for band in bands]
+    if len(set(names)) != len(names):
+        raise InputError(f"sensor file {path}: two bands have the same name")
+    if "scale" in fields and "offset" not in fields:
+        offset = 0.0
+    sensor = Sensor(
+        name=name,
+        bands=bands,
+        unit=unit,
+        dtype=dtype,
+        scale=_float(fields.get("scale", scale), "scale", path),
+        offset=_float(fields.get("offset", offset), "offset", path),
+        nodata=_float(fields.get("nodata", nodata), "nodata", path),
+        unit_factor=WEIGHTS_UNITS[unit][0],
+        collections=_collections(fields.get("collections", {}), path),
+        mask_assets=_names(fields.get("mask_assets", []), "mask_assets", path),
+        trained_as=None if fields.get("trained_as") is None else str(fields["trained_as"]),
+    )
+    if sensor.scale <= 0:
+        raise InputError(f"sensor file {path}: scale must be above 0")
+    if dtype != "float32" and sensor.nodata not in (0, np.iinfo(dtype).max):
+        raise InputError(f"sensor file {path}: nodata of {dtype} must be 0 or {np.iinfo(dtype).max}")
+    return sensor
+
+
+def _band(entry: Any, path: Path) -> Band:
+    fields = _mapping(entry, _BAND_KEYS, f"sensor file {path}: a band")
+    name = str(_need(fields, "name", path))
+    wavelength = _float(_need(fields, "wavelength", path), f"wavelength of {name}", path)
+    gsd = _float(_need(fields, "gsd", path), f"gsd of {name}", path)
+    std = _float(fields.get("std", 1.0), f"std of {name}", path)
+    index = _float(fields.get("index", 1), f"index of {name}", path)
+    if wavelength <= 0 or gsd < 1 or gsd != int(gsd) or std <= 0 or index < 1 or index != int(index):
+        raise InputError(
+            f"sensor file {path}: band {name} needs wavelength > 0, whole gsd >= 1, std > 0 and whole index >= 1"
+        )
+    assets = _names(fields.get("assets", [name]), f"assets of {name}", path)
+    if not assets:
+        raise InputError(f"sensor file {path}: band {name} names no assets")
+    mean = _float(fields.get("mean", 0.0), f"mean of {name}", path)
+    return Band(name, wavelength, int(gsd), mean, std, assets, int(index))
+
+
+def _mapping(value: Any, known: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected keys {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}: {nearest(str(key), known)}")
+    return value
+
+
+def _need(fields: Mapping[str, Any], key: str, path: Path) -> Any:
+    if fields.get(key) is None:
+        raise InputError(f"sensor file {path}: key {key!r} is missing")
+    return fields[key]
+
+
+def _float(value: Any, what: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise InputError(f"sensor file {path}: {what} must be a number")
+    try:
+        return float(value)  # YAML 1.1 reads 1e-4 as text
+    except ValueError:
+        raise InputError(f"sensor file {path}: {what} must be a number, not {value!r}") from None
+
+
+def _names(value: Any, what: str, path: Path) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise InputError(f"sensor file {path}: {what} must be a list of names")
+    return tuple(str(item) for item in value)
+
+
+def _collections(value: Any, path: Path) -> Mapping[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise InputError(f"sensor file {path}: collections must map a catalogue to collection ids")
+    return {str(preset): _names(ids, f"collections of {preset}", path) for preset, ids in value.items()}

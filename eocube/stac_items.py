@@ -1,0 +1,261 @@
+"""One STAC item -> one Scene: identity of the acquisition, assets of the bands, radiometry, geometry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from eocube.bounds import bbox_of, footprint_of, parse_moment
+from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide_by_pixels, settled
+from eocube.errors import RadiometryError, SourceError
+from eocube.radiometry import Contradiction, Radiometry, baseline_of, is_suspect, offset_rule
+from eocube.scene import BandSource, Scene, geojson_text
+from eocube.sensors import Band, Sensor
+
+_S2_PRODUCT = re.compile(r"(S2[A-D])_MSIL(?:1C|2A)_(\d{8}T\d{6})_")
+_S2_DATATAKE = re.compile(r"G(S2[A-D])_(\d{8}T\d{6})_")
+_S1_PRODUCT = re.compile(r"(S1[A-D])_\w{2}_\w{4}_\w{4}_(\d{8}T\d{6})_\d{8}T\d{6}_(\d{6})_([0-9A-F]{6})")
+_MGRS = re.compile(r"(?:MGRS-)?T?(\d{1,2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})")
+# Query parameters that carry a signature or token: such an href must never be written into a plan.
+_SECRETS = re.compile(r"(^|&)(sig|x-amz-signature|x-amz-security-token|x-goog-signature|token|access_token|api_?key)=")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an item is an item of: `group` (datatake), its `start` if the metadata give it, and the tile or slice."""
+
+    group: str
+    start: datetime | None
+    tile: str | None
+
+
+def moment_of(item: Mapping[str, Any]) -> datetime | None:
+    """The item's datetime, or the start of its range."""
+    properties = item.get("properties", {})
+    return parse_moment(properties.get("datetime")) or parse_moment(properties.get("start_datetime"))
+
+
+def identify(item: Mapping[str, Any]) -> Identity:
+    """The datatake and the tile of an item, from whichever field its catalogue keeps them in.
+
+    Sentinel-2: the datatake's start is in `s2:datatake_id`, or in the product's name. Sentinel-1: absolute orbit and
+    datatake are in the product's name; its "tile" is the slice's start. Else platform and relative orbit of a day, else
+    platform and second.
+    """
+    properties, name = item.get("properties", {}), str(item.get("id", ""))
+    tile = _tile(properties, name)
+    for pattern, keys in (
+        (_S2_DATATAKE, ("s2:datatake_id",)),
+        (_S2_PRODUCT, ("s2:product_uri", "sentinel2:product_title", "sentinel:product_id")),
+    ):
+        for text in (*(str(properties.get(key, "")) for key in keys), name):
+            if found := pattern.search(text):
+                return Identity(f"{found[1]}_{found[2]}", _stamp(found[2]), tile)
+    products = properties.get("sentinel:product_ids")
+    listed = [str(product) for product in products] if isinstance(products, list) else []
+    for text in (name, str(properties.get("s1:product_identifier", "")), *listed):
+        if found := _S1_PRODUCT.search(text):
+            return Identity(f"{found[1]}_{found[3]}_{found[4]}", None, tile or found[2])
+    platform, moment = platform_of(item), moment_of(item) or datetime.min.replace(tzinfo=UTC)
+    for key in ("sat:relative_orbit", "sentinel2:relative_orbit_number"):
+        if isinstance(properties.get(key), int) and tile is not None:
+            return Identity(f"{platform}_R{properties[key]:03d}_{moment:%Y%m%d}", None, tile)
+    return Identity(f"{platform}_{moment:%Y%m%dT%H%M%S}", moment.replace(microsecond=0), tile)
+
+
+def _tile(properties: Mapping[str, Any], name: str) -> str | None:
+    """The MGRS tile ("33TWM") an item covers, from its fields or its id."""
+    parts = ("utm_zone", "latitude_band", "grid_square")
+    for prefix in ("mgrs", "sentinel"):
+        values = [properties.get(f"{prefix}:{part}") for part in parts]
+        if all(value is not None for value in values):
+            return f"{int(str(values[0])):02d}{values[1]}{values[2]}"
+    for key in ("grid:code", "s2:mgrs_tile", "sentinel:mgrs", "s2:tile_id", "s2:granule_id"):
+        text = str(properties.get(key, ""))
+        if found := _MGRS.fullmatch(text) or re.search(r"_T(\d{2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})_", text):
+            return f"{int(found[1]):02d}{found[2]}{found[3]}"
+    if found := re.match(r"S2[A-D]_.*?(?<![0-9A-Z])T?(\d{1,2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})(?:_|$)", name):
+        return f"{int(found[1]):02d}{found[2]}{found[3]}"
+    return None
+
+
+def _stamp(text: str) -> datetime:
+    return datetime.strptime(text, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+
+
+def platform_of(item: Mapping[str, Any]) -> str:
+    """The satellite in one spelling ("sentinel-2a"), from the item's field or its id."""
+    said = str(item.get("properties", {}).get("platform") or "").strip().lower().replace(" ", "-")
+    if said:
+        return said
+    found = re.match(r"S([12])([A-D])_", str(item.get("id", "")))
+    return f"sentinel-{found[1]}{found[2].lower()}" if found else "unknown"
+
+
+def processing_rank(item: Mapping[str, Any]) -> tuple[str, str, int, str, str]:
+    """Orders several processings of one acquisition: the greatest is the newest."""
+    properties, name = item.get("properties", {}), str(item.get("id", ""))
+    baseline = baseline_of(properties, name, str(item.get("collection", ""))) or ""
+    made = properties.get("s2:generation_time") or properties.get("sentinel2:generation_time")
+    made = made or properties.get("processing:datetime") or properties.get("s1:processing_datetime") or ""
+    sequence = str(properties.get("s2:sequence") or properties.get("sentinel:sequence") or "0")
+    updated = str(properties.get("updated") or properties.get("created") or "")
+    return baseline, str(made), int(sequence) if sequence.isdigit() else 0, updated, name
+
+
+def epsg_of(item: Mapping[str, Any], asset: Mapping[str, Any] | None = None) -> int | None:
+    """The EPSG code of an item's pixels, from the asset's or the item's projection fields."""
+    for place in (asset or {}, item.get("properties", {})):
+        if isinstance(place.get("proj:epsg"), int):
+            return int(place["proj:epsg"])
+        if found := re.fullmatch(r"EPSG:(\d+)", str(place.get("proj:code", ""))):
+            return int(found[1])
+    return None
+
+
+def find_asset(item: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:
+    """The first of the accepted asset keys that the item has, with its asset."""
+    assets = item.get("assets", {})
+    for key in keys:
+        if isinstance(assets.get(key), Mapping) and assets[key].get("href"):
+            return key, assets[key]
+    return None
+
+
+# The processing level of the built-in Sentinel-2 sensors: top-of-atmosphere and surface reflectance are not the same.
+_LEVELS = {"S2L2A": "L2A", "RGBN": "L2A", "S2L1C": "L1C"}
+
+
+def level_of(item: Mapping[str, Any]) -> str | None:
+    """The level of a Sentinel-2 item ("L1C", "L2A") from its product type, collection or id; None: unknown."""
+    properties = item.get("properties", {})
+    for text in (properties.get("s2:product_type"), item.get("collection"), item.get("id")):
+        if found := re.search(r"(?:^|[-_]|MSI)L(1C|2A)(?:$|[-_])|MSI(1C|2A)$", str(text or "").upper()):
+            return f"L{found[1] or found[2]}"
+    return None
+
+
+def scene_from_item(
+    item: Mapping[str, Any],
+    sensor: Sensor,
+    resolve: Callable[[str], str],
+    *,
+    signer: str | None = None,
+    read_overview: OverviewReader | None = None,
+    check_pixels: bool = False,
+) -> Scene:
+    """The scene of one item for one sensor.
+
+    `resolve` makes an asset's href absolute; `read_overview` reads a signed coarse view where the pixels must decide
+    (None: contradictions are refused); `check_pixels` lets the pixels veto suspects too. Raises `RadiometryError` or
+    `SourceError` with the reason why the item cannot be used.
+    """
+    properties, name, collection = item["properties"], str(item["id"]), str(item.get("collection") or "")
+    moment, identity, footprint = moment_of(item), identify(item), footprint_of(item)
+    if moment is None:
+        raise SourceError("has neither datetime nor start_datetime")
+    if footprint is None:
+        raise SourceError("has neither geometry nor bbox")
+    level, needed = level_of(item), _LEVELS.get(sensor.trained_as or sensor.name)
+    if level is not None and needed is not None and level != needed:
+        raise SourceError(f"is Sentinel-2 {level}, {sensor.name} is {needed}")
+    found = {band.name: find_asset(item, band.assets) for band in sensor.bands}
+    missing = [band for band in sensor.bands if found[band.name] is None]
+    if missing:
+        raise SourceError("has no asset for " + ", ".join(f"{b.name} ({' or '.join(b.assets)})" for b in missing))
+    chosen = [(band, *pair) for band in sensor.bands if (pair := found[band.name]) is not None]
+    rules = [
+        offset_rule(properties, asset, sensor, collection=collection, item_id=name, key=key) for _, key, asset in chosen
+    ]
+    settled_rules = _settle(item, rules, resolve, read_overview, check_pixels)
+    sources = tuple(
+        _source(band, key, asset, rule, resolve, signer)
+        for (band, key, asset), rule in zip(chosen, settled_rules, strict=True)
+    )
+    mask = None
+    if (masked := find_asset(item, sensor.mask_assets)) is not None:
+        classes = Radiometry(1.0, 0.0, 0.0, "dn", "scene classification")
+        mask = BandSource("SCL", masked[0], _unsigned(resolve(str(masked[1]["href"])), signer), 1, classes)
+    geometry, cloud = item.get("geometry"), properties.get("eo:cloud_cover")
+    return Scene(
+        id=name,
+        collection=collection,
+        datetime=_iso(moment),
+        platform=platform_of(item),
+        group=identity.group,
+        time=_iso((identity.start or moment).replace(microsecond=0)),
+        epsg=epsg_of(item, chosen[0][2]),
+        bbox=bbox_of(footprint),
+        footprint=geojson_text(geometry) if geometry else None,
+        cloud_cover=float(cloud) if isinstance(cloud, (int, float)) else None,
+        baseline=baseline_of(properties, name, collection) if sensor.unit == "reflectance" else None,
+        sources=sources,
+        mask=mask,
+        signer=signer,
+    )
+
+
+def _source(
+    band: Band,
+    key: str,
+    asset: Mapping[str, Any],
+    rule: Radiometry,
+    resolve: Callable[[str], str],
+    signer: str | None,
+) -> BandSource:
+    return BandSource(band.name, key, _unsigned(resolve(str(asset["href"])), signer), band.index, rule)
+
+
+def _unsigned(href: str, signer: str | None) -> str:
+    """The href without a signature; refused where the signature is another's and cannot be made anew."""
+    query = urlsplit(href).query if "://" in href else ""
+    if not query or not _SECRETS.search(query.lower()):
+        return href
+    if signer is None:
+        raise SourceError("its hrefs carry a signature, which a plan must not keep; use the catalogue that signs them")
+    return href.partition("?")[0]
+
+
+def _settle(
+    item: Mapping[str, Any],
+    rules: list[Radiometry | Contradiction],
+    resolve: Callable[[str], str],
+    read: OverviewReader | None,
+    check_pixels: bool,
+) -> list[Radiometry]:
+    """The rules with contradictions decided by pixels, and with the pixels' veto where asked for."""
+    contradiction = next((rule for rule in rules if isinstance(rule, Contradiction)), None)
+    properties, name, collection = item["properties"], str(item["id"]), str(item.get("collection") or "")
+    if contradiction is not None:
+        if read is None:
+            raise RadiometryError(f"metadata contradict: {contradiction.why}; no pixels were read to decide")
+        verdict, why = decide_by_pixels(contradiction, _dark_hrefs(item, resolve), read)
+        return [settled(rule, verdict, why) for rule in rules]
+    plain = [rule for rule in rules if isinstance(rule, Radiometry)]
+    if check_pixels and read is not None and is_suspect(properties, collection, name):
+        blue = _dark_hrefs(item, resolve).get("B02")
+        veto = dark_tail_check(blue, read) if blue else None
+        if veto is not None:
+            return [settled(rule, "removed", veto) for rule in plain]
+    return plain
+
+
+def _dark_hrefs(item: Mapping[str, Any], resolve: Callable[[str], str]) -> dict[str, str]:
+    """The hrefs of the item's dark bands, whichever bands the sensor asks for."""
+    from eocube.sensor_table import S2L1C
+
+    found = {}
+    for name in DARK_BANDS[level_of(item) or "L2A"]:
+        if (pair := find_asset(item, S2L1C.band(name).assets)) is not None:
+            found[name] = resolve(str(pair[1]["href"]))
+    return found
+
+
+def _iso(moment: datetime) -> str:
+    """ISO in UTC with a Z, milliseconds only where there are any."""
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
+    return text.replace("+00:00", "Z")
