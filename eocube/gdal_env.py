@@ -1,0 +1,246 @@
+"""Opening rasters: GDAL's own fast path for local, https and s3, any other fsspec URL; one handle a thread."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import rasterio
+from affine import Affine
+from fsspec.core import url_to_fs
+from rasterio.abc import FileContainer
+from rasterio.crs import CRS
+from rasterio.session import Session
+
+# Every option that a read relies on; a user's own environment variables do not change what is read.
+_OPTIONS: Mapping[str, str | int | float] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing and no probes for side-car files: 10 requests fewer
+    "GDAL_HTTP_MAX_RETRY": 3,
+    "GDAL_HTTP_RETRY_DELAY": 0.5,
+    "GDAL_HTTP_CONNECTTIMEOUT": 15,
+    "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
+    "CPL_VSIL_CURL_CACHE_SIZE": 128 * 2**20,
+    # A failed request must not be remembered: a retry asks again.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
+}
+
+# What fsspec fetches at a time: its own 5 MB is most of a band for one window.
+_BLOCK = 2**20
+
+# fsspec (s3fs) options that GDAL's own S3 reader understands too.
+_S3_OPTIONS = frozenset({"key", "secret", "token", "anon", "endpoint_url", "requester_pays", "client_kwargs"})
+_S3_CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
+
+
+class _Keys(Session):  # type: ignore[misc]
+    """S3 credentials as they are given; without any, GDAL looks in the environment, ~/.aws and the instance itself."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._session = None
+        self.credentials = dict(options)
+
+    @classmethod
+    def hascreds(cls, config: Mapping[str, Any]) -> bool:
+        return True
+
+    def get_credential_options(self) -> dict[str, str]:
+        return dict(self.credentials)
+
+
+def _s3_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """fsspec's S3 options in GDAL's words."""
+    client = options.get("client_kwargs") or {}
+    said = {
+        "AWS_ACCESS_KEY_ID": options.get("key"),
+        "AWS_SECRET_ACCESS_KEY": options.get("secret"),
+        "AWS_SESSION_TOKEN": options.get("token"),
+        "AWS_NO_SIGN_REQUEST": "YES" if options.get("anon") else None,
+        "AWS_REQUEST_PAYER": "requester" if options.get("requester_pays") else None,
+        "AWS_REGION": client.get("region_name"),
+    }
+    endpoint = options.get("endpoint_url") or client.get("endpoint_url")
+    if endpoint:
+        parts = urlsplit(str(endpoint))
+        said["AWS_S3_ENDPOINT"] = parts.netloc or parts.path
+        said["AWS_HTTPS"] = "NO" if parts.scheme == "http" else "YES"
+        said["AWS_VIRTUAL_HOSTING"] = "FALSE"
+    return {name: str(value) for name, value in said.items() if value}
+
+
+def scheme_of(href: str) -> str:
+    """The URL's protocol: "https", "s3", "simplecache::s3"; "" for a local path or a file URL."""
+    scheme = href.partition("://")[0] if "://" in href else ""
+    return "" if scheme in ("file", "local") else scheme
+
+
+def without_query(text: object) -> str:
+    """One line without anything that follows a question mark in a URL, where tokens are."""
+    return re.sub(r"\?[^\s'\",;)]*", "", " ".join(str(text).split()))
+
+
+@contextmanager
+def gdal_environment(storage_options: Mapping[str, Any]) -> Iterator[None]:
+    """GDAL configured for eocube's reads on this thread; every read and every opening happens inside it."""
+    with rasterio.Env(session=_Keys(_s3_options(storage_options)), **_OPTIONS):
+        yield
+
+
+def gdal_path(href: str, storage_options: Mapping[str, Any]) -> str | None:
+    """What GDAL itself opens for an href, or None where it must be read through fsspec."""
+    scheme, given = scheme_of(href), set(storage_options)
+    if scheme == "":
+        return unquote(urlsplit(href).path) if href.startswith(("file://", "local://")) else href
+    if scheme in ("http", "https") and given <= _S3_OPTIONS:
+        return f"/vsicurl/{href}"
+    client = set(storage_options.get("client_kwargs") or {})
+    if scheme in ("s3", "s3a") and given <= _S3_OPTIONS and client <= _S3_CLIENT_OPTIONS:
+        return f"/vsis3/{href.partition('://')[2]}"
+    return None
+
+
+class _OneFile(FileContainer):  # type: ignore[misc]
+    """A single fsspec file as rasterio's opener wants it. Whatever path is asked for, it is this file."""
+
+    def __init__(self, href: str, storage_options: Mapping[str, Any]) -> None:
+        self._filesystem, self._path = url_to_fs(href, **storage_options)
+
+    def open(self, path: str, mode: str = "rb", **options: object) -> BinaryIO:
+        if self._filesystem.protocol == "memory":  # its files share one position over all threads
+            return io.BytesIO(self._filesystem.cat_file(self._path))
+        file: BinaryIO = self._filesystem.open(self._path, "rb", block_size=_BLOCK)
+        return file
+
+    def isfile(self, path: str) -> bool:
+        return True
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def ls(self, path: str) -> list[str]:
+        return []
+
+    def mtime(self, path: str) -> int:
+        return 0
+
+    def rm(self, path: str) -> None:
+        raise PermissionError("sources are only read")
+
+    def size(self, path: str) -> int:
+        return int(self._filesystem.size(self._path))
+
+
+@lru_cache(maxsize=256)
+def _crs_name(wkt: str) -> str:
+    crs = CRS.from_wkt(wkt)
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else wkt
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """An open dataset and what is asked of it again and again.
+
+    `crs` is "EPSG:32633", WKT where it has no code, or None; `overviews` the decimation factors of the first band.
+    """
+
+    dataset: rasterio.DatasetReader
+    transform: Affine
+    height: int
+    width: int
+    crs: str | None
+    overviews: tuple[int, ...]
+    georeferenced: bool
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self.dataset.close()
+
+
+def _open(path: str, options: Mapping[str, Any], *, side_cars: bool) -> rasterio.DatasetReader:
+    """Open with or without a look for side-car files, where some products keep their transform."""
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE" if side_cars else "EMPTY_DIR"):
+        return rasterio.open(path, **options)
+
+
+def open_raster(href: str, storage_options: Mapping[str, Any], overview: int | None = None) -> Raster:
+    """Open an href (already signed), or one of its overviews. Inside `gdal_environment`. Whatever GDAL raises."""
+    path = gdal_path(href, storage_options)
+    options: dict[str, Any] = {} if overview is None else {"overview_level": overview}
+    if path is None:
+        container = _OneFile(href, storage_options)
+        container.size("")  # what is not there says so in its own words, which GDAL's are not
+        # A name of its own each time: rasterio mixes up threads that open one path through an opener.
+        dataset = _open(f"{uuid.uuid4().hex}.tif", {"opener": container, **options}, side_cars=False)
+    else:
+        remote = bool(scheme_of(href))
+        dataset = _open(path, options, side_cars=not remote)
+        if remote and dataset.transform == Affine.identity():
+            dataset.close()
+            dataset = _open(path, options, side_cars=True)
+    transform = dataset.transform
+    return Raster(
+        dataset=dataset,
+        transform=transform,
+        height=dataset.height,
+        width=dataset.width,
+        crs=_crs_name(dataset.crs.to_wkt()) if dataset.crs else None,
+        overviews=tuple(dataset.overviews(1)),
+        georeferenced=transform != Affine.identity(),
+    )
+
+
+class RasterCache:
+    """Open rasters, kept per thread (a GDAL handle belongs to one thread) and bounded; keyed by unsigned href.
+
+    `sign` makes the href that is really opened, each time it is opened.
+    """
+
+    def __init__(self, storage_options: Mapping[str, Any], limit: int = 96) -> None:
+        self._options, self._limit = storage_options, limit
+        self._local = threading.local()
+        self._all: list[OrderedDict[tuple[str, int | None], Raster]] = []
+        self._lock = threading.Lock()
+
+    def _mine(self) -> OrderedDict[tuple[str, int | None], Raster]:
+        mine: OrderedDict[tuple[str, int | None], Raster] | None = getattr(self._local, "rasters", None)
+        if mine is None:
+            mine = self._local.rasters = OrderedDict()
+            with self._lock:
+                self._all.append(mine)
+        return mine
+
+    def get(self, href: str, sign: Callable[[str], str], overview: int | None = None) -> Raster:
+        """The raster behind an unsigned href, from this thread's cache or newly opened."""
+        mine, key = self._mine(), (href, overview)
+        raster = mine.get(key)
+        if raster is None:
+            raster = mine[key] = open_raster(sign(href), self._options, overview)
+            while len(mine) > self._limit:
+                mine.popitem(last=False)[1].close()
+        mine.move_to_end(key)
+        return raster
+
+    def drop(self, href: str) -> None:
+        """Close and forget this thread's handles of an href, so that the next `get` signs and opens it anew."""
+        mine = self._mine()
+        for key in [key for key in mine if key[0] == href]:
+            mine.pop(key).close()
+
+    def close(self) -> None:
+        """Close the rasters of all threads. No thread may be reading."""
+        with self._lock:
+            for rasters in self._all:
+                while rasters:
+                    rasters.popitem()[1].close()
