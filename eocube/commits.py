@@ -1,0 +1,196 @@
+"""What a finished work unit tells the driver: window states, results and receipts, one JSON line each."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import isfinite
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from eocube.moments import Moments
+
+
+class State(IntEnum):
+    """The one state a window ends in; the value is what the store's `status` array holds."""
+
+    NOT_ATTEMPTED = 0
+    OK = 1
+    NODATA = 2
+    CLOUDY = 3
+    OUTSIDE = 4
+    READ_FAILED = 5
+    ENCODE_FAILED = 6
+
+    @property
+    def label(self) -> str:
+        """The name users see: "read_failed"."""
+        return self.name.lower()
+
+    @property
+    def retryable(self) -> bool:
+        """True where another run may end otherwise."""
+        return self in (State.NOT_ATTEMPTED, State.READ_FAILED, State.ENCODE_FAILED)
+
+    @classmethod
+    def named(cls, label: str) -> State:
+        """The state of that name; ValueError lists the names there are."""
+        try:
+            return cls[label.upper()]
+        except KeyError:
+            raise ValueError(f"no window state {label!r}; there are: {', '.join(STATES)}") from None
+
+
+STATES: tuple[str, ...] = tuple(state.label for state in State)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowResult:
+    """How one window ended.
+
+    `row`, `col` index the store's (wy, wx) arrays. `valid_percent`, `cloud_percent` are of the core, 255 where not
+    known. `psnr` in dB and `sam` in radians, None where not measured. `valid_mask` is `pack_mask` of the (core, core)
+    percent of valid source pixels, None where every pixel is valid. `item` and `asset` name what could not be read.
+    """
+
+    row: int
+    col: int
+    state: State
+    reason: str | None = None
+    valid_percent: int = 0
+    cloud_percent: int = 255
+    psnr: float | None = None
+    sam: float | None = None
+    valid_mask: str | None = None
+    item: str | None = None
+    asset: str | None = None
+
+
+_CHECK = ',"crc32":"'
+_DENSE = ("row", "col", "state", "valid_percent", "cloud_percent")
+_SPARSE = ("reason", "psnr", "sam", "valid_mask", "item", "asset")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a finished work unit (time, shard) did. `shard` is the (row, col) of the shard in the store's array.
+
+    `bytes_in` and `bytes_out` count bytes read and written, `seconds` is wall time, `sha256` that of the shard object
+    (None when every latent is fill, so that there is no object), `precision` counts windows by numeric precision,
+    `created` is ISO 8601 UTC, `run` the id of the run that made it.
+    """
+
+    unit: str
+    time: int
+    shard: tuple[int, int]
+    windows: tuple[WindowResult, ...]
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    sha256: str | None = None
+    moments: Moments | None = None
+    precision: Mapping[str, int] = field(default_factory=dict)
+    created: str = ""
+    run: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """False while a window of the unit was not attempted."""
+        return all(window.state is not State.NOT_ATTEMPTED for window in self.windows)
+
+    def to_json(self) -> str:
+        """One line; windows go by column, optional values by the window's place, so that a unit is about 2 kB."""
+        windows: dict[str, Any] = {name: [int(getattr(w, name)) for w in self.windows] for name in _DENSE}
+        for name in _SPARSE:
+            values = {str(i): v for i, w in enumerate(self.windows) if _is_given(v := getattr(w, name))}
+            if values:
+                windows[name] = values
+        data = {
+            "unit": self.unit,
+            "time": self.time,
+            "shard": list(self.shard),
+            "sha256": self.sha256,
+            "windows": windows,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "seconds": self.seconds,
+            "moments": None if self.moments is None else self.moments.to_dict(),
+            "precision": dict(self.precision),
+            "created": self.created,
+            "run": self.run,
+        }
+        body = json.dumps(data, separators=(",", ":"), allow_nan=False)
+        return f'{body[:-1]}{_CHECK}{_checksum(body)}"}}'
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Receipt:
+        """Inverse of `to_json`. Unknown fields are ignored.
+
+        Raises:
+            ValueError: the line is not a whole receipt, or not as it was written: `crc32`, its last field, is that of
+                the line without it.
+        """
+        text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+        body, _, check = text.strip().rpartition(_CHECK)
+        if check != f'{_checksum(body + "}")}"}}':
+            raise ValueError("not a whole receipt: its checksum is missing or wrong")
+        try:
+            data = json.loads(text)
+            moments = data.get("moments")
+            row, col = data["shard"]
+            return cls(
+                unit=str(data["unit"]),
+                time=int(data["time"]),
+                shard=(int(row), int(col)),
+                windows=_windows(data["windows"]),
+                bytes_in=int(data.get("bytes_in", 0)),
+                bytes_out=int(data.get("bytes_out", 0)),
+                seconds=float(data.get("seconds", 0.0)),
+                sha256=data["sha256"],
+                moments=None if moments is None else Moments.from_dict(moments),
+                precision={str(k): int(v) for k, v in data.get("precision", {}).items()},
+                created=str(data.get("created", "")),
+                run=str(data.get("run", "")),
+            )
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"not a receipt: {type(error).__name__}: {error}") from error
+
+
+def _checksum(text: str) -> str:
+    return f"{crc32(text.encode()):08x}"
+
+
+def _is_given(value: str | float | None) -> bool:
+    """Whether there is a value JSON can hold: a PSNR of infinity (nothing differs) counts as not measured."""
+    return value is not None and (isinstance(value, str) or isfinite(value))
+
+
+def _windows(columns: Mapping[str, Any]) -> tuple[WindowResult, ...]:
+    dense: list[Sequence[int]] = [columns[name] for name in _DENSE]
+    sparse = {name: columns[name] for name in _SPARSE if columns.get(name)}
+    results = []
+    for i, (row, col, state, valid, cloud) in enumerate(zip(*dense, strict=True)):
+        extra = {name: values[str(i)] for name, values in sparse.items() if str(i) in values}
+        results.append(WindowResult(row, col, State(state), valid_percent=valid, cloud_percent=cloud, **extra))
+    return tuple(results)
+
+
+def pack_mask(valid: npt.NDArray[np.uint8]) -> str | None:
+    """The (core, core) uint8 percents as base64 of zlib; None when every one is 100, which needs no mask."""
+    if (valid == 100).all():
+        return None
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(valid, dtype=np.uint8).tobytes(), 9)).decode("ascii")
+
+
+def unpack_mask(packed: str | None, core: int) -> npt.NDArray[np.uint8]:
+    """Inverse of `pack_mask`: (core, core) uint8. ValueError when the size is not core x core."""
+    if packed is None:
+        return np.full((core, core), 100, np.uint8)
+    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).reshape(core, core)

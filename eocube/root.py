@@ -1,0 +1,100 @@
+"""A store's root: its zarr.json, what lies there instead, and the group over several zones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from eocube.commit_log import PLAN
+from eocube.errors import StoreError
+from eocube.layout import LATENT, ROOT
+from eocube.target import Target
+
+
+def create_root(
+    url: str | PathLike[str],
+    zone_names: Sequence[str],
+    document: Mapping[str, Any],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """Make, or find as it should be, the root group over one cube a zone (`url/utm32`, ...).
+
+    Raises:
+        StoreError: the target cannot be written or holds something else; nothing was touched.
+    """
+    target = Target(url, storage_options)
+    wanted = {**document, "zones": list(zone_names)}
+    root = read_root(target, zones=True)
+    if root is not None:
+        found = root["attributes"]["eocube"]
+        if "zones" not in found:
+            raise StoreError(f"{target} is a store of one zone, asked {', '.join(zone_names)}: write to another target")
+        if found["zones"] != wanted["zones"]:
+            raise StoreError(
+                f"{target} is a store of the zones {', '.join(found['zones'])}, not of {', '.join(zone_names)}: "
+                "write to another target"
+            )
+        return
+    if half_made(target) is not None:
+        raise StoreError(f"{target} is a half-made store of one zone: remove it or write to another target")
+    data = {"attributes": {"eocube": wanted}, "zarr_format": 3, "node_type": "group"}
+    with target.undone_on_error():
+        target.put(ROOT, json.dumps(data, indent=1, allow_nan=False).encode())
+
+
+def finalise_root(url: str | PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Gather the zones' metadata at the root, so that it opens like one store; after the zones are finalised.
+
+    Nothing is done where the store is one zone's own. StoreError when a zone is missing.
+    """
+    target = Target(url, storage_options)
+    root = read_root(target, zones=True)
+    if root is None or "zones" not in root["attributes"]["eocube"]:
+        return
+    members: dict[str, Any] = {}
+    for zone in root["attributes"]["eocube"]["zones"]:
+        data = target.get(f"{zone}/{ROOT}")
+        if data is None:
+            raise StoreError(f"{target.at(zone)} is missing: run the same command again")
+        metadata = json.loads(data)
+        inner = metadata.pop("consolidated_metadata")["metadata"]
+        members[zone] = metadata
+        members.update({f"{zone}/{name}": array for name, array in inner.items()})
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
+    target.put(ROOT, json.dumps({**root, "consolidated_metadata": consolidated}, indent=1, allow_nan=False).encode())
+
+
+def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
+    """The root's metadata, None when there is none; StoreError when it is not that of an eocube store.
+
+    The root of several zones is taken only when `zones` says so.
+    """
+    data = target.get(ROOT)
+    if data is None:
+        return None
+    try:
+        root: dict[str, Any] = json.loads(data)
+        document = root["attributes"]["eocube"]
+        names = document.get("zones")
+        whole = names is not None or LATENT in root["consolidated_metadata"]["metadata"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole, names = False, None
+    if not whole:
+        raise StoreError(f"{target} holds Zarr metadata that are not those of an eocube store: write to another target")
+    if names is not None and not zones:
+        raise StoreError(f"{target} holds several zones: open one of {', '.join(f'{target}/{n}' for n in names)}")
+    return root
+
+
+def half_made(target: Target) -> bytes | None:
+    """The plan of a store without a root; None when nothing is there; StoreError when something else is."""
+    names = target.names()
+    if not names:
+        return None
+    made = target.get(PLAN)
+    if made is None:
+        raise StoreError(f"{target} exists and is no eocube store (it holds {names[0]}): write to another target")
+    return made

@@ -1,0 +1,66 @@
+"""Between an array block and the bytes of its one Zarr object, with no store in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.buffer import Buffer
+from zarr.buffer.cpu import Buffer as CpuBuffer
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
+
+Block = npt.NDArray[Any]
+
+
+def compressors() -> tuple[ZstdCodec, ...]:
+    """zstd with a checksum in every inner chunk: the sharding codec's own crc32c covers only its index."""
+    return (ZstdCodec(level=3, checksum=True),)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCodec:
+    """Encodes and decodes one shard of an array; the same block always gives the same bytes.
+
+    zarr reads the old object before any sharded write, even of a whole shard. So the shard is written to memory as an
+    array of just its shape, through zarr's public API, and its bytes then go out in one request.
+    """
+
+    shape: tuple[int, ...]
+    """Of the shard."""
+    chunks: tuple[int, ...]
+    """Of an inner chunk."""
+    dtype: str
+    fill: float | int
+    keep_empty: bool
+    """Whether a chunk of nothing but fill is stored all the same."""
+
+    @property
+    def _key(self) -> str:
+        return "/".join(["c", *["0"] * len(self.shape)])
+
+    def _array(self, objects: dict[str, Buffer]) -> zarr.Array[Any]:
+        return zarr.create_array(
+            MemoryStore(objects), shape=self.shape, shards=self.shape, chunks=self.chunks, dtype=self.dtype,
+            fill_value=self.fill, compressors=compressors(), config={"write_empty_chunks": self.keep_empty},
+        )  # fmt: skip
+
+    def encode(self, block: Block) -> bytes | None:
+        """Bytes of the shard object; None when the block is all fill and `keep_empty` is off, so that there is none.
+
+        The block may be smaller than the shard, at the far edges of an array: the rest is fill.
+        """
+        objects: dict[str, Buffer] = {}
+        self._array(objects)[tuple(slice(0, n) for n in block.shape)] = block
+        made = objects.get(self._key)
+        return None if made is None else made.to_bytes()
+
+    def decode(self, data: bytes) -> Block:
+        """The whole shard. Raises ValueError or RuntimeError when index or chunks are damaged."""
+        objects: dict[str, Buffer] = {}
+        array = self._array(objects)
+        objects[self._key] = CpuBuffer.from_bytes(data)
+        return np.asarray(array[...])

@@ -1,0 +1,167 @@
+"""Reads a store back and says what is not as the commit log and the layout have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from eocube.commit_log import LAYOUT, Latest
+from eocube.commits import Receipt, State
+from eocube.errors import StoreError
+from eocube.layout import INT8_NODATA, LATENT, ROOT
+
+if TYPE_CHECKING:
+    from eocube.store import LatentStore
+
+_AT_ONCE = 8
+
+
+class Finding(NamedTuple):
+    """An object, by its place in the store, and what is wrong with it."""
+
+    path: str
+    what: str
+
+
+def seal(objects: Mapping[str, bytes], root: Mapping[str, Any]) -> bytes:
+    """What `commits/layout.json` holds: hashes of the objects that never change, and of the root but its moments."""
+    body = {"sha256": {k: hashlib.sha256(v).hexdigest() for k, v in objects.items()}, "root": _root_hash(root)}
+    return json.dumps({**body, "check": _hash(body)}, indent=1).encode()
+
+
+def _root_hash(root: Mapping[str, Any]) -> str:
+    attributes = root["attributes"]
+    document = {k: v for k, v in attributes["eocube"].items() if k != "moments"}
+    return _hash({**root, "attributes": {**attributes, "eocube": document}})
+
+
+def _hash(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+    """All findings, in the order layout, root, results, shards; see `LatentStore.verify`."""
+    try:
+        latest = store.log.latest()
+    except StoreError as error:
+        return [Finding("commits", str(error))]
+    findings = _layout(store)
+    if findings:  # what is read through damaged metadata would only repeat it
+        return findings
+    findings += _root(store, latest)
+    findings += _derived(store, latest)
+    findings += _shards(store, latest, progress)
+    return findings
+
+
+def _layout(store: LatentStore) -> list[Finding]:
+    data = store.target.get(LAYOUT)
+    if data is None:
+        return [Finding(LAYOUT, "is missing")]
+    try:
+        layout = json.loads(data)
+        sound = layout.pop("check") == _hash(layout)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        return [Finding(LAYOUT, "is damaged")]
+    hashes: dict[str, str] = layout["sha256"]
+    findings = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for (key, expected), found in zip(hashes.items(), pool.map(store.target.get, hashes), strict=True):
+            findings += _compare(key, found, expected)
+    try:
+        sound = _root_hash(json.loads(store.target.get(ROOT) or b"")) == layout["root"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    return findings if sound else [*findings, Finding(ROOT, "is damaged")]
+
+
+def _compare(key: str, found: bytes | None, sha256: str) -> list[Finding]:
+    if found is None:
+        return [Finding(key, "is missing")]
+    if hashlib.sha256(found).hexdigest() != sha256:
+        return [Finding(key, f"is not what was written: other SHA-256, {len(found)} bytes")]
+    return []
+
+
+def _root(store: LatentStore, latest: Latest) -> list[Finding]:
+    found, expected = (
+        json.loads(data)["attributes"]["eocube"].get("moments")
+        for data in (store.target.get(ROOT) or b"", store.root_bytes(store.summarise(latest)))
+    )
+    if found == expected:
+        return []
+    return [Finding(ROOT, "its moments are not those of the commit log: finalise the store again")]
+
+
+def _derived(store: LatentStore, latest: Latest) -> list[Finding]:
+    findings = []
+    for key, expected in store.derived(latest):
+        found = store.target.get(key)
+        if found == expected:
+            continue
+        if found is None:
+            findings.append(Finding(key, "is missing: finalise the store again"))
+        else:
+            findings.append(Finding(key, "is not what the commit log gives: finalise the store again"))
+    return findings
+
+
+def _shards(store: LatentStore, latest: Latest, progress: Callable[[int, int], None] | None) -> list[Finding]:
+    findings: list[Finding] = []
+    logged: set[str] = set()
+    done = 0
+    receipts = iter(latest)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while batch := list(islice(receipts, 4 * _AT_ONCE)):
+            logged.update(store.shard_key(r.time, *r.shard) for r in batch if r.sha256 is not None)
+            for found in pool.map(lambda receipt: _shard(store, receipt), batch):
+                findings += found
+                done += 1
+                if progress is not None:
+                    progress(done, len(latest))
+    named = {finding.path for finding in findings}
+    for key in store.target.keys(f"{LATENT}/c"):
+        if key not in logged and key not in named:
+            findings.append(Finding(key, "is not in the commit log: the same command writes it again"))
+    return findings
+
+
+def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
+    key = store.shard_key(receipt.time, *receipt.shard)
+    data = store.target.get(key)
+    if receipt.sha256 is None:
+        wrong = [Finding(key, "should not be there: its unit wrote nothing")] if data is not None else []
+        if any(w.state is State.OK for w in receipt.windows):
+            wrong.append(Finding(key, "has ok windows in the log and no object"))
+        return wrong
+    findings = _compare(key, data, receipt.sha256)
+    if findings or data is None:
+        return findings
+    try:
+        block = store.latent.codec.decode(data)[0]
+    except Exception as error:  # whatever the codecs raise on damage
+        return [Finding(key, f"cannot be decoded: {type(error).__name__} {error}")]
+    core = store.core
+    present = block != INT8_NODATA if block.dtype == np.int8 else np.isfinite(block)
+    every, some = (
+        f(present, axis=0).reshape(block.shape[1] // core, core, block.shape[2] // core, core) for f in (np.all, np.any)
+    )
+    full, any_there = every.all(axis=(1, 3)), some.any(axis=(1, 3))
+    ok = np.zeros(full.shape, dtype=np.bool_)
+    for window in receipt.windows:
+        row, col = window.row - receipt.shard[0] * ok.shape[0], window.col - receipt.shard[1] * ok.shape[1]
+        ok[row, col] = window.state is State.OK
+    lacking, extra = int((ok & ~full).sum()), int((~ok & any_there).sum())
+    if lacking:
+        findings.append(Finding(key, f"{lacking} ok windows hold latents that are not finite"))
+    if extra:
+        findings.append(Finding(key, f"{extra} windows that are not ok hold latents"))
+    return findings
