@@ -1,0 +1,108 @@
+"""Small cubes for tests: random weights, a real plan and store, latents that need no scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eocube.commits import Receipt, State, WindowResult, pack_mask
+from eocube.grid import CubeGrid, grids_for
+from eocube.moments import Moments
+from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.sensors import Sensor, get_sensor
+from eocube.store import LatentStore
+from model.eo_vae import EOVAE, EOVAEConfig
+from model.weights import load_weights, save_weights
+from model.weights_meta import SensorMeta, WeightsMeta
+
+CORE, HALO, SHARD = 6, 2, 12
+TINY = EOVAEConfig(
+    ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4, norm_groups=2, hypernet_layers=1, wavelength_dim=16,
+    hypernet_ff=16, hypernet_heads=2,
+)  # fmt: skip
+BBOX = (11.500, 48.100, 11.518, 48.112)
+TIMES = ("2023-08-15T09:57:57Z", "2023-08-20T09:57:57Z")
+
+
+def sensor_of(name: str) -> Sensor:
+    sensor = get_sensor(name)
+    return sensor.subset([b for b in ("B02", "B03", "B04", "B08") if b in sensor.band_names] or sensor.band_names)
+
+
+def make_weights(path: Path, seed: int = 0) -> Path:
+    """Random weights that know S2L2A (four bands) and S1RTC."""
+    torch.manual_seed(seed)
+    sensors = {}
+    for name in ("S2L2A", "S1RTC"):
+        s = sensor_of(name)
+        unit = {"reflectance": "reflectance*1e4", "dB": "dB"}[s.unit]
+        bands = s.bands
+        sensors[name] = SensorMeta(
+            s.band_names, tuple(b.wavelength for b in bands), tuple(b.mean for b in bands),
+            tuple(b.std for b in bands), unit, True, "test",
+        )  # fmt: skip
+    meta = WeightsMeta("tiny", TINY, sensors, "none", "CC0-1.0", "2026-11-21")
+    save_weights(EOVAE(TINY).eval(), path, meta)
+    return path
+
+
+def make_plan(weights: Path, sensor: str = "S2L2A", storage: str = "fp16", times: tuple[str, ...] = TIMES) -> Plan:
+    vae = load_weights(weights)
+    assert vae.meta is not None
+    grid: CubeGrid = grids_for(BBOX, 10, core=CORE, halo=HALO, shard=SHARD)[0]
+    quantisation = ((0.05,) * 4, (0.1, 0.0, -0.1, 0.2)) if storage == "int8" else None
+    encoding = Encoding(str(weights), "tiny", vae.meta.sha256, 4, 8, "fp32", storage, quantisation)
+    steps = tuple(TimeStep(t, "sentinel-2a", f"group-{t}", (f"scene-{t}",)) for t in times)
+    return Plan(sensor_of(sensor).with_weights(vae.meta), encoding, grid, steps, (), {"bbox": list(BBOX)})
+
+
+@dataclass(frozen=True)
+class Made:
+    """A store, the plan it follows and the latents that were written, float32, NaN where no window is ok."""
+
+    url: str
+    plan: Plan
+    latents: np.ndarray
+
+
+def make_store(
+    url: str, plan: Plan, bad: dict[tuple[int, int, int], State] | None = None, valid: np.ndarray | None = None
+) -> Made:
+    """Write smooth random latents: every requested window ok but `bad` ones, named by (time, row, column)."""
+    bad = bad or {}
+    store = LatentStore.create(url, plan)
+    grid, core = plan.grid, plan.grid.lattice.core
+    units = [WorkUnit(t, r, c) for t in range(len(plan.times)) for r, c in sorted(grid.shards())]
+    rng = np.random.default_rng(5)
+    ny, nx = grid.shape
+    y, x = np.mgrid[:ny, :nx] / 7.0
+    phase = rng.uniform(0, 6, (len(plan.times), plan.channels, 1, 1))
+    latents = np.sin(y + phase) * np.cos(x - phase) + 0.1 * rng.normal(size=(len(plan.times), plan.channels, ny, nx))
+    latents = latents.astype("float16").astype("float32")
+    for unit in units:
+        results = []
+        for window in grid.windows_of_shard(unit.row, unit.col):
+            if not grid.requested(window):
+                state = State.OUTSIDE
+            else:
+                state = bad.get((unit.time, *grid.place_in_status(window)), State.OK)
+            wy, wx = grid.place_in_status(window)
+            box = np.s_[unit.time, :, wy * core : (wy + 1) * core, wx * core : (wx + 1) * core]
+            mask = None
+            if state is not State.OK:
+                latents[box] = np.nan
+            elif valid is not None:
+                mask = pack_mask(valid[box[2:]])
+            results.append(WindowResult(wy, wx, state, valid_percent=100, valid_mask=mask))
+        s = grid.lattice.shard
+        block = latents[unit.time, :, unit.row * s : (unit.row + 1) * s, unit.col * s : (unit.col + 1) * s]
+        _, sha256 = store.write_shard(unit.time, unit.row, unit.col, store.to_storage(block))
+        store.commit(
+            [Receipt(unit.key, unit.time, (unit.row, unit.col), tuple(results), sha256=sha256,
+                     moments=Moments.of(block))]
+        )  # fmt: skip
+    store.finalise()
+    return Made(url, plan, latents)
