@@ -1,0 +1,219 @@
+"""The `eocube` command, and the parsing that the job scripts share: a command calls the library, returns a code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from eocube.encode import EncodeOptions, Exit
+from eocube.errors import EocubeError, InputError, StoreError
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """A cube, and its zone where it holds several."""
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Path or URL of the cube."""
+    group: str | None = None
+    """Zone of a cube of several zones, such as utm32."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions(StoreOptions):
+    """Read every shard back; exit 3 when something is wrong."""
+
+    decode: bool = False
+    """Also decode, and compare with the sources read again: PSNR, RMSE and SAM a time step."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """Decode a cube to physical units: a GeoTIFF (one time step) or a Zarr store (all of them)."""
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Path or URL of the cube."""
+    out: str
+    """Where to: .tif writes one time step as a tiled GeoTIFF, .zarr all time steps."""
+    bands: str | None = None
+    """As B04,B03,B02. None decodes all."""
+    time: int = 0
+    """Time step of a GeoTIFF."""
+    group: str | None = None
+    """Zone of a cube of several zones."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuicklookOptions:
+    """Draw source, decoded picture, PCA of the latents, error and window states side by side."""
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Path or URL of the cube."""
+    out: str = "quicklook.png"
+    """The picture."""
+    time: int = 0
+    """Time step."""
+    source: bool = True
+    """Read the source again for comparison."""
+    group: str | None = None
+    """Zone of a cube of several zones."""
+
+
+def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
+    """Arguments as a dataclass. A mistake is one line on stderr and exit status 2.
+
+    tyro draws a box around its errors; its words are kept, the box is not.
+    """
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return tyro.cli(kind, args=list(argv), prog=prog)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", words.getvalue())
+        text = " ".join(text.split()).removeprefix("Parsing error").strip()
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(int(Exit.BAD_INPUT)) from None
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2."""
+    try:
+        return int(command())
+    except (InputError, StoreError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return int(Exit.BAD_INPUT)
+    except EocubeError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return int(Exit.DEFECT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return int(Exit.RETRYABLE)
+
+
+def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bool = False) -> int:
+    """`encode_region.py` and `eocube encode|plan`."""
+    options = parse(EncodeOptions, argv, prog)
+    if plan:
+        options = dataclasses.replace(options, plan=True)
+
+    def command() -> int:
+        from eocube.run import encode_region
+
+        return encode_region(options).exit
+
+    return guarded(command)
+
+
+def info_main(argv: Sequence[str]) -> int:
+    """What a cube is: sensor, ground, times, weights, space id."""
+    options = parse(StoreOptions, argv, "eocube info")
+
+    def command() -> int:
+        from eocube.inspection import describe, info
+
+        found = info(options.url, options.group)
+        print(json.dumps(found, indent=1) if options.json else describe(found))
+        return Exit.DONE
+
+    return guarded(command)
+
+
+def status_main(argv: Sequence[str]) -> int:
+    """How a cube's windows ended, and why; exit 3 when some can be tried again."""
+    options = parse(StoreOptions, argv, "eocube status")
+
+    def command() -> int:
+        from eocube.inspection import describe, status
+
+        found = status(options.url, options.group)
+        print(json.dumps(found, indent=1) if options.json else describe(found))
+        return Exit.RETRYABLE if found["retryable"] else Exit.DONE
+
+    return guarded(command)
+
+
+def verify_main(argv: Sequence[str]) -> int:
+    """Read every shard back and say what does not fit."""
+    options = parse(VerifyOptions, argv, "eocube verify")
+
+    def command() -> int:
+        from eocube.inspection import describe, verify
+
+        found = verify(options.url, options.group, decode=options.decode)
+        print(json.dumps(found, indent=1) if options.json else describe(found))
+        return Exit.RETRYABLE if found["findings"] else Exit.DONE
+
+    return guarded(command)
+
+
+def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
+    """Write a cube's decoded pixels to a GeoTIFF or Zarr store."""
+    options = parse(DecodeOptions, argv, prog)
+
+    def command() -> int:
+        from eocube.export import export
+
+        bands = None if options.bands is None else [b.strip() for b in options.bands.split(",") if b.strip()]
+        print(export(options.url, options.out, bands=bands, time=options.time, group=options.group))
+        return Exit.DONE
+
+    return guarded(command)
+
+
+def quicklook_main(argv: Sequence[str]) -> int:
+    """Draw a cube."""
+    options = parse(QuicklookOptions, argv, "eocube quicklook")
+
+    def command() -> int:
+        from eocube.inspection import quicklook
+
+        print(quicklook(options.url, options.group, Path(options.out), options.time, source=options.source))
+        return Exit.DONE
+
+    return guarded(command)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "plan": ("search and print the plan, before a pixel is read", lambda a: encode_main(a, "eocube plan", plan=True)),
+    "encode": ("encode a region into a latent cube", lambda a: encode_main(a, "eocube encode")),
+    "info": ("what a cube is", info_main),
+    "status": ("how its windows ended, and why", status_main),
+    "verify": ("read every shard back", verify_main),
+    "decode": ("decode to GeoTIFF or Zarr", decode_main),
+    "quicklook": ("draw a picture", quicklook_main),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `eocube` command."""
+    arguments: list[Any] = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: eocube COMMAND [OPTIONS]\n")
+        for name, (what, _) in COMMANDS.items():
+            print(f"  {name:<10} {what}")
+        print("\neocube COMMAND --help lists a command's options")
+        return int(Exit.DONE if arguments else Exit.BAD_INPUT)
+    if arguments[0] not in COMMANDS:
+        print(f"error: no command {arguments[0]!r}, there is {', '.join(COMMANDS)}", file=sys.stderr)
+        return int(Exit.BAD_INPUT)
+    return COMMANDS[arguments[0]][1](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

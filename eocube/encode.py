@@ -1,0 +1,278 @@
+"""The main job: a region's scenes in, a latent cube out. Validates, searches, freezes the plan, runs the engine."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eocube.catalog import BBox, Interval, Scene, parse_bbox, parse_interval, search
+from eocube.commits import State
+from eocube.errors import InputError
+from eocube.gdal_env import without_query
+from eocube.grid import grids_for
+from eocube.plan import Plan, build_plan
+from eocube.sensors import Sensor, get_sensor
+
+if TYPE_CHECKING:
+    from eocube.encoders import LoadedWeights
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+STORAGES = ("fp16", "int8")
+
+
+class Exit(IntEnum):
+    """Exit status of the jobs and commands."""
+
+    DONE = 0
+    """Every window ended ok, nodata, cloudy or outside."""
+    DEFECT = 1
+    BAD_INPUT = 2
+    RETRYABLE = 3
+    """Some windows can be tried again: failed reads, an interrupted run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What to encode, as the user says it. Values are checked by `Request.parse`, each with its own message."""
+
+    bbox: tuple[str, ...] = ()
+    """West south east north, in degrees."""
+    datetime: str = ""
+    """A date or A/B, UTC; dates without an hour count whole."""
+    sensor: str = "S2L2A"
+    """S2L2A, S2L1C, S1RTC, S1GRD, S2RGB, RGBN or the path of a sensor's YAML file."""
+    out: str = ""
+    """Where the cube goes: a path or any fsspec URL."""
+    catalog: str = "earth-search"
+    """earth-search, planetary-computer, cdse, a STAC API's URL, or the path or URL of a static catalogue."""
+    bands: str | None = None
+    """A subset of the sensor's bands, as B02,B03,B04,B08. None takes all."""
+    weights: str = "nano"
+    """nano, a path, or hf://owner/name."""
+    resolution: str = "10"
+    """Ground sampling in metres that the encoder sees."""
+    max_cloud: str | None = None
+    """Windows (of scenes with no cloud mask: scenes) cloudier than this, in percent, are left out as cloudy."""
+    precision: str | None = None
+    """fp16, bf16 or fp32. None: fp16 on a GPU, fp32 on a CPU."""
+    storage: str = "fp16"
+    """fp16 or int8: how latents are stored."""
+    retry: str | None = None
+    """Do windows that ended so again: read_failed or encode_failed."""
+    plan: bool = False
+    """Search, print the plan and stop before a pixel is read."""
+    demo: bool = False
+    """No network, no data: encode the embedded landscape and draw its quicklook."""
+    quicklook: str | None = None
+    """Where to draw a picture of the cube at the end (PNG)."""
+    actors: int | None = None
+    """Encoding actors. None: one a GPU, or one a node without GPUs."""
+    gpus_per_actor: float | None = None
+    """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
+    verify_fraction: str = "0.05"
+    """Share of the windows decoded again as they are made, for psnr and sam."""
+    quiet: bool = False
+    """Print only errors and the last line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request: what decides which cube is made, and how."""
+
+    sensor: Sensor
+    boxes: tuple[BBox, ...]
+    interval: Interval
+    catalog: str
+    weights: str
+    resolution: int
+    max_cloud: float | None
+    precision: str
+    storage: str
+    out: str
+    retry: tuple[State, ...]
+    verify_fraction: float
+    options: EncodeOptions = field(repr=False)
+
+    @classmethod
+    def parse(cls, options: EncodeOptions, *, on_gpu: bool) -> Request:
+        """Check everything that can be told without a search. Raises InputError with the first thing that is wrong."""
+        sensor = get_sensor(options.sensor)
+        if options.bands is not None:
+            sensor = sensor.subset([b.strip() for b in options.bands.split(",") if b.strip()])
+        if len(options.bbox) != 4:
+            raise InputError(f"--bbox takes four numbers, west south east north; {len(options.bbox)} given")
+        west, south, east, north = (number(v, "--bbox") for v in options.bbox)
+        if not options.datetime:
+            raise InputError("--datetime is missing: give a date or A/B, such as 2024-06-01/2024-08-31")
+        if not options.out and not options.plan:
+            raise InputError("--out is missing: say where the cube goes, a path or URL ending in .zarr")
+        resolution = number(options.resolution, "--resolution")
+        if resolution <= 0 or resolution != int(resolution):
+            raise InputError(f"--resolution is in whole metres above 0, not {options.resolution}")
+        cloud = None if options.max_cloud is None else number(options.max_cloud, "--max-cloud")
+        if cloud is not None and not 0 <= cloud <= 100:
+            raise InputError(f"--max-cloud is a percentage from 0 to 100, not {options.max_cloud}")
+        share = number(options.verify_fraction, "--verify-fraction")
+        if not 0 <= share <= 1:
+            raise InputError(f"--verify-fraction is a share from 0 to 1, not {options.verify_fraction}")
+        precision = options.precision or ("fp16" if on_gpu else "fp32")
+        one_of(precision, PRECISIONS, "--precision")
+        one_of(options.storage, STORAGES, "--storage")
+        retry = () if options.retry is None else tuple(retryable(r) for r in options.retry.split(","))
+        return cls(
+            sensor, parse_bbox(west, south, east, north), parse_interval(options.datetime), options.catalog,
+            options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
+            retry, share, options,
+        )  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        """What decides the plan, without secrets: the same document resumes a store without searching again."""
+        return {
+            "bbox": [list(b) for b in self.boxes],
+            "datetime": [t.isoformat() for t in self.interval],
+            "sensor": self.sensor.name,
+            "bands": [b.name for b in self.sensor.bands],
+            "catalog": without_query(self.catalog),
+            "weights": self.weights,
+            "resolution": self.resolution,
+            "max_cloud": self.max_cloud,
+            "precision": self.precision,
+            "storage": self.storage,
+        }
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute, so that actors in another working directory mean the same place; URLs as they are."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def number(text: str, flag: str) -> float:
+    """A finite number out of an argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{flag}: {text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise InputError(f"{flag}: {text!r} is not a finite number")
+    return value
+
+
+def one_of(value: str, known: Sequence[str], flag: str) -> str:
+    """`value` when it is one of `known`; else InputError with the nearest ones."""
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"{flag}: no {value!r}, there is {', '.join(known)}{hint}")
+
+
+def retryable(name: str) -> State:
+    """The state of that name, when it is one that another run may end otherwise."""
+    known = [s.label for s in State if s.retryable]
+    return State.named(one_of(name.strip(), known, "--retry"))
+
+
+def demo_options(options: EncodeOptions, folder: Path) -> EncodeOptions:
+    """The options of the demonstration: its own catalogue, box and dates, everything below one folder."""
+    from eocube.demo import DEMO_BBOX, DEMO_DATETIME, make_demo
+
+    catalog = make_demo(folder / "catalog")
+    given = asdict(options)
+    given.update(
+        bbox=tuple(str(v) for v in DEMO_BBOX),
+        datetime=DEMO_DATETIME,
+        catalog=str(catalog),
+        out=options.out or str(folder / "cube.zarr"),
+        quicklook=options.quicklook or str(folder / "quicklook.png"),
+    )
+    return EncodeOptions(**given)
+
+
+def make_plans(
+    request: Request,
+    weights: LoadedWeights,
+    source_options: Mapping[str, Any] | None,
+) -> tuple[Plan, ...]:
+    """Search once and freeze one plan a zone.
+
+    Raises:
+        InputError: no scenes, or weights that were not trained for the sensor.
+    """
+    from eocube.encoders import encoding_of, fit_sensor
+
+    sensor = fit_sensor(request.sensor, weights)
+    encoding = encoding_of(weights, request.precision, request.storage)
+    plans, searched, refused = [], "", []
+    for grid in grids_for(request.boxes, request.resolution, stride=encoding.stride):
+        found = search(
+            request.catalog, sensor, grid.lonlat_bounds_with_halo(), request.interval,
+            storage_options=source_options, check_pixels=True,
+        )  # fmt: skip
+        searched = found.searched
+        scenes, cloudy = drop_cloudy(found.scenes, request.max_cloud)
+        refused += [r for r in (*found.refused, *cloudy) if r not in refused]
+        plan = build_plan(sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy))
+        if plan.times:
+            plans.append(plan)
+    if not plans:
+        raise InputError(f"no scenes found: {searched}")
+    return tuple(plans)
+
+
+def drop_cloudy(
+    scenes: Sequence[Scene], max_cloud: float | None
+) -> tuple[tuple[Scene, ...], tuple[tuple[str, str], ...]]:
+    """Scenes without those that are too cloudy as a whole, and which these are.
+
+    Only scenes with no mask of their own are judged as a whole; the others are judged window by window.
+    """
+    if max_cloud is None:
+        return tuple(scenes), ()
+    cloudy = {s.id for s in scenes if s.mask is None and s.cloud_cover is not None and s.cloud_cover > max_cloud}
+    reasons = tuple((s.id, f"cloud cover {s.cloud_cover:.0f} % over {max_cloud:g} %") for s in scenes if s.id in cloudy)
+    return tuple(s for s in scenes if s.id not in cloudy), reasons
+
+
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    """The plan in figures, before a pixel is read."""
+    units = list(plan.units())
+    windows = sum(1 for _ in plan.grid.requested_windows())
+    lattice = plan.grid.lattice
+    cores = windows * len(plan.times)
+    return {
+        "zone": plan.grid.name,
+        "epsg": lattice.epsg,
+        "space_id": plan.space_id,
+        "plan": plan.hash,
+        "times": len(plan.times),
+        "scenes": len(plan.scenes),
+        "refused": [list(r) for r in plan.refused],
+        "units": len(units),
+        "units_without_data": sum(u.empty for u in units),
+        "windows": cores,
+        "latent_bytes_raw": cores * lattice.core**2 * plan.channels * (2 if plan.encoding.storage == "fp16" else 1),
+        "km2": windows * (lattice.core * lattice.cell / 1000.0) ** 2,
+    }
+
+
+def new_run_id() -> str:
+    """A short random name for one run."""
+    return secrets.token_hex(4)
+
+
+def default_gpus(options: EncodeOptions) -> float:
+    """The share of a GPU an actor takes: as asked, else 1 where torch sees a GPU on this machine.
+
+    On a cluster whose driver has no GPU, `--gpus-per-actor 1` asks for those of the nodes.
+    """
+    if options.gpus_per_actor is not None:
+        return options.gpus_per_actor
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0

@@ -1,0 +1,70 @@
+"""Progress of a run: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from eocube.commits import Receipt, State
+
+LINE_EVERY = 15.0
+"""Seconds between plain lines where there is no terminal."""
+
+
+class Progress:
+    """Counts windows, bytes and states; a context manager.
+
+    Args:
+        total: windows to do.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._total = total
+        self._done = 0
+        self._states: Counter[State] = Counter()
+        self._bytes_in = self._bytes_out = 0
+        self._started = self._last = time.monotonic()
+        self._bar: RichProgress | None = None
+        if self._console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("windows {task.fields[figures]}"),
+                TimeRemainingColumn(), console=self._console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("encode", total=total, figures="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one finished unit in."""
+        self._done += len(receipt.windows)
+        self._states.update(w.state for w in receipt.windows)
+        self._bytes_in += receipt.bytes_in
+        self._bytes_out += receipt.bytes_out
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, figures=self._figures())
+        elif time.monotonic() - self._last > LINE_EVERY:
+            self._last = time.monotonic()
+            self._console.print(f"{self._done}/{self._total} windows {self._figures()}", highlight=False)
+
+    def _figures(self) -> str:
+        rate = self._done / max(1e-9, time.monotonic() - self._started)
+        bad = sum(self._states[s] for s in (State.READ_FAILED, State.ENCODE_FAILED))
+        failed = f" [red]{bad} failed[/red]" if bad else ""
+        return f"{rate:.1f}/s in {decimal(self._bytes_in)} out {decimal(self._bytes_out)}{failed}"
