@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-import torch
-
 from eocube.commits import Receipt, State, WindowResult
 from eocube.errors import EocubeError
 from eocube.plan import Plan, WorkUnit
@@ -82,8 +80,6 @@ class EncodeActor:
     def __init__(self, urls: Sequence[str], options: EngineOptions, device: str, run_id: str):
         from eocube.encoders import load, models_for
 
-        if device == "cpu":
-            torch.set_num_threads(1)  # one window a thread, windows in parallel: fastest, and the same bits every time
         self._runners: list[UnitRunner] = []
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.

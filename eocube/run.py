@@ -47,7 +47,7 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
     Raises:
         InputError, StoreError: what was asked for cannot be done; nothing was written.
     """
-    console = Console(stderr=True, quiet=options.quiet, highlight=False)
+    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
     if options.demo:
         with console.status("making the demonstration's scenes"):
             options = demo_options(options, Path(DEMO_FOLDER))

@@ -35,7 +35,8 @@ def read_source(
         storage_options: fsspec options of the sources.
 
     Returns:
-        (band, y, x) float32, pixel-centre coordinates, NaN where no source pixel is or where it cannot be read.
+        (band, y, x) float32, pixel-centre coordinates. NaN where it cannot be read and in latent pixels that source
+        pixels do not cover whole: what the reader mirrors there is filler, nothing to compare with.
     """
     grid, lattice = plan.grid, plan.grid.lattice
     row0, col0, row1, col1 = grid.extent
@@ -56,7 +57,7 @@ def read_source(
             return
         groups = {s: torch.from_numpy(np.ascontiguousarray(a))[None] for s, a in pixels.groups.items()}
         physical = truth.physical(groups)[0, :, inner, inner].cpu().numpy()
-        seen = np.repeat(np.repeat(pixels.valid > 0, px, 0), px, 1)
+        seen = np.repeat(np.repeat(pixels.valid == 100, px, 0), px, 1)
         wy, wx = grid.place_in_status(window)
         top, left = (wy * lattice.core - row0) * px, (wx * lattice.core - col0) * px
         out[:, top : top + lattice.core_px, left : left + lattice.core_px] = np.where(seen, physical, np.nan)

@@ -119,7 +119,10 @@ class UnitRunner:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
         self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
         self._readers = ThreadPoolExecutor(limits.read_threads, thread_name_prefix="read")
-        self._encoders = ThreadPoolExecutor(limits.encode_threads, thread_name_prefix="encode")
+        # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
+        self._encoders = ThreadPoolExecutor(
+            limits.encode_threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
+        )
         self._made: dict[str, Encoder] = {}
 
     def close(self) -> None:
