@@ -22,10 +22,16 @@ from eocube.progress import Progress
 from eocube.store import LatentStore
 from eocube.worker import Limits, UnitRunner, now
 
+log = logging.getLogger(__name__)
+
 UNITS_PER_ACTOR = 2
 """Units an actor works on at once: while one encodes, the other reads its first windows or writes its shard."""
 COMMIT_EVERY = 2.0
 """Seconds between segments of the commit log: what a kill can cost in work done again."""
+START_PATIENCE = 60.0
+"""Seconds without a started actor after which the run says what it waits for."""
+RESTART_PAUSE = 0.5
+"""Seconds between asking whether an actor that died is back."""
 ATTEMPTS = 3
 """Times a unit is given to an actor; one that kills its actor this often is left for a later run."""
 
@@ -223,7 +229,14 @@ class CommitBuffer:
 class ActorPool:
     """Encoding actors with a bounded number of units in flight; units of a dead actor go to another."""
 
-    def __init__(self, cubes: Sequence[Cube], options: EngineOptions, units: int, run_id: str) -> None:
+    def __init__(
+        self,
+        cubes: Sequence[Cube],
+        options: EngineOptions,
+        units: int,
+        run_id: str,
+        actor_class: type[Any] = EncodeActor,
+    ) -> None:
         import ray  # here, not above: `ray_session` sets what Ray reads as it is imported
 
         self.lost: list[str] = []
@@ -235,10 +248,10 @@ class ActorPool:
         cpus = max(1, int(_resources().get("CPU", 1)) // nodes)
         device = "cuda" if gpu else "cpu"
         limits = replace(options.limits, encode_threads=1 if gpu else max(1, cpus // a_node))
-        actor: Any = ray.remote(EncodeActor)
+        actor: Any = ray.remote(actor_class)
         actor = actor.options(
             num_cpus=0, num_gpus=options.gpus_per_actor if gpu else 0, max_concurrency=UNITS_PER_ACTOR + 1,
-            max_restarts=ATTEMPTS, scheduling_strategy="SPREAD",
+            max_restarts=-1, scheduling_strategy="SPREAD",
         )  # fmt: skip
         urls = [c.url for c in cubes]
         self._actors: list[Any] = [
@@ -251,25 +264,67 @@ class ActorPool:
             return max(1, int(_resources().get("GPU", 0) / options.gpus_per_actor))
         return nodes
 
+    def _wait_for_one(self) -> None:
+        """Return once an actor has loaded its encoder; EocubeError, in one line, when one fails to start."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        waiting = [a.ready.remote() for a in self._actors]
+        while True:
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=START_PATIENCE)
+            if ready:
+                break
+            have = ", ".join(f"{k} {v:g}" for k, v in sorted(_resources().items()) if k in ("CPU", "GPU"))
+            log.warning("no actor has started in %.0f s: the cluster has %s", START_PATIENCE, have)
+        try:
+            ray.get(ready[0])
+        except RayActorError as error:
+            last = [line for line in str(error).splitlines() if line.strip()][-1]
+            raise EocubeError(f"an encoding actor cannot start: {last.strip()}") from None
+
+    @staticmethod
+    def _answers(ref: Any) -> bool:
+        """Whether an actor that died is back."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        try:
+            return bool(ray.get(ref))
+        except RayActorError:
+            return False
+
     def map(self, todo: Sequence[tuple[int, WorkUnit]]) -> Iterator[tuple[int, Receipt]]:
         """Receipts with their cube's index, as units finish."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
+        self._wait_for_one()
         queue = deque((k, unit, 0) for k, unit in todo)
-        flight: dict[Any, tuple[int, WorkUnit, int, int]] = {}
+        flight: dict[Any, tuple[int, WorkUnit, int, int, int]] = {}
+        restarting: dict[Any, int] = {}
         load = [0] * len(self._actors)
         try:
             while queue or flight:
-                while queue and min(load) < UNITS_PER_ACTOR:
+                free = [at for at in range(len(load)) if at not in restarting.values()]
+                # A unit that was there when an actor died runs alone the next time: then it is known who kills.
+                while queue and free:
+                    share = UNITS_PER_ACTOR if queue[0][2] else 1
+                    at = min(free, key=load.__getitem__)
+                    if load[at] + share > UNITS_PER_ACTOR:
+                        break
                     k, unit, tried = queue.popleft()
-                    at = load.index(min(load))
-                    load[at] += 1
-                    flight[self._actors[at].run.remote(k, unit)] = (k, unit, tried, at)
-                ready, _ = ray.wait(list(flight), num_returns=1, timeout=1.0)
+                    load[at] += share
+                    flight[self._actors[at].run.remote(k, unit)] = (k, unit, tried, at, share)
+                ready, _ = ray.wait([*flight, *restarting], num_returns=1, timeout=1.0)
                 for ref in ready:
-                    k, unit, tried, at = flight.pop(ref)
-                    load[at] -= 1
+                    if ref in restarting:
+                        at = restarting.pop(ref)
+                        if not self._answers(ref):
+                            time.sleep(RESTART_PAUSE)
+                            restarting[self._actors[at].ready.remote()] = at
+                        continue
+                    k, unit, tried, at, share = flight.pop(ref)
+                    load[at] -= share
                     try:
                         yield k, Receipt.from_json(ray.get(ref))
                     except RayTaskError as error:
@@ -279,6 +334,8 @@ class ActorPool:
                             queue.append((k, unit, tried + 1))
                         else:
                             self.lost.append(unit.key)
+                        if at not in restarting.values():
+                            restarting[self._actors[at].ready.remote()] = at
         finally:
             for handle in self._actors:
                 ray.kill(handle)
