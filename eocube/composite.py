@@ -16,6 +16,8 @@ TRUE_COLOUR = (0.665, 0.560, 0.490)
 FALSE_COLOUR = (0.842, 0.665, 0.560)
 SAME_BAND = 0.03
 """Micrometres within which a band counts as one of those."""
+CLEAR = 4.0
+"""Ground is rarely brighter than this many medians above the darkest of it; clouds are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,16 @@ class Stretch:
     def of(cls, picture: Composite, percent: float = 2.0) -> Stretch:
         """Between the lowest and highest `percent` of what is finite, jointly or layer by layer.
 
-        A joint one keeps the layers' balance, so grey ground stays grey, and lifts the middle a little.
+        A joint one keeps the layers' balance, so grey ground stays grey, and lifts the middle a little. Where a few
+        clouds would leave the ground in the dark, its top is held at `CLEAR` times the median.
         """
         layers = picture.layers.reshape(3, -1)
         layers = layers[:, np.asarray(np.isfinite(layers).all(axis=0))]
         if layers.size == 0:
             return cls((0.0,) * 3, (1.0,) * 3)
         low, high = np.percentile(layers, [percent, 100 - percent], axis=None if picture.joint else 1)
+        if picture.joint:
+            high = min(high, low + CLEAR * (np.median(layers) - low))
         low, high = np.broadcast_to(low, 3), np.broadcast_to(high, 3)
         high = np.maximum(high, low + 1e-6)
         return cls(tuple(low.tolist()), tuple(high.tolist()), 1.25 if picture.joint else 1.0)
