@@ -97,6 +97,8 @@ class Request:
     out: str
     retry: tuple[State, ...]
     verify_fraction: float
+    device: str
+    """What the actors encode on: "cuda" or "cpu"."""
     options: EncodeOptions = field(repr=False)
 
     @classmethod
@@ -128,7 +130,7 @@ class Request:
         return cls(
             sensor, parse_bbox(west, south, east, north), parse_interval(options.datetime), options.catalog,
             options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
-            retry, share, options,
+            retry, share, "cuda" if on_gpu else "cpu", options,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -204,11 +206,11 @@ def make_plans(
     Raises:
         InputError: no scenes, or weights that were not trained for the sensor.
     """
-    from eocube.encoders import encoding_of, fit_sensor
+    from eocube.encoders import encoding_of, fit_sensor, numerics
 
     sensor = fit_sensor(request.sensor, weights)
     encoding = encoding_of(weights, request.precision, request.storage)
-    plans, searched, refused = [], "", []
+    plans, searched = [], ""
     for grid in grids_for(request.boxes, request.resolution, stride=encoding.stride):
         found = search(
             request.catalog, sensor, grid.lonlat_bounds_with_halo(), request.interval,
@@ -216,8 +218,9 @@ def make_plans(
         )  # fmt: skip
         searched = found.searched
         scenes, cloudy = drop_cloudy(found.scenes, request.max_cloud)
-        refused += [r for r in (*found.refused, *cloudy) if r not in refused]
-        plan = build_plan(sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy))
+        plan = build_plan(
+            sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy), numerics(request.device)
+        )
         if plan.times:
             plans.append(plan)
     if not plans:

@@ -52,11 +52,6 @@ def load(source: str, device: str = "cpu") -> LoadedWeights:
     return LoadedWeights(source, vae.eval(), vae.meta)
 
 
-def pick_device(gpus_per_actor: float) -> str:
-    """`cuda` when actors are given a share of a GPU and torch sees one, else `cpu`."""
-    return "cuda" if gpus_per_actor > 0 and torch.cuda.is_available() else "cpu"
-
-
 def encoding_of(weights: LoadedWeights, precision: str, storage: str) -> Encoding:
     """What of the weights and choices decides the latents' meaning."""
     vae = weights.vae
@@ -101,9 +96,13 @@ def models_for(plan: Plan, weights: LoadedWeights, device: str) -> Models:
 
 
 def numerics(device: str) -> dict[str, Any]:
-    """Device kind, batch and library versions: same numerics, same bytes (DESIGN 3.12)."""
+    """Device kind, batch and library versions: same numerics, same bytes (DESIGN 3.12).
+
+    The driver of a cluster may have no GPU itself; then the actors' one is recorded as `cuda`.
+    """
+    name = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": name,
         "batch": GPU_BATCH if device == "cuda" else 1,
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

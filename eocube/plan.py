@@ -117,6 +117,8 @@ class Plan:
     """What was asked for, without secrets: bbox, datetime, catalog, ...; the same request resumes without a search."""
     refused: tuple[tuple[str, str], ...] = ()
     """Items that were found and not taken, with the reason."""
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    """Device, batch and libraries: same numerics, same bytes; not part of any hash (DESIGN 3.12)."""
 
     @cached_property
     def space(self) -> dict[str, Any]:
@@ -222,6 +224,7 @@ class Plan:
             "extent": list(self.grid.extent),
             "request": dict(self.request),
             "refused": [list(r) for r in self.refused],
+            "numerics": dict(self.numerics),
         }
 
     def to_json(self) -> str:
@@ -235,6 +238,7 @@ class Plan:
                 "scenes": [s.to_dict() for s in self.scenes],
                 "request": dict(self.request),
                 "refused": [list(r) for r in self.refused],
+                "numerics": dict(self.numerics),
                 "hash": self.hash,
             },
             indent=1,
@@ -256,6 +260,7 @@ class Plan:
             scenes=tuple(Scene.from_dict(s) for s in d["scenes"]),
             request=d["request"],
             refused=tuple((i, why) for i, why in d["refused"]),
+            numerics=d["numerics"],
         )
 
 
@@ -283,6 +288,7 @@ def build_plan(
     scenes: Sequence[Scene],
     request: Mapping[str, Any],
     refused: Sequence[tuple[str, str]] = (),
+    numerics: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Freeze a run on one zone: scenes that touch no requested core are left out, times without a scene too.
 
@@ -295,4 +301,4 @@ def build_plan(
     times = tuple(t for t in group_times(scenes) if any(i in touching for i in t.scene_ids))
     used = {i for t in times for i in t.scene_ids}
     kept = tuple(sorted((s for s in scenes if s.id in used), key=lambda s: (s.time, s.id)))
-    return Plan(sensor, encoding, grid, times, kept, request, tuple(refused))
+    return Plan(sensor, encoding, grid, times, kept, request, tuple(refused), dict(numerics or {}))

@@ -45,6 +45,7 @@ def test_json_round_trip(plan: Plan) -> None:
     assert back == plan and back.hash == plan.hash and back.space_id == plan.space_id
     int8 = replace(plan, encoding=replace(ENCODING, storage="int8", quantisation=((0.1,) * 32, (0.0,) * 32)))
     assert Plan.from_json(int8.to_json()) == int8
+    assert replace(plan, numerics={"device": "NVIDIA H100"}).hash == plan.hash
     assert int8.space_id == plan.space_id and int8.hash != plan.hash and int8.dtype == "int8"
 
 
