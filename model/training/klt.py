@@ -1,0 +1,62 @@
+"""The linear yardstick: the Karhunen-Loeve transform (PCA) of 8x8 blocks over all bands, with the latents' budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.training.data import Image
+from model.training.sensors import Floats, TrainedSensor
+
+BLOCK = 8
+
+
+def to_blocks(z: Floats) -> Floats:
+    """(C, H, W), sides multiples of 8 -> (blocks, C * 64)."""
+    c, h, w = z.shape[0], z.shape[1] // BLOCK, z.shape[2] // BLOCK
+    cut = z[:, : h * BLOCK, : w * BLOCK].reshape(c, h, BLOCK, w, BLOCK)
+    return cut.transpose(1, 3, 0, 2, 4).reshape(h * w, c * BLOCK * BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Klt:
+    """Mean (C * 64,) and orthonormal basis (C * 64, k) of z-scored blocks."""
+
+    mean: NDArray[np.float64]
+    basis: NDArray[np.float64]
+
+    def reconstruct(self, z: Floats) -> Floats:
+        """(C, H, W) z-scores, sides multiples of 8 -> what k coefficients a block keep of them."""
+        c, h, w = z.shape[0], z.shape[1] // BLOCK, z.shape[2] // BLOCK
+        coded = (to_blocks(z) - self.mean) @ self.basis @ self.basis.T + self.mean
+        back = coded.reshape(h, w, c, BLOCK, BLOCK).transpose(2, 0, 3, 1, 4)
+        return back.reshape(c, h * BLOCK, w * BLOCK).astype(np.float32)
+
+
+def fit_klt(
+    images: Sequence[Image], sensor: TrainedSensor, coefficients: int = 32, *, max_blocks: int = 4096
+) -> Klt | None:
+    """Fit on the training images that have every band of `sensor` (at most `max_blocks` of each place); None if none.
+
+    Places count alike up to `max_blocks`, so that one large scene does not decide the basis alone.
+    """
+    places: dict[str, list[Floats]] = {}
+    for image in images:
+        if image.held_out or not set(sensor.bands) <= set(image.bands):
+            continue
+        blocks = to_blocks(sensor.zscore(image.select(sensor.bands)))
+        places.setdefault(image.place, []).append(blocks[np.isfinite(blocks).all(axis=1)])
+    if not places:
+        return None
+    chosen = []
+    for parts in places.values():
+        pool = np.concatenate(parts)
+        step = max(1, len(pool) // max_blocks)
+        chosen.append(pool[::step][:max_blocks])
+    b = np.concatenate(chosen).astype(np.float64)
+    mean = b.mean(0)
+    values = np.linalg.eigh((b - mean).T @ (b - mean))[1]
+    return Klt(mean, np.ascontiguousarray(values[:, ::-1][:, :coefficients]))

@@ -1,0 +1,80 @@
+"""Muon for convolutions and matrices, Adam for the rest: orthogonalised momentum suits deep, nearly linear networks.
+
+Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the update's scale follows
+Liu et al., arXiv:2502.16982, so that one learning rate serves both kinds of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_MATCH = 0.2
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Approximate U V^T of `matrix` = U S V^T by a quintic Newton-Schulz iteration."""
+    a, b, c = _COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-12)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = x.T if tall else x
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """One optimiser for all parameters: groups with `muon` True hold tensors of two or more dimensions.
+
+    Group keys: lr, muon, momentum (Muon), betas and eps (Adam). No weight decay.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float = 1e-3) -> None:
+        super().__init__(groups, dict(lr=lr, muon=False, momentum=0.95, betas=(0.9, 0.99), eps=1e-10))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            update = self._muon if group["muon"] else self._adam
+            for p in group["params"]:
+                if p.grad is not None:
+                    update(p, p.grad, self.state[p], group)
+        return loss
+
+    @staticmethod
+    def _muon(p: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        direction = torch.lerp(gradient, state["momentum"], group["momentum"]).flatten(1)
+        scale = _MATCH * max(direction.shape) ** 0.5
+        p.add_(orthogonalise(direction).reshape(p.shape), alpha=-group["lr"] * scale)
+
+    @staticmethod
+    def _adam(p: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        state["step"] += 1
+        first, second = group["betas"]
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        mean = state["mean"] / (1 - first ** state["step"])
+        square = state["square"] / (1 - second ** state["step"])
+        p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Split into Muon's (convolutions and matrices inside) and Adam's (vectors, tokens and the generators' heads)."""
+    muon: list[nn.Parameter] = []
+    adam: list[nn.Parameter] = []
+    for name, p in named:
+        matrix = p.ndim >= 2 and "token" not in name and ".fc_" not in name
+        (muon if matrix else adam).append(p)
+    return [g for g in ({"params": muon, "muon": True}, {"params": adam, "muon": False}) if g["params"]]

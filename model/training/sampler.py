@@ -1,0 +1,151 @@
+"""Draws training batches: one set of bands a batch, patches from every image that has them, augmented and z-scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.training.augment import Augmentation, dihedral, optical, radar
+from model.training.data import Image
+from model.training.sensors import S2L2A, SENSORS, Floats, TrainedSensor, true_colour
+
+DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
+# Sets of bands that archives and papers use: 10 and 20 m, VIS to SWIR at 10 m, no SWIR, all but B08, NDVI's two.
+COMMON_SUBSETS = (
+    ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
+    ("B02", "B03", "B04", "B08", "B11", "B12"),
+    ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A"),
+    ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B09", "B11", "B12"),
+    ("B04", "B08"),
+)
+_COLOURS = ("B04", "B03", "B02")
+_CHECKED = 8
+
+
+def random_subset(rng: np.random.Generator) -> list[int]:
+    """Positions of some of S2L2A's bands, in order: a common choice two times in five, else any from 1 to 11."""
+    if rng.random() < 0.4:
+        return S2L2A.index(COMMON_SUBSETS[rng.integers(len(COMMON_SUBSETS))])
+    return sorted(int(i) for i in rng.choice(12, size=int(rng.integers(1, 12)), replace=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`x` (B, C, H, W) z-scores of `sensor`'s bands."""
+
+    x: Tensor
+    sensor: TrainedSensor
+
+    @property
+    def wavelengths(self) -> Tensor:
+        """(C,) micrometres."""
+        return torch.tensor(self.sensor.wavelengths)
+
+
+@dataclass(slots=True)
+class Sampler:
+    """An endless source of batches from the images that are not held out; all randomness comes from `seed`.
+
+    Some patches are area-averaged by 2 to `max_average` (other ground samplings); a share `shifted` of the others is
+    moved by part of a pixel, bilinear, as the reader does with scenes off the lattice.
+    """
+
+    images: Sequence[Image]
+    seed: int = 0
+    mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    how: Augmentation = field(default_factory=Augmentation)
+    max_average: int = 3
+    shifted: float = 0.4
+    _rng: np.random.Generator = field(init=False)
+    _found: dict[tuple[str, tuple[str, ...]], list[Image]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.seed)
+        self.images = [i for i in self.images if not i.held_out]
+        self.mix = {name: share for name, share in self.mix.items() if self._available(name)}
+        if not self.mix:
+            raise ValueError("no training image has the bands of any sensor of the mix: check the listing")
+
+    def draw(self, batch_size: int, patch: int) -> Batch:
+        """One batch of `batch_size` patches of `patch` pixels a side."""
+        return self.draw_set(self.choose(), batch_size, patch)
+
+    def choose(self) -> TrainedSensor:
+        """A random sensor of the mix, or a random subset of S2L2A's bands."""
+        names = list(self.mix)
+        shares = np.array([self.mix[n] for n in names])
+        return self._choose(names[self._rng.choice(len(names), p=shares / shares.sum())])
+
+    def draw_set(self, sensor: TrainedSensor, batch_size: int, patch: int) -> Batch:
+        """One batch of the given sensor and bands."""
+        x = np.stack([self._patch(sensor, patch) for _ in range(batch_size)])
+        return Batch(torch.from_numpy(np.ascontiguousarray(x)), sensor)
+
+    def _available(self, name: str) -> bool:
+        sensor = S2L2A if name == "subset" else SENSORS[name]
+        return bool(self._candidates(sensor))
+
+    def _choose(self, name: str) -> TrainedSensor:
+        if name == "S2L1C":
+            lacks_cirrus = self._rng.random() < 0.4
+            return SENSORS[name].subset([b for b in SENSORS[name].bands if not lacks_cirrus or b != "B10"])
+        if name != "subset":
+            return SENSORS[name]
+        return S2L2A.subset([S2L2A.bands[k] for k in random_subset(self._rng)])
+
+    def _candidates(self, sensor: TrainedSensor) -> list[Image]:
+        key = (sensor.name, sensor.bands)
+        if key not in self._found:
+            self._found[key] = self._search(sensor)
+        return self._found[key]
+
+    def _search(self, sensor: TrainedSensor) -> list[Image]:
+        if sensor.unit == "dB":
+            return [i for i in self.images if i.sensor == sensor.name]
+        need = set(_COLOURS if sensor.unit == "dn8" else sensor.bands)
+        return [i for i in self.images if SENSORS[i.sensor].unit == "reflectance*1e4" and need <= set(i.bands)]
+
+    def _patch(self, sensor: TrainedSensor, size: int) -> Floats:
+        candidates = self._candidates(sensor)
+        weights = np.array([i.weight for i in candidates])
+        for _ in range(100):
+            image = candidates[self._rng.choice(len(candidates), p=weights / weights.sum())]
+            cut = self._crop(image, size)
+            if cut is not None:
+                break
+        else:
+            raise ValueError(f"no valid patch of {size} px for {sensor.name}: every draw met nodata")
+        bands = list(_COLOURS) if sensor.unit == "dn8" else list(sensor.bands)
+        x = dihedral(cut[[image.bands.index(b) for b in bands]], self._rng)
+        if sensor.unit == "dB":
+            return sensor.zscore(radar(x, self.how, self._rng))
+        x = optical(x, np.array(sensor.wavelengths, np.float32), self.how, self._rng)
+        return sensor.zscore(true_colour(x) if sensor.unit == "dn8" else x)
+
+    def _crop(self, image: Image, size: int) -> Floats | None:
+        """(C, size, size) of a random place, mirrored where the image is smaller, or None where it meets nodata."""
+        height, width = image.data.shape[1:]
+        factor = 1
+        if self._rng.random() < 0.3:
+            factor = int(self._rng.integers(2, self.max_average + 1))
+            factor = max(1, min(factor, min(height, width) // size))
+        shifted = factor == 1 and self._rng.random() < self.shifted and min(height, width) > size
+        span = size * factor + shifted
+        tall, wide = min(span, height), min(span, width)
+        row, column = (int(self._rng.integers(n - m + 1)) for n, m in ((height, tall), (width, wide)))
+        cut = image.data[:, row : row + tall, column : column + wide]
+        if not np.isfinite(cut[:, ::_CHECKED, ::_CHECKED]).all() or not np.isfinite(cut).all():
+            return None
+        if (tall, wide) != (span, span):
+            cut = np.pad(cut, ((0, 0), (0, span - tall), (0, span - wide)), mode="symmetric")
+        if shifted:
+            down, right = (np.float32(v) for v in self._rng.random(2))
+            cut = (1 - down) * cut[:, :-1] + down * cut[:, 1:]
+            cut = (1 - right) * cut[:, :, :-1] + right * cut[:, :, 1:]
+        if factor > 1:
+            cut = cut.reshape(len(cut), size, factor, size, factor).mean(axis=(2, 4))
+        return cut

@@ -1,0 +1,141 @@
+"""Teach the generators every subset of bands: kernels of trained sets as they are, of other subsets by completion.
+
+Training the whole network on every subset would cost a body's forward pass for each; here only the generators run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.eo_vae import EOVAE
+from model.hypernet import OUTPUT_SCALE, DynamicConv, DynamicConvIn
+from model.training.distill import completion
+from model.training.sampler import random_subset
+from model.training.sensors import TrainedSensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One set of wavelengths and the kernels and biases both layers should give for it."""
+
+    wavelengths: Tensor
+    encoder: tuple[Tensor, Tensor]
+    decoder: tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def trained_lessons(vae: EOVAE, sensors: Sequence[TrainedSensor]) -> list[Lesson]:
+    """What the network gives now for the sets of bands it was trained with."""
+    lessons = []
+    for sensor in sensors:
+        waves = torch.tensor(sensor.wavelengths)
+        encoder, decoder = vae.encoder.conv_in.kernel(waves), vae.decoder.conv_out.kernel(waves)
+        lessons.append(
+            Lesson(waves, (encoder[0].clone(), encoder[1].clone()), (decoder[0].clone(), decoder[1].clone()))
+        )
+    return lessons
+
+
+def subset_lesson(whole: Lesson, present: Sequence[int], pixels: Tensor) -> Lesson:
+    """Kernels for some of S2L2A's bands, given those of all: missing bands predicted on the way in, left out on the
+    way out. `pixels` (N, 12) are z-scored spectra."""
+    index = list(present)
+    weight, bias = whole.encoder
+    filled = torch.einsum("eckl,cn->enkl", weight, completion(index, pixels))
+    return Lesson(whole.wavelengths[index], (filled, bias), (whole.decoder[0][index], whole.decoder[1][index]))
+
+
+def _loss(layer: DynamicConv, lesson: Lesson) -> Tensor:
+    wanted, bias = lesson.encoder if isinstance(layer, DynamicConvIn) else lesson.decoder
+    got, got_bias = layer.kernel(lesson.wavelengths)
+    weight_error = F.mse_loss(got, wanted) / wanted.square().mean()
+    return weight_error + F.mse_loss(got_bias, bias) / (bias.square().mean() + 1e-2)
+
+
+def teach(
+    vae: EOVAE, lessons: Sequence[Lesson], pixels: Tensor, *, minutes: float, lr: float = 1e-3, seed: int = 0,
+    share: float = 0.4,
+) -> float:  # fmt: skip
+    """Train both generators from their published initialisation on `lessons` (the first is all of S2L2A) and subsets.
+
+    Ends with a ridge step on the last linear layers, weighed towards `lessons`. Returns the mean relative error of
+    the trained sets' encoder kernels.
+    """
+    rng = np.random.default_rng(seed)
+    layers = (vae.encoder.conv_in, vae.decoder.conv_out)
+    for layer in layers:
+        layer.reset_parameters()
+        layer.requires_grad_(True)
+    params = [p for layer in layers for p in layer.parameters()]
+    optimiser = torch.optim.AdamW(params, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
+    began, step, running = time.monotonic(), 0, 1.0
+    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+        loss = torch.zeros(())
+        for _ in range(4):
+            lesson = lessons[int(rng.integers(len(lessons)))]
+            if rng.random() > share:
+                lesson = subset_lesson(lessons[0], random_subset(rng), pixels)
+            loss = loss + sum(torch.sqrt(_loss(layer, lesson) + 1e-6) for layer in layers)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
+        step += 1
+        running = 0.98 * running + 0.02 * float(loss.detach()) / 8
+        if step % 200 == 0:
+            log.info("subsets %d (%.0f%%): relative error %.4f", step, 100 * progress, running)
+    subsets = [subset_lesson(lessons[0], random_subset(rng), pixels) for _ in range(300)]
+    for layer in layers:
+        _settle(layer, lessons, subsets)
+    with torch.no_grad():
+        return float(np.mean([math.sqrt(float(_loss(layers[0], lesson))) for lesson in lessons]))
+
+
+@torch.no_grad()
+def _settle(layer: DynamicConv, lessons: Sequence[Lesson], subsets: Sequence[Lesson], weight: float = 30.0) -> None:
+    """Correct the last linear layers by a ridge fit of what is left, the lessons weighing more than the subsets."""
+    encoder = isinstance(layer, DynamicConvIn)
+    generator = layer.weight_generator
+    inputs: dict[str, list[Tensor]] = {"weight": [], "bias": []}
+    heads = {"weight": generator.fc_weight, "bias": generator.fc_bias}
+    hooks = [
+        head.register_forward_pre_hook(
+            lambda _, args, store=inputs[key]: store.append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+        for key, head in heads.items()
+    ]
+    left: dict[str, list[Tensor]] = {"weight": [], "bias": []}
+    weights: dict[str, list[Tensor]] = {"weight": [], "bias": []}
+    for lesson, factor in [(v, weight) for v in lessons] + [(v, 1.0) for v in subsets]:
+        wanted, wanted_bias = lesson.encoder if encoder else lesson.decoder
+        kernel, bias = layer.kernel(lesson.wavelengths)
+        error = (wanted - kernel) / OUTPUT_SCALE
+        left["weight"].append((error.permute(1, 2, 3, 0) if encoder else error.permute(0, 2, 3, 1)).flatten(1))
+        bias_error = (wanted_bias - bias) / (OUTPUT_SCALE if encoder else OUTPUT_SCALE**2)
+        left["bias"].append(bias_error[None] if encoder else bias_error[:, None])
+        for key in inputs:
+            weights[key].append(torch.full((len(inputs[key][-1]), 1), factor**0.5))
+    for hook in hooks:
+        hook.remove()
+    for key, head in heads.items():
+        w = torch.cat(weights[key]).double()
+        a = torch.cat([torch.cat(inputs[key]), torch.ones(len(w), 1)], dim=1).double() * w
+        b = torch.cat(left[key]).double() * w
+        gram = a.T @ a
+        gram += 1e-5 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        delta = torch.linalg.solve(gram, a.T @ b).float()
+        head.weight.add_(delta[:-1].T)
+        head.bias.add_(delta[-1])

@@ -1,0 +1,131 @@
+"""The training loop on a tiny world: in this process, and through Ray Train as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from model.eo_vae import EOVAE
+from model.training.evaluate import LINEAR, MODEL, markdown
+from model.training.finetune import Average, branch_parameters, calibrate, train
+from model.training.recipe import Job, Recipe, limited
+from model.training.sampler import Batch
+from model.training.sensors import S2L2A
+from model.weights import load_weights
+from model.weights_meta import WeightsMeta
+
+World = tuple[Path, Path]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def recipe_file(world: World, tmp_path: Path) -> Path:
+    stages = [
+        dict(name="skeleton", steps=4, minutes=5, batch=2, patch=48, skeleton=True, margin=4, warmup=2),
+        dict(name="all", steps=3, minutes=5, batch=1, patch=112, margin=8, warmup=2, ms_ssim_from=0.0,
+             loss=dict(relative_error=1.0, relative_angle=0.5, charbonnier=0.5, ms_ssim=0.1)),
+    ]  # fmt: skip
+    values = dict(
+        config=dict(ch=32, num_res_blocks=1, norm_groups=2, hypernet_layers=1, wavelength_dim=64, hypernet_ff=64),
+        listing=str(world[0]), stages=stages, start_patches=16, start_patch=64, teach_minutes=0.02,
+        mix=dict(S2L2A=0.6, S1RTC=0.2, subset=0.2), training_data="synthetic", licence="CC0-1.0",
+    )  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: World, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.safetensors"
+    reports: list[dict[str, float]] = []
+    recipe = Recipe.load(recipe_file)
+    trained = train(recipe, Job(world[1], out, name="tiny"), lambda losses, _: reports.append(losses))
+    assert len(reports) == 2 and all(0 < r["relative_error"] < 50 for r in reports) and "ms_ssim" in reports[1]
+    loaded = load_weights(str(out))
+    assert loaded.config == recipe.config
+    with safe_open(out, "pt") as file:
+        meta = WeightsMeta.from_header(file.metadata())
+    assert meta is not None and meta.name == "tiny" and meta.licence == "CC0-1.0"
+    assert set(meta.sensors) == {"S2L2A", "S1RTC"} and meta.sensors["S2L2A"].wavelengths[-2:] == (1.61, 2.19)
+    table = meta.metrics["held_out"]
+    assert isinstance(table, dict) and set(table) == {"s2_2 S2L2A 12", "s2_2 RGBN 4", "s2_2 S2RGB 3"}
+    row = table["s2_2 S2L2A 12"]
+    assert {MODEL, LINEAR} == set(row) and {"rmse", "sam", "psnr_physical", "ndvi_mae"} <= set(row[MODEL])
+    assert json.loads(out.with_suffix(".json").read_text())["held_out"] == json.loads(json.dumps(table))
+    assert "| s2_2 S2L2A 12 |" in markdown(table)
+    assert all(torch.isfinite(v).all() for v in trained.state_dict().values())
+    assert loaded.bn.running_var is not None and not torch.allclose(loaded.bn.running_var, torch.ones(128))
+
+
+def test_limits_scale_the_stages(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = limited(Recipe.load(recipe_file), Job(tmp_path, tmp_path, steps=70, minutes=1.0))
+    assert [s.steps for s in recipe.stages] == [40, 30] and sum(s.minutes for s in recipe.stages) == pytest.approx(1.0)
+
+
+def test_recipe_errors_name_the_key(recipe_file: Path) -> None:
+    values = yaml.safe_load(recipe_file.read_text())
+    values["stages"][0]["learning_rate"] = 1
+    recipe_file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="learning_rate"):
+        Recipe.load(recipe_file)
+    with pytest.raises(ValueError, match="nano"):
+        Recipe.load("no-such-recipe")
+
+
+def test_shipped_recipe_loads_and_fits_the_limit() -> None:
+    recipe = Recipe.load("nano")
+    parameters = sum(p.numel() for p in EOVAE(recipe.config).parameters())
+    assert 2 * parameters < 16e6 and Path(recipe.listing).is_file()
+    assert recipe.config.ch // recipe.config.norm_groups >= 4
+
+
+def test_average_follows_the_parameters(recipe_file: Path) -> None:
+    config = Recipe.load(recipe_file).config
+    live, average = EOVAE(config), Average(EOVAE(config), decay=0.5)
+    for _ in range(40):
+        average.update(live)
+    pairs = zip(average.vae.parameters(), live.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+    assert "encoder.down.1.block.0.nin_shortcut.weight" not in branch_parameters(live)
+
+
+def test_calibration_gives_unit_latents(recipe_file: Path) -> None:
+    class Fixed:
+        def draw(self, batch_size: int, patch: int) -> Batch:
+            generator = torch.Generator().manual_seed(0)
+            return Batch(torch.randn(batch_size, 12, patch, patch, generator=generator), S2L2A)
+
+    vae = EOVAE(replace(Recipe.load(recipe_file).config)).eval()
+    calibrate(vae, Fixed(), batches=1)  # type: ignore[arg-type]
+    batch = Fixed().draw(4, 128)
+    with torch.no_grad():
+        z = vae.normalise(vae.encode(batch.x, batch.wavelengths).mode())[..., 2:-2, 2:-2]
+    assert float(z.mean()) == pytest.approx(0, abs=0.05) and float(z.std()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.slow
+def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) -> None:
+    out = tmp_path / "ray.safetensors"
+    command = [
+        sys.executable, "jobs/finetune.py", "--recipe", str(recipe_file), "--data", str(world[1]), "--out", str(out),
+        "--workers", "1", "--threads", "1", "--steps", "4", "--name", "tiny", "--storage", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert load_weights(str(out)).config.ch == 32
+    assert list((tmp_path / "runs").rglob("weights.safetensors"))
+
+
+def test_job_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/finetune.py", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "none" in result.stderr
