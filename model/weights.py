@@ -91,6 +91,7 @@ def save_weights(vae: EOVAE, path: str | Path, meta: WeightsMeta, dtype: torch.d
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         save_file(state, partial, metadata=meta.to_header())
+        partial.chmod(0o644)  # safetensors writes for the owner alone; weights are there to be shared
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from model.training.recipe import Job, Recipe, Stage, limited, recipe_summary
 from model.training.sampler import Batch, Sampler
 from model.training.sensors import S1RTC, S2L2A, SENSORS
 from model.training.skeleton import skeleton_only
-from model.training.subsets import teach, trained_lessons
+from model.training.subsets import Family, teach, trained_lessons
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
 
@@ -252,12 +252,16 @@ def train(recipe: Recipe, job: Job, report: Report = _unreported) -> EOVAE:
 
 
 def teach_subsets(vae: EOVAE, recipe: Recipe, sampler: Sampler) -> None:
-    """Generators for every subset of S2L2A's bands, keeping what the sets of the mix were trained to."""
+    """Generators for every subset of S2L2A's and S2L1C's bands, keeping what the sets of the mix were trained to."""
     sensors = [S2L2A, *(SENSORS[n] for n in recipe.mix if n in SENSORS and n != S2L2A.name)]
     lessons = trained_lessons(vae, sensors)
-    pixels = sampler.draw_set(S2L2A, recipe.start_patches, recipe.start_patch).x
-    pixels = pixels.permute(0, 2, 3, 1).reshape(-1, len(S2L2A.bands))[::50]
-    error = teach(vae, lessons, pixels, minutes=recipe.teach_minutes, seed=recipe.seed)
+    families = []
+    for sensor, lesson in zip(sensors, lessons, strict=True):
+        if sensor.name in ("S2L2A", "S2L1C"):
+            x = sampler.draw_set(sensor, recipe.start_patches, recipe.start_patch).x
+            pixels = x.permute(0, 2, 3, 1).flatten(0, 2)[::50]
+            families.append(Family(lesson, pixels, sensor.bands.index("B10") if "B10" in sensor.bands else None))
+    error = teach(vae, lessons, families, minutes=recipe.teach_minutes, seed=recipe.seed)
     vae.requires_grad_(False)
     log.info("generators taught: the trained sets' kernels come back to %.4f", error)
 

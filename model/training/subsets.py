@@ -19,10 +19,13 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.hypernet import OUTPUT_SCALE, DynamicConv, DynamicConvIn
 from model.training.distill import completion
-from model.training.sampler import random_subset
-from model.training.sensors import TrainedSensor
+from model.training.sampler import COMMON_SUBSETS, random_subset
+from model.training.sensors import S2L2A, TrainedSensor
 
 log = logging.getLogger(__name__)
+RIDGE = 1e-9
+# of trained sets, common subsets and random ones in the closing fit: the first must come back to tenths of a percent
+WEIGHTS = (1e5, 1e5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,24 @@ class Lesson:
     wavelengths: Tensor
     encoder: tuple[Tensor, Tensor]
     decoder: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A whole sensor whose subsets are taught: its lesson, samples (N, bands) of its z-scored spectra, and the band
+    (if any) that every subset drawn here keeps, because without it the wavelengths are another family's."""
+
+    whole: Lesson
+    pixels: Tensor
+    always: int | None = None
+
+    def draw(self, rng: np.random.Generator) -> Lesson:
+        """The lesson of a random subset."""
+        if self.always is None:
+            return subset_lesson(self.whole, random_subset(rng), self.pixels)
+        others = [i for i in range(len(self.whole.wavelengths)) if i != self.always]
+        present = sorted([self.always, *(others[i] for i in random_subset(rng))])
+        return subset_lesson(self.whole, present, self.pixels)
 
 
 @torch.no_grad()
@@ -48,12 +69,17 @@ def trained_lessons(vae: EOVAE, sensors: Sequence[TrainedSensor]) -> list[Lesson
 
 
 def subset_lesson(whole: Lesson, present: Sequence[int], pixels: Tensor) -> Lesson:
-    """Kernels for some of S2L2A's bands, given those of all: missing bands predicted on the way in, left out on the
-    way out. `pixels` (N, 12) are z-scored spectra."""
+    """Kernels for the bands at `present`, given those of all: missing bands are predicted on the way in and left out
+    on the way out. `pixels` (N, bands) are z-scored spectra."""
     index = list(present)
     weight, bias = whole.encoder
     filled = torch.einsum("eckl,cn->enkl", weight, completion(index, pixels))
     return Lesson(whole.wavelengths[index], (filled, bias), (whole.decoder[0][index], whole.decoder[1][index]))
+
+
+def common_positions() -> list[list[int]]:
+    """Positions in S2L2A of the subsets that are worth being exact for."""
+    return [S2L2A.index(bands) for bands in COMMON_SUBSETS]
 
 
 def _loss(layer: DynamicConv, lesson: Lesson) -> Tensor:
@@ -64,13 +90,14 @@ def _loss(layer: DynamicConv, lesson: Lesson) -> Tensor:
 
 
 def teach(
-    vae: EOVAE, lessons: Sequence[Lesson], pixels: Tensor, *, minutes: float, lr: float = 1e-3, seed: int = 0,
-    share: float = 0.4,
+    vae: EOVAE, lessons: Sequence[Lesson], families: Sequence[Family], *, minutes: float, steps: int = 20_000,
+    lr: float = 1e-3, seed: int = 0, share: float = 0.4,
 ) -> float:  # fmt: skip
-    """Train both generators from their published initialisation on `lessons` (the first is all of S2L2A) and subsets.
+    """Train both generators from their published initialisation on `lessons` and subsets of `families` (S2L2A first).
 
-    Ends with a ridge step on the last linear layers, weighed towards `lessons`. Returns the mean relative error of
-    the trained sets' encoder kernels.
+    A subset that was trained as a sensor of its own (RGB, RGBN) keeps what it learned there. Stops after `minutes` or
+    `steps`, and ends with a ridge step on the last linear layers, weighed towards `lessons`. Returns the mean relative
+    error of the trained sets' encoder kernels.
     """
     rng = np.random.default_rng(seed)
     layers = (vae.encoder.conv_in, vae.decoder.conv_out)
@@ -79,15 +106,23 @@ def teach(
         layer.requires_grad_(True)
     params = [p for layer in layers for p in layer.parameters()]
     optimiser = torch.optim.AdamW(params, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))
+    taken = {tuple(sorted(lesson.wavelengths.tolist())) for lesson in lessons}
+
+    def draw() -> Lesson:
+        while True:
+            lesson = families[int(rng.integers(len(families)))].draw(rng)
+            if tuple(sorted(lesson.wavelengths.tolist())) not in taken:
+                return lesson
+
     began, step, running = time.monotonic(), 0, 1.0
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+    while (progress := max(step / steps, (time.monotonic() - began) / (60 * minutes))) < 1:
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
         loss = torch.zeros(())
         for _ in range(4):
             lesson = lessons[int(rng.integers(len(lessons)))]
             if rng.random() > share:
-                lesson = subset_lesson(lessons[0], random_subset(rng), pixels)
+                lesson = draw()
             loss = loss + sum(torch.sqrt(_loss(layer, lesson) + 1e-6) for layer in layers)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -97,16 +132,17 @@ def teach(
         running = 0.98 * running + 0.02 * float(loss.detach()) / 8
         if step % 200 == 0:
             log.info("subsets %d (%.0f%%): relative error %.4f", step, 100 * progress, running)
-    subsets = [subset_lesson(lessons[0], random_subset(rng), pixels) for _ in range(300)]
+    subsets = [draw() for _ in range(400)]
+    common = [subset_lesson(f.whole, p, f.pixels) for f in families[:1] for p in common_positions()]
     for layer in layers:
-        _settle(layer, lessons, subsets)
+        _settle(layer, [(v, w) for group, w in zip((lessons, common, subsets), WEIGHTS, strict=True) for v in group])
     with torch.no_grad():
         return float(np.mean([math.sqrt(float(_loss(layers[0], lesson))) for lesson in lessons]))
 
 
 @torch.no_grad()
-def _settle(layer: DynamicConv, lessons: Sequence[Lesson], subsets: Sequence[Lesson], weight: float = 30.0) -> None:
-    """Correct the last linear layers by a ridge fit of what is left, the lessons weighing more than the subsets."""
+def _settle(layer: DynamicConv, weighted: Sequence[tuple[Lesson, float]]) -> None:
+    """Correct the last linear layers by a ridge fit, with these weights, of what is left."""
     encoder = isinstance(layer, DynamicConvIn)
     generator = layer.weight_generator
     inputs: dict[str, list[Tensor]] = {"weight": [], "bias": []}
@@ -119,7 +155,7 @@ def _settle(layer: DynamicConv, lessons: Sequence[Lesson], subsets: Sequence[Les
     ]
     left: dict[str, list[Tensor]] = {"weight": [], "bias": []}
     weights: dict[str, list[Tensor]] = {"weight": [], "bias": []}
-    for lesson, factor in [(v, weight) for v in lessons] + [(v, 1.0) for v in subsets]:
+    for lesson, factor in weighted:
         wanted, wanted_bias = lesson.encoder if encoder else lesson.decoder
         kernel, bias = layer.kernel(lesson.wavelengths)
         error = (wanted - kernel) / OUTPUT_SCALE
@@ -135,7 +171,7 @@ def _settle(layer: DynamicConv, lessons: Sequence[Lesson], subsets: Sequence[Les
         a = torch.cat([torch.cat(inputs[key]), torch.ones(len(w), 1)], dim=1).double() * w
         b = torch.cat(left[key]).double() * w
         gram = a.T @ a
-        gram += 1e-5 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         delta = torch.linalg.solve(gram, a.T @ b).float()
         head.weight.add_(delta[:-1].T)
         head.bias.add_(delta[-1])

@@ -16,7 +16,7 @@ from model.training.klt import fit_klt, to_blocks
 from model.training.linear_start import StaticKernels, linear_start, pair_layout
 from model.training.optimiser import Muon, orthogonalise, parameter_groups
 from model.training.sampler import Sampler
-from model.training.sensors import S1RTC, S2L2A
+from model.training.sensors import S1RTC, S2L1C, S2L2A
 from model.training.skeleton import skeleton_only
 
 CONFIG = EOVAEConfig(ch=32, num_res_blocks=1, norm_groups=2, hypernet_layers=1, wavelength_dim=64, hypernet_ff=64)
@@ -121,3 +121,23 @@ def test_muon_solves_a_matrix_and_adam_its_bias() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.01 * losses[0]
+
+
+def test_subsets_are_taught_and_trained_sets_kept(world: World) -> None:
+    from model.training.subsets import Family, subset_lesson, teach, trained_lessons
+
+    torch.manual_seed(2)
+    vae = EOVAE(CONFIG)
+    lessons = trained_lessons(vae, [S2L2A, S1RTC])
+    pixels = torch.randn(400, 4) @ torch.randn(4, 12)
+    error = teach(vae, lessons, [Family(lessons[0], pixels)], minutes=5, steps=40, seed=1)
+    assert error < 0.5
+    present = [1, 2, 3, 7]
+    wanted = subset_lesson(lessons[0], present, pixels)
+    with torch.no_grad():
+        kernel = vae.decoder.conv_out.kernel(wanted.wavelengths)[0]
+    assert float((kernel - wanted.decoder[0]).norm() / wanted.decoder[0].norm()) < 0.5
+    (level1,) = trained_lessons(vae, [S2L1C])
+    family = Family(level1, torch.randn(400, 4) @ torch.randn(4, 13), always=S2L1C.bands.index("B10"))
+    drawn = [family.draw(np.random.default_rng(i)) for i in range(8)]
+    assert all(1.375 in d.wavelengths.tolist() for d in drawn)
