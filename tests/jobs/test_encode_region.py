@@ -217,6 +217,7 @@ def test_two_boxes_over_the_same_place_give_the_same_chunks(
     assert (a.view("uint16") == b.view("uint16")).all(1)[both].all()
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_be_read_fails_its_windows_and_can_be_retried(
     demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

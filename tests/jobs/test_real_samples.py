@@ -13,7 +13,7 @@ from eocube.cli import encode_main
 from eocube.encode import Exit
 from eocube.inspection import fidelity, plan_of
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 SAHARA = "raw/rio_tiler_pds/sentinel-cogs/sentinel-s2-l2a-cogs/29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A"
 
