@@ -117,9 +117,10 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
     decoded = decoded.compute()
     left, right, bottom, top = extent = _edges(decoded, info.resolution)
     x, y = ds["x"].values, ds["y"].values
-    latents = ds.eocube.latents().isel(
-        y=np.flatnonzero((y < top) & (y > bottom)), x=np.flatnonzero((x > left) & (x < right))
-    )
+    part = {"y": np.flatnonzero((y < top) & (y > bottom)), "x": np.flatnonzero((x > left) & (x < right))}
+    latents = ds.eocube.latents().isel(part)
+    if "valid" in ds:
+        latents = latents.where(ds["valid"].isel(part) > 0)  # beyond the swath they describe mirrored filler
     core_px = info.core * info.stride
     return Shown(
         info=info,
