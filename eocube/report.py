@@ -311,8 +311,9 @@ def _states(ax: Axes, shown: Shown) -> None:
         for state in State
         if (count := int(counts[state]))
     ]
+    below = -0.55 * ax.figure.dpi / ax.get_window_extent().height  # inches: clear of the axis label on flat panels
     ax.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, -0.13), ncol=3, fontsize=9, frameon=False,
+        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, min(-0.13, below)), ncol=3, fontsize=9, frameon=False,
         labelcolor=INK, borderaxespad=0.0, borderpad=0.0, handlelength=1.2, columnspacing=1.2,
     )  # fmt: skip
 
