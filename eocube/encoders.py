@@ -14,6 +14,7 @@ from eocube.sensors import Sensor
 from eocube.worker import Encoder, Models
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder
+from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -88,11 +89,9 @@ def models_for(plan: Plan, weights: LoadedWeights, device: str) -> Models:
         )  # fmt: skip
 
     encoders: Mapping[str, Callable[[], Encoder]] = {p: maker(p) for p in LADDER[plan.encoding.precision]}
-    reference = FusedEncoder(
-        vae, sensor, device=device, dtype=torch.float32, resolution=lattice.resolution, window=lattice.window_px
-    )
+    pixels = PixelPipeline(sensor, lattice.resolution, lattice.window_px, torch.device(device))
     decoder = FusedDecoder(vae, sensor, device=device, dtype=torch.float32)
-    return Models(encoders, decoder, reference.physical, GPU_BATCH if device == "cuda" else 1, device)
+    return Models(encoders, decoder, pixels.physical, GPU_BATCH if device == "cuda" else 1, device)
 
 
 def numerics(device: str) -> dict[str, Any]:

@@ -12,13 +12,12 @@ import torch
 
 import eocube
 from eocube.commits import State
-from eocube.encoders import load
 from eocube.errors import StoreError
 from eocube.plan import Plan
 from eocube.quality import DATA_RANGE, psnr, rmse, sam
 from eocube.source import read_source
 from eocube.store import LatentStore
-from model.fused import FusedEncoder
+from model.pixels import PixelPipeline
 
 
 def cube_url(url: str, group: str | None) -> str:
@@ -110,7 +109,7 @@ def fidelity(plan: Plan, url: str) -> dict[str, dict[str, float]]:
 
     Sources are read again by the plan; pixels that either lacks are left out.
     """
-    truth = truth_encoder(plan)
+    truth = truth_pixels(plan)
     ds = eocube.open(url)
     decoded = ds.eocube.decode()
     scores: dict[str, dict[str, float]] = {}
@@ -133,12 +132,10 @@ def fidelity(plan: Plan, url: str) -> dict[str, dict[str, float]]:
     return scores
 
 
-def truth_encoder(plan: Plan) -> FusedEncoder:
-    """An encoder of the plan's sensor on the CPU, for its `physical`."""
-    return FusedEncoder(
-        load(plan.encoding.weights).vae, plan.sensor, device="cpu", dtype=torch.float32,
-        resolution=plan.grid.lattice.resolution, window=plan.grid.lattice.window_px,
-    )  # fmt: skip
+def truth_pixels(plan: Plan) -> PixelPipeline:
+    """What brings the plan's source pixels to one sampling in physical units, as its encoder does; needs no weights."""
+    lattice = plan.grid.lattice
+    return PixelPipeline(plan.sensor, lattice.resolution, lattice.window_px, torch.device("cpu"))
 
 
 def quicklook(url: str, group: str | None, out: Path, time: int = 0, *, source: bool = True) -> str:
@@ -146,7 +143,7 @@ def quicklook(url: str, group: str | None, out: Path, time: int = 0, *, source: 
     plan = plan_of(url, group)
     if not 0 <= time < len(plan.times):
         raise StoreError(f"time step {time}: {url} has 0 to {len(plan.times) - 1}")
-    pixels = read_source(plan, truth_encoder(plan), time) if source else None
+    pixels = read_source(plan, truth_pixels(plan), time) if source else None
     return str(eocube.open(cube_url(url, group)).eocube.quicklook(str(out), time=time, source=pixels))
 
 

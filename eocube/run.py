@@ -182,10 +182,10 @@ def report(
 def draw(cubes: Sequence[Cube], path: str, storage_options: Mapping[str, Any] | None, time: int = 0) -> str:
     """The quicklook of the cube with the most data, its source read again for comparison."""
     import eocube
-    from eocube.inspection import truth_encoder
+    from eocube.inspection import truth_pixels
     from eocube.source import read_source
 
     cube = max(cubes, key=lambda c: sum(1 for _ in c.plan.grid.requested_windows()))
-    source = read_source(cube.plan, truth_encoder(cube.plan), time, storage_options=storage_options)
+    source = read_source(cube.plan, truth_pixels(cube.plan), time, storage_options=storage_options)
     ds = eocube.open(cube.url, storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(path, time=time, source=source))

@@ -14,12 +14,12 @@ from eocube.errors import SourceError
 from eocube.grid import Window
 from eocube.plan import Plan
 from eocube.reader import WindowReader
-from model.fused import FusedEncoder
+from model.pixels import PixelPipeline
 
 
 def read_source(
     plan: Plan,
-    truth: FusedEncoder,
+    truth: PixelPipeline,
     time: int,
     *,
     threads: int = 4,
@@ -29,7 +29,7 @@ def read_source(
 
     Args:
         plan: the cube's frozen plan.
-        truth: an encoder of the plan's sensor; its `physical` upsamples coarser bands as the encoder itself does.
+        truth: the pixel pipeline of the plan's sensor; it upsamples coarser bands as the encoder does.
         time: index of the time step.
         threads: windows read at once.
         storage_options: fsspec options of the sources.
