@@ -34,11 +34,11 @@ class Options:
 def _worker(options: dict[str, object]) -> None:
     """What each Ray Train worker runs: the loop, with checkpoints reported from rank 0."""
     import ray.train
+    import torch
 
     from model.eo_vae import EOVAE
-    from model.training.finetune import metadata, train
+    from model.training.finetune import train
     from model.training.recipe import Job, Recipe
-    from model.weights import save_weights
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe, job = Recipe.load(str(options["recipe"])), options["job"]
@@ -50,8 +50,7 @@ def _worker(options: dict[str, object]) -> None:
             ray.train.report(losses)
             return
         with tempfile.TemporaryDirectory() as folder:
-            meta = metadata(averaged, recipe, job.name, {"losses": losses})
-            save_weights(averaged, Path(folder) / "weights.safetensors", meta)
+            torch.save(averaged.state_dict(), Path(folder) / "averaged.pt")
             ray.train.report(losses, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     train(recipe, job, report)

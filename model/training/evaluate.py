@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,12 +121,12 @@ class Evaluator:
                 linear[place.name] = score(place.tiles, [klt.reconstruct(t) for t in place.tiles], place.sensor)
         return cls(places, linear)
 
-    def table(self, vae: EOVAE, *, only: str | None = None) -> dict[str, dict[str, dict[str, float]]]:
-        """Place -> {nano, klt32} -> metric -> value; `only` restricts to names that contain it."""
+    def table(
+        self, vae: EOVAE, *, only: Callable[[Place], bool] = lambda _: True
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Place -> {nano, klt32} -> metric -> value, of the places that `only` wants."""
         out = {}
-        for place in self.places:
-            if only is not None and only not in place.name:
-                continue
+        for place in filter(only, self.places):
             predictions = [reconstruct(vae, t, place.sensor) for t in place.tiles]
             out[place.name] = {MODEL: score(place.tiles, predictions, place.sensor)}
             if place.name in self.linear:

@@ -24,13 +24,14 @@ from model.losses import MIN_SIDE, charbonnier, ms_ssim_loss, relative_angle, re
 from model.training.data import Image, complete, load_images
 from model.training.distill import distil
 from model.training.evaluate import Evaluator, ratios
+from model.training.kernels import KernelTable, free_kernels, restore_generators
 from model.training.linear_start import linear_start
 from model.training.optimiser import Muon, parameter_groups
 from model.training.recipe import Job, Recipe, Stage, limited, recipe_summary
 from model.training.sampler import Batch, Sampler
-from model.training.sensors import S1RTC, S2L2A, SENSORS
+from model.training.sensors import S1RTC, S2L2A, SENSORS, TrainedSensor
 from model.training.skeleton import skeleton_only
-from model.training.subsets import Family, teach, trained_lessons
+from model.training.subsets import Family, Lesson, teach, trained_lessons
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
 
@@ -52,7 +53,7 @@ def _optimiser(vae: EOVAE, stage: Stage) -> Muon:
     branches = branch_parameters(vae)
     skeleton, branch, generator = [], [], []
     for name, p in vae.named_parameters():
-        if ".fc_" in name:
+        if ".fc_" in name or ".conv_in.weights." in name or ".conv_out.weights." in name or ".biases." in name:
             generator.append(p)
         elif "weight_generator" in name or "fclayer" in name:
             # the solved heads read tiny differences of these features: a moving body would throw the kernels off
@@ -227,7 +228,10 @@ def train(recipe: Recipe, job: Job, report: Report = _unreported) -> EOVAE:
     rank = dist.get_rank() if dist.is_initialized() else 0
     recipe = limited(recipe, job)
     images: list[Image] = load_images(Path(recipe.listing), job.data)
-    extra = complete(images) if recipe.complete_bands else []
+    extra = []
+    if recipe.complete_bands:
+        level1 = [i for i in images if i.sensor == "S2L1C"]
+        extra = [*complete(images), *complete(level1, "S2L1C")]
     sampler = Sampler([*images, *extra], recipe.seed, recipe.mix)
     evaluator = Evaluator.build(images)
     vae = begin(recipe, job, sampler)
@@ -235,6 +239,7 @@ def train(recipe: Recipe, job: Job, report: Report = _unreported) -> EOVAE:
         for tensor in vae.state_dict().values():
             dist.broadcast(tensor, 0)
         sampler = Sampler([*images, *extra], recipe.seed + 1000 * (rank + 1), recipe.mix)
+    generators = free_kernels(vae, recipe_sensors(recipe)) if recipe.free_kernels else None
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = Average(copy.deepcopy(vae).requires_grad_(False).eval(), recipe.ema)
     if rank == 0:
@@ -245,23 +250,33 @@ def train(recipe: Recipe, job: Job, report: Report = _unreported) -> EOVAE:
         if rank == 0:
             publish(average.vae, recipe, job, evaluator, sampler, final=False)
     if rank == 0:
+        lessons = trained_lessons(average.vae, recipe_sensors(recipe))
+        if generators is not None:
+            restore_generators(average.vae, generators)
         if recipe.teach_minutes > 0:
-            teach_subsets(average.vae, recipe, sampler)
+            teach_subsets(average.vae, lessons, recipe, sampler, fresh=job.init in ("linear", "random"))
         publish(average.vae, recipe, job, evaluator, sampler, final=True)
     return average.vae
 
 
-def teach_subsets(vae: EOVAE, recipe: Recipe, sampler: Sampler) -> None:
-    """Generators for every subset of S2L2A's and S2L1C's bands, keeping what the sets of the mix were trained to."""
-    sensors = [S2L2A, *(SENSORS[n] for n in recipe.mix if n in SENSORS and n != S2L2A.name)]
-    lessons = trained_lessons(vae, sensors)
+def recipe_sensors(recipe: Recipe) -> list[TrainedSensor]:
+    """The whole sensors of the mix, S2L2A first."""
+    return [S2L2A, *(SENSORS[n] for n in recipe.mix if n in SENSORS and n != S2L2A.name)]
+
+
+def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: Recipe, sampler: Sampler, *, fresh: bool) -> None:
+    """Generators for every subset of S2L2A's and S2L1C's bands, keeping what the sets of the mix were trained to.
+
+    `lessons` are those of `recipe_sensors`; `fresh` starts the generators anew.
+    """
+    sensors = recipe_sensors(recipe)
     families = []
     for sensor, lesson in zip(sensors, lessons, strict=True):
         if sensor.name in ("S2L2A", "S2L1C"):
             x = sampler.draw_set(sensor, recipe.start_patches, recipe.start_patch).x
             pixels = x.permute(0, 2, 3, 1).flatten(0, 2)[::50]
             families.append(Family(lesson, pixels, sensor.bands.index("B10") if "B10" in sensor.bands else None))
-    error = teach(vae, lessons, families, minutes=recipe.teach_minutes, seed=recipe.seed)
+    error = teach(vae, lessons, families, minutes=recipe.teach_minutes, seed=recipe.seed, fresh=fresh)
     vae.requires_grad_(False)
     log.info("generators taught: the trained sets' kernels come back to %.4f", error)
 
@@ -332,13 +347,20 @@ def publish(
     vae: EOVAE, recipe: Recipe, job: Job, evaluator: Evaluator, sampler: Sampler, *, final: bool
 ) -> Mapping[str, Any]:
     """Write the averaged weights with their held-out figures; the final call scores every place, into a JSON too."""
-    table = evaluator.table(vae, only=None if final else "S2L2A 1")
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    entry = vae.encoder.conv_in
+    if isinstance(entry, KernelTable):
+        table = evaluator.table(vae, only=lambda place: entry.knows(place.sensor.wavelengths))
+    else:
+        table = evaluator.table(vae, only=lambda place: final or "S2L2A 1" in place.name)
     log.info("held out, RMSE and SAM over the KLT's: %s", ratios(table))
+    if isinstance(entry, KernelTable):
+        torch.save(vae.state_dict(), job.out.with_suffix(".partial.pt"))
+        return table
     frozen = copy.deepcopy(vae)
     calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
     described = {"held_out": table, "recipe": recipe_summary(recipe)}
     dtype = torch.float16 if recipe.dtype == "float16" else torch.float32
-    job.out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(frozen, job.out, metadata(frozen, recipe, job.name, described), dtype)
     if final:
         job.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")

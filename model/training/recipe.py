@@ -56,6 +56,7 @@ class Recipe:
     bfloat16: bool = True
     evaluate_minutes: float = 6.0
     complete_bands: bool = True
+    free_kernels: bool = False
     teach_minutes: float = 0.0
     dtype: str = "float16"
     training_data: str = ""

@@ -91,9 +91,9 @@ def _loss(layer: DynamicConv, lesson: Lesson) -> Tensor:
 
 def teach(
     vae: EOVAE, lessons: Sequence[Lesson], families: Sequence[Family], *, minutes: float, steps: int = 20_000,
-    lr: float = 1e-3, seed: int = 0, share: float = 0.4,
+    lr: float = 1e-3, seed: int = 0, share: float = 0.4, fresh: bool = True,
 ) -> float:  # fmt: skip
-    """Train both generators from their published initialisation on `lessons` and subsets of `families` (S2L2A first).
+    """Train both generators on `lessons` and subsets of `families` (S2L2A first), `fresh`: from their initialisation.
 
     A subset that was trained as a sensor of its own (RGB, RGBN) keeps what it learned there. Stops after `minutes` or
     `steps`, and ends with a ridge step on the last linear layers, weighed towards `lessons`. Returns the mean relative
@@ -102,7 +102,8 @@ def teach(
     rng = np.random.default_rng(seed)
     layers = (vae.encoder.conv_in, vae.decoder.conv_out)
     for layer in layers:
-        layer.reset_parameters()
+        if fresh:
+            layer.reset_parameters()
         layer.requires_grad_(True)
     params = [p for layer in layers for p in layer.parameters()]
     optimiser = torch.optim.AdamW(params, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))

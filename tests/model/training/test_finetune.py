@@ -15,11 +15,13 @@ import yaml
 from safetensors import safe_open
 
 from model.eo_vae import EOVAE
+from model.hypernet import DynamicConvIn
 from model.training.evaluate import LINEAR, MODEL, markdown
 from model.training.finetune import Average, branch_parameters, calibrate, train
+from model.training.kernels import KernelTable
 from model.training.recipe import Job, Recipe, limited
 from model.training.sampler import Batch
-from model.training.sensors import S2L2A
+from model.training.sensors import S1RTC, S2L2A
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
 
@@ -42,6 +44,26 @@ def recipe_file(world: World, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_free_kernels_end_up_in_the_generators(recipe_file: Path, world: World, tmp_path: Path) -> None:
+    recipe = replace(Recipe.load(recipe_file), free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05)
+    out = tmp_path / "tiny.safetensors"
+    trained = train(recipe, Job(world[1], out, name="tiny"))
+    assert type(trained.encoder.conv_in) is DynamicConvIn and out.with_suffix(".partial.pt").is_file()
+    partial = torch.load(out.with_suffix(".partial.pt"), weights_only=True)
+    for i, sensor in enumerate((S2L2A, S1RTC)):
+        weight, bias = trained.encoder.conv_in.kernel(sensor.wavelengths)
+        kept = partial[f"encoder.conv_in.weights.{i}"]
+        assert float((weight - kept).norm() / kept.norm()) < 0.02
+        weight, bias = trained.decoder.conv_out.kernel(sensor.wavelengths)
+        assert torch.allclose(bias, partial[f"decoder.conv_out.biases.{i}"], atol=2e-3)
+
+
+def test_a_kernel_outside_the_mix_is_named() -> None:
+    table = KernelTable(DynamicConvIn(8, 16, 1, 2, 16), [S2L2A.wavelengths])
+    with pytest.raises(KeyError, match="only those of the recipe's mix"):
+        table.kernel((0.5, 0.6))
 
 
 def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: World, tmp_path: Path) -> None:
@@ -122,7 +144,7 @@ def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) 
     result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-2000:]
     assert load_weights(str(out)).config.ch == 32
-    assert list((tmp_path / "runs").rglob("weights.safetensors"))
+    assert list((tmp_path / "runs").rglob("averaged.pt"))
 
 
 def test_job_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
