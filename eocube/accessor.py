@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import xarray as xr
 
 from eocube.attributes import KEY, NODATA_CODE, CubeInfo, read_info
 from eocube.errors import InputError, StoreError
+from eocube.redaction import redacted
 from eocube.sensors import Sensor, nearest
+from eocube.storage_options import options_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +61,7 @@ def open(
 
     shown = _without_query(url)
     path = _group_url(url, group)
+    storage_options = dict(options_for(path, storage_options)) or None
     try:
         root = zarr.open_group(path, mode="r", storage_options=storage_options)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -324,12 +328,14 @@ def _centres(first: int, count: int, metres: int) -> np.ndarray[Any, np.dtype[np
 def _group_url(url: str, group: str | None) -> str:
     if group is None:
         return url
+    if re.fullmatch(r"\w+", group) is None:
+        raise StoreError(f"group {group!r} is no zone's name, such as utm32")
     head, mark, query = url.partition("?")
     return f"{head.rstrip('/')}/{group.strip('/')}{mark}{query}"
 
 
 def _without_query(url: str) -> str:
-    return url.partition("?")[0]
+    return redacted(url)
 
 
 def _first_line(error: BaseException) -> str:

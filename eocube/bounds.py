@@ -145,11 +145,15 @@ def footprint_of(item: Mapping[str, Any]) -> BaseGeometry | None:
 
 
 def _unrolled(part: BaseGeometry) -> BaseGeometry:
-    """One ring's polygon with its western longitudes shifted by 360 where it spans more than half the globe."""
+    """One ring's polygon with its western longitudes shifted by 360 where it spans more than half the globe.
+
+    One whose corners all lie on the antimeridian stays: it goes around the globe and crosses nothing.
+    """
     west, _, east, _ = part.bounds
     if east - west <= 180:
         return part
-    return shapely.transform(part, lambda xy: _shift_west(xy))
+    turned = shapely.transform(part, lambda xy: _shift_west(xy))
+    return turned if turned.bounds[2] > turned.bounds[0] else part
 
 
 def _shift_west(xy: Any) -> Any:

@@ -15,6 +15,7 @@ from shapely.geometry.base import BaseGeometry
 from eocube.bounds import BBox, Interval, footprint_of, overlap, parse_bbox, parse_interval, split_box
 from eocube.dark_tail import OverviewReader, overview_reader
 from eocube.errors import InputError, RadiometryError, SourceError
+from eocube.network import shared_network
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
 from eocube.stac_items import find_asset, identify, level_of, processing_rank, scene_from_item
@@ -30,6 +31,7 @@ from eocube.stac_sources import (
     walk_static,
     within,
 )
+from eocube.untrusted import check_item
 
 __all__ = [
     "PRESETS",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 PLANETARY_COMPUTER = "planetary-computer"
+SIGNING_HOST = "planetarycomputer.microsoft.com"
 # Two items of one tile and datatake that share more than this of the smaller footprint are the same acquisition
 # processed twice; the halves of a tile that was downlinked in two strips barely overlap and are both kept.
 SAME_ACQUISITION = 0.5
@@ -75,6 +78,7 @@ def search(
     storage_options: Mapping[str, Any] | None = None,
     check_pixels: bool = False,
     read_overview: OverviewReader | None = None,
+    allow_local: bool = False,
 ) -> SearchResult:
     """Every usable scene of `sensor` that meets the box (or boxes) and the interval, each acquisition once.
 
@@ -84,11 +88,12 @@ def search(
     the next. Where metadata contradict each other about the offset a coarse view of the dark bands is read
     (`read_overview`, default: rasterio) and decides, or the item is refused; `check_pixels` reads one also of the
     items that are consistent but of the class known to be wrong at times. `max_items` stops after that many items.
+    `allow_local` lets a catalogue from elsewhere lead to files of this machine.
 
     Raises `InputError` where the catalogue cannot be reached, is no STAC, or cannot serve the sensor.
     """
     boxes = _boxes(bbox)
-    gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options)
+    gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options, allow_local)
     signer = gathered.signer
     inside = [one for one in gathered.found if within(one.item, boxes, interval)]
     reader = read_overview or overview_reader(storage_options)
@@ -144,6 +149,7 @@ def _gather(
     interval: Interval,
     max_items: int | None,
     storage_options: Mapping[str, Any] | None,
+    allow_local: bool,
 ) -> _Gathered:
     """The items of whichever kind of catalogue it is."""
     every = tuple(dict.fromkeys(name for names in sensor.collections.values() for name in names))
@@ -152,7 +158,7 @@ def _gather(
     if preset is None:
         document = load_json(url, storage_options)
         if not (url.startswith("http") and is_api(document)):
-            return _gather_static(url, document, sensor, every, storage_options)
+            return _gather_static(url, document, sensor, every, storage_options, allow_local)
     if preset is not None:
         wanted = (*sensor.collections.get(preset, ()), *sensor.collections.get("any", ()))
         if not wanted:
@@ -166,6 +172,7 @@ def _gather(
     if preset == PLANETARY_COMPUTER:
         _need_signer()
     found = search_api(url, wanted, boxes, interval, max_items=max_items)
+    found = [replace(one, allow_local=allow_local) for one in found]
     name = f"{preset} ({safe_url(url)})" if preset else safe_url(url)
     signer = PLANETARY_COMPUTER if preset == PLANETARY_COMPUTER else None
     return _Gathered(found, wanted, f"searched {name}, collections {', '.join(wanted)}", signer)
@@ -177,6 +184,7 @@ def _gather_static(
     sensor: Sensor,
     every: tuple[str, ...],
     storage_options: Mapping[str, Any] | None,
+    allow_local: bool,
 ) -> _Gathered:
     """A static catalogue's items: those of the sensor's collections, or, where it has none of them, of all others.
 
@@ -190,10 +198,12 @@ def _gather_static(
         others.add(name)
         return False
 
-    items, absent = walk_static(root, ours, storage_options, document=document)
+    items, absent = walk_static(root, ours, storage_options, document=document, allow_local=allow_local)
     found = [one for one in items if one.item.get("collection") in every]
     if not found and others:
-        items, absent = walk_static(root, lambda name: True, storage_options, document=document)
+        items, absent = walk_static(
+            root, lambda name: True, storage_options, document=document, allow_local=allow_local
+        )
     if not found:
         found = [one for one in items if _has_any(one.item, sensor)]
     ids = sorted({str(one.item.get("collection")) for one in found})
@@ -202,7 +212,8 @@ def _gather_static(
 
 
 def _has_any(item: Mapping[str, Any], sensor: Sensor) -> bool:
-    return any(find_asset(item, band.assets) is not None for band in sensor.bands)
+    assets = item.get("assets")
+    return isinstance(assets, Mapping) and any(find_asset(item, band.assets) is not None for band in sensor.bands)
 
 
 def _same_host(known: str, url: str) -> bool:
@@ -217,7 +228,13 @@ def _one_each(
     Runs the acquisitions on threads, since pixels may have to be read to decide; the outcome does not depend on that.
     """
     acquisitions: dict[tuple[str, str, str | None], list[Found]] = {}
+    unfit: list[tuple[str, str]] = []
     for one in found:
+        try:
+            check_item(one.item)
+        except SourceError as error:
+            unfit.append((str(one.item.get("id")), str(error)))
+            continue
         identity = identify(one.item)
         key = (identity.group, identity.tile or str(one.item.get("id")), level_of(one.item))
         acquisitions.setdefault(key, []).append(one)
@@ -244,7 +261,7 @@ def _one_each(
         outcomes = list(pool.map(best, acquisitions.values()))
     return (
         [scene for scenes, _, _ in outcomes for scene in scenes],
-        [pair for _, pairs, _ in outcomes for pair in pairs],
+        unfit + [pair for _, pairs, _ in outcomes for pair in pairs],
         [pair for _, _, pairs in outcomes for pair in pairs],
     )
 
@@ -289,6 +306,7 @@ def sign(href: str, signer: str | None) -> str:
     import planetary_computer
 
     try:
-        return str(planetary_computer.sign_url(href))
+        # Most calls take a token that is kept; those that fetch one are few.
+        return shared_network().call(SIGNING_HOST, lambda: str(planetary_computer.sign_url(href)), request=False)
     except Exception as error:  # the package raises errors of its HTTP client; none may carry the token on
         raise SourceError(f"cannot sign {safe_url(href)}: {type(error).__name__}") from None

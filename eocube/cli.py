@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import tyro
 
 from eocube.encode import EncodeOptions, Exit
 from eocube.errors import EocubeError, InputError, StoreError
+from eocube.storage_options import VARIABLE, parse_options
 
 Options = TypeVar("Options")
 
@@ -27,6 +29,8 @@ class StoreOptions:
 
     url: Annotated[str, tyro.conf.Positional]
     """Path or URL of the cube."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones, such as utm32."""
     json: bool = False
@@ -39,6 +43,24 @@ class VerifyOptions(StoreOptions):
 
     decode: bool = False
     """Also decode, and compare with the sources read again: PSNR, RMSE and SAM a time step."""
+    sample: int = 64
+    """With --decode: windows of a time step that are compared, at most; 0 for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """One self-contained HTML page on a cube: how its windows ended, how good they are, how the run went."""
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Path or URL of the cube."""
+    out: str = "report.html"
+    """The page."""
+    source: bool = False
+    """Read the sources again, to draw them beside what is decoded."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
+    group: str | None = None
+    """Zone of a cube of several zones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,8 @@ class DecodeOptions:
     """As B04,B03,B02. None decodes all."""
     time: int = 0
     """Time step of a GeoTIFF."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones."""
 
@@ -69,6 +93,8 @@ class QuicklookOptions:
     """Time step."""
     source: bool = True
     """Read the source again for comparison."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones."""
 
@@ -91,9 +117,15 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
         raise SystemExit(int(Exit.BAD_INPUT)) from None
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2."""
+def guarded(command: Callable[[], int], storage_options: Sequence[str] = ()) -> int:
+    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2.
+
+    `storage_options` hold wherever the command opens something remote: they go by this process's environment.
+    """
     try:
+        given = parse_options(storage_options)
+        if given is not None:
+            os.environ[VARIABLE] = json.dumps(given)
         return int(command())
     except (InputError, StoreError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -109,8 +141,8 @@ def guarded(command: Callable[[], int]) -> int:
 def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bool = False) -> int:
     """`encode_region.py` and `eocube encode|plan`."""
     options = parse(EncodeOptions, argv, prog)
-    if plan:
-        options = dataclasses.replace(options, plan=True)
+    # `eocube plan` is for people unless it is asked for JSON; `--plan` has always printed JSON.
+    options = dataclasses.replace(options, plan=True) if plan else dataclasses.replace(options, json=True)
 
     def command() -> int:
         from eocube.run import encode_region
@@ -131,7 +163,7 @@ def info_main(argv: Sequence[str]) -> int:
         print(json.dumps(found, indent=1) if options.json else describe(found))
         return Exit.DONE
 
-    return guarded(command)
+    return guarded(command, options.storage_options)
 
 
 def status_main(argv: Sequence[str]) -> int:
@@ -145,7 +177,7 @@ def status_main(argv: Sequence[str]) -> int:
         print(json.dumps(found, indent=1) if options.json else describe(found))
         return Exit.RETRYABLE if found["retryable"] else Exit.DONE
 
-    return guarded(command)
+    return guarded(command, options.storage_options)
 
 
 def verify_main(argv: Sequence[str]) -> int:
@@ -155,11 +187,15 @@ def verify_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.inspection import describe, verify
 
-        found = verify(options.url, options.group, decode=options.decode)
-        print(json.dumps(found, indent=1) if options.json else describe(found))
+        found = verify(options.url, options.group, decode=options.decode, sample=options.sample or None)
+        if options.json:
+            print(json.dumps(found, indent=1))
+        else:
+            print(describe({k: v for k, v in found.items() if k != "findings"}))
+            print("\n".join(found["findings"]) or "nothing wrong found")
         return Exit.RETRYABLE if found["findings"] else Exit.DONE
 
-    return guarded(command)
+    return guarded(command, options.storage_options)
 
 
 def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
@@ -173,7 +209,7 @@ def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
         print(export(options.url, options.out, bands=bands, time=options.time, group=options.group))
         return Exit.DONE
 
-    return guarded(command)
+    return guarded(command, options.storage_options)
 
 
 def quicklook_main(argv: Sequence[str]) -> int:
@@ -186,7 +222,20 @@ def quicklook_main(argv: Sequence[str]) -> int:
         print(quicklook(options.url, options.group, Path(options.out), options.time, source=options.source))
         return Exit.DONE
 
-    return guarded(command)
+    return guarded(command, options.storage_options)
+
+
+def report_main(argv: Sequence[str]) -> int:
+    """Write the report page of a cube."""
+    options = parse(ReportOptions, argv, "eocube report")
+
+    def command() -> int:
+        from eocube.page import write_page
+
+        print(write_page(options.url, options.out, group=options.group, source=options.source))
+        return Exit.DONE
+
+    return guarded(command, options.storage_options)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
@@ -196,6 +245,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "status": ("how its windows ended, and why", status_main),
     "verify": ("read every shard back", verify_main),
     "decode": ("decode to GeoTIFF or Zarr", decode_main),
+    "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),
 }
 

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
+from typing import Any
+from zlib import crc32
 
-from eocube.commits import Receipt
+import numpy as np
+import numpy.typing as npt
+
+from eocube.commits import Receipt, checked, is_whole, states_in, with_check
 from eocube.errors import StoreError
 from eocube.target import Target
 
 FOLDER = "commits"
 PLAN = f"{FOLDER}/plan.json"
 LAYOUT = f"{FOLDER}/layout.json"
+SEAL = f"{FOLDER}/segments.json"
+"""What the log held when the store was last finalised: a segment that went since is known to have gone."""
 _SEGMENT = re.compile(rf"{FOLDER}/(\d{{8,}})\.jsonl")
+_PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d+),"shard":\[(\d+),(\d+)\],')
+_SHIFT = b'{"shift":'
 _TOGETHER = 64  # segments read at once: bounds memory, hides latency
-
+_LINES = 1024  # receipts parsed ahead of their reader, at about 2 kB
+_HELD = 32 * 2**20  # bytes of segments kept for reading them again
 Place = tuple[int, int, int]
 """(time, shard row, shard column)."""
+_ROW = np.dtype([(name, np.int32) for name in ("time", "row", "col", "segment", "start", "length")])
+
+
+def segment_key(number: int) -> str:
+    """Key of a segment."""
+    return f"{FOLDER}/{number:08d}.jsonl"
 
 
 class CommitLog:
-    """The receipts of a store. The last receipt of a (time, shard) counts; earlier ones are history."""
+    """The receipts of a store. The last receipt of a (time, shard) counts; earlier ones are history.
+
+    A store that grew northwards or westwards counts its rows and columns from another corner since: a `shift` line in
+    the log says so, and receipts before it are read as if they had been written after it.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -34,70 +56,237 @@ class CommitLog:
         numbered = [(int(m[1]), key) for key in self._target.keys(FOLDER) if (m := _SEGMENT.fullmatch(key))]
         return [key for _, key in sorted(numbered)]
 
+    def next_number(self) -> int:
+        """Number of the segment that comes next."""
+        last = self.segments()[-1:]
+        match = _SEGMENT.fullmatch(last[0]) if last else None
+        return int(match[1]) + 1 if match else 0
+
     def append(self, receipts: Iterable[Receipt]) -> str | None:
-        """Write receipts as one new segment, in one request; its key, or None when there are none."""
+        """Write receipts as one new segment, in one request; its key, or None when there are none.
+
+        A segment that is there is never overwritten, whoever wrote it: receipts merge in any order.
+        """
         lines = [receipt.to_json() + "\n" for receipt in receipts]
         if not lines:
             return None
+        data = "".join(lines).encode()
         with self._lock:
             if self._next is None:
-                last = self.segments()[-1:]
-                match = _SEGMENT.fullmatch(last[0]) if last else None
-                self._next = int(match[1]) + 1 if match else 0
-            key = f"{FOLDER}/{self._next:08d}.jsonl"
-            self._target.put(key, "".join(lines).encode())
+                self._next = self.next_number()
+            while not self._target.create(segment_key(self._next), data):
+                self._next += 1
             self._next += 1
-        return key
+            return segment_key(self._next - 1)
 
     def receipts(self) -> Iterator[Receipt]:
         """Every receipt in the order logged, those that a later one replaced too.
 
         A segment's torn last line is left out: its unit is simply not done. StoreError for damage elsewhere.
         """
-        for _, receipt in self._read():
-            yield receipt
+        keys = self.segments()
+        shifts = {k: self._shift(keys[k], data) for k, data in self._each(keys) if data.startswith(_SHIFT)}
+        moves = _Moves(shifts, len(keys))
+        for k, data in self._each(keys):
+            for number, (start, length) in enumerate(_lines(data), 1):
+                line = data[start : start + length]
+                if not line.startswith(_SHIFT) and (at := self._place(keys[k], number, line, data)) is not None:
+                    yield moves.apply(k, at if isinstance(at, Receipt) else Receipt.from_json(line))
 
     def latest(self) -> Latest:
-        """What counts: the last receipt of every (time, shard)."""
-        lines: dict[Place, bytes] = {}
-        for line, receipt in self._read():
-            lines[(receipt.time, *receipt.shard)] = line
-        return Latest(lines)
-
-    def _read(self) -> Iterator[tuple[bytes, Receipt]]:
+        """What counts: the last receipt of every (time, shard). Memory: about 60 bytes a unit while it is made."""
         keys = self.segments()
-        for start in range(0, len(keys), _TOGETHER):
-            batch = keys[start : start + _TOGETHER]
-            for key, data in zip(batch, self._target.get_many(batch), strict=True):
-                lines = data.split(b"\n")
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        receipt = Receipt.from_json(line)
-                    except (ValueError, json.JSONDecodeError) as error:
-                        if number == len(lines):  # no newline after it: torn
-                            break
-                        raise StoreError(
-                            f"{self._target.at(key)} line {number} is damaged ({error}): remove the segment and run "
-                            "the same command again; its units are done again"
-                        ) from error
-                    yield line, receipt
+        held = _Held(self._target, keys)
+        rows: list[npt.NDArray[Any]] = []
+        sums: list[str] = []
+        shifts: dict[int, tuple[int, ...]] = {}
+        for k, data in self._each(keys):
+            held.keep(k, data)
+            sums.append(f"{crc32(data):08x}")
+            found = []
+            for number, (start, length) in enumerate(_lines(data), 1):
+                line = data[start : start + length]
+                if line.startswith(_SHIFT):
+                    shifts[k] = self._shift(keys[k], line)
+                elif (at := self._place(keys[k], number, line, data)) is not None:
+                    place = (at.time, *at.shard) if isinstance(at, Receipt) else at
+                    found.append((*place, k, start, length))
+            rows.append(np.array(found, _ROW))
+        table = np.concatenate(rows) if rows else np.empty(0, _ROW)
+        del rows
+        moves = _Moves(shifts, len(keys))
+        table["row"] += moves.rows[table["segment"]]
+        table["col"] += moves.cols[table["segment"]]
+        # By place, and by age within a place: the last of each place counts.
+        order = np.lexsort((table["start"], table["segment"], table["col"], table["row"], table["time"]))
+        table = table[order]
+        if len(table):
+            places = [table[name] for name in ("time", "row", "col")]
+            last = np.ones(len(table), np.bool_)
+            last[:-1] = np.logical_or.reduce([p[1:] != p[:-1] for p in places])
+            table = table[last]
+        return Latest(table, held, moves, dict(zip(keys, sums, strict=True)))
+
+    def _each(self, keys: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+        """Every segment's number in `keys` and its bytes, few at a time."""
+        for first in range(0, len(keys), _TOGETHER):
+            batch = keys[first : first + _TOGETHER]
+            yield from enumerate(self._target.get_many(batch), first)
+
+    def _place(self, key: str, number: int, line: bytes, data: bytes) -> tuple[int, int, int] | Receipt | None:
+        """A line's (time, row, column), or its receipt where that takes parsing; None for a torn last line."""
+        if is_whole(line) and (found := _PLACE.match(line)):
+            return int(found[1]), int(found[2]), int(found[3])
+        try:
+            return Receipt.from_json(line)
+        except (ValueError, json.JSONDecodeError) as error:
+            if data.endswith(line):  # no newline after it: torn
+                return None
+            raise self._damaged(key, number, error) from error
+
+    def _shift(self, key: str, data: bytes) -> tuple[int, ...]:
+        """The shift that a segment of one line holds: (shard rows, shard columns, window rows, window columns)."""
+        try:
+            found = checked(data.rstrip(b"\n"))
+            return tuple(int(v) for v in (*found["shift"], *found["windows"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(key, 1, error) from error
+
+    def _damaged(self, key: str, number: int, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self._target.at(key)} line {number} is damaged ({error}): remove the segment and run "
+            "the same command again; its units are done again"
+        )
+
+
+class _Moves:
+    """How far what a segment says lies from where it is counted now."""
+
+    def __init__(self, shifts: dict[int, tuple[int, ...]], segments: int) -> None:
+        self._total = np.zeros((segments + 1, 4), np.int32)
+        for k, shift in shifts.items():
+            self._total[:k] += np.array(shift, np.int32)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """Shard rows to add, by segment."""
+        return self._total[:, 0]
+
+    @property
+    def cols(self) -> npt.NDArray[np.int32]:
+        """Shard columns to add, by segment."""
+        return self._total[:, 1]
+
+    def windows(self, segment: int) -> npt.NDArray[np.int32]:
+        """(2, 1): window rows and columns to add to what a segment says."""
+        return self._total[segment, 2:, None]
+
+    def apply(self, segment: int, receipt: Receipt) -> Receipt:
+        """A receipt of a segment as it would be written now."""
+        drow, dcol, dwy, dwx = (int(v) for v in self._total[segment])
+        if not (drow or dcol):
+            return receipt
+        row, col = receipt.shard[0] + drow, receipt.shard[1] + dcol
+        return replace(
+            receipt,
+            unit=f"t{receipt.time:05d}/r{row:04d}/c{col:04d}",
+            shard=(row, col),
+            windows=tuple(replace(w, row=w.row + dwy, col=w.col + dwx) for w in receipt.windows),
+        )
+
+
+class _Held:
+    """Segments by their number, the last ones read kept up to a bound."""
+
+    def __init__(self, target: Target, keys: Sequence[str]) -> None:
+        self._target, self._keys = target, keys
+        self._data: OrderedDict[int, bytes] = OrderedDict()
+        self._size = 0
+
+    def keep(self, number: int, data: bytes) -> None:
+        """Remember a segment, and forget the longest unused ones."""
+        if number in self._data:
+            return
+        self._data[number] = data
+        self._size += len(data)
+        while self._size > _HELD and len(self._data) > 1:
+            self._size -= len(self._data.popitem(last=False)[1])
+
+    def get(self, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Segments, those that are not kept read several at a time."""
+        absent = [n for n in numbers if n not in self._data]
+        for number in numbers:
+            if number in self._data:
+                self._data.move_to_end(number)
+                yield number, self._data[number]
+        for first in range(0, len(absent), _TOGETHER):
+            batch = absent[first : first + _TOGETHER]
+            for number, data in zip(batch, self._target.get_many([self._keys[n] for n in batch]), strict=True):
+                self.keep(number, data)
+                yield number, data
 
 
 class Latest:
-    """The receipts that count, by (time, shard row, shard column) in that order whatever the log's; held as lines."""
+    """The receipts that count, by (time, shard row, shard column) in that order whatever the log's.
 
-    def __init__(self, lines: dict[Place, bytes]) -> None:
-        self._lines = lines
-        self._places = sorted(lines)
+    Only where each lies is held, 24 bytes a unit; the receipts themselves are read again as they are asked for.
+    """
+
+    def __init__(self, table: npt.NDArray[Any], held: _Held, moves: _Moves, segments: Mapping[str, str]) -> None:
+        self._table, self._held, self._moves = table, held, moves
+        self.segments = segments
+        """CRC-32 of every segment of the log, by its key."""
+
+    def seal(self) -> bytes:
+        """What `commits/segments.json` is to hold."""
+        return with_check({"segments": dict(self.segments)}).encode()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._table)
 
     def __iter__(self) -> Iterator[Receipt]:
-        return (Receipt.from_json(self._lines[place]) for place in self._places)
+        return self._between(0, len(self._table))
 
     def of_times(self, start: int, stop: int) -> Iterator[Receipt]:
         """Those of times start <= t < stop."""
-        return (Receipt.from_json(self._lines[p]) for p in self._places if start <= p[0] < stop)
+        first, last = np.searchsorted(self._table["time"], (start, stop))
+        return self._between(int(first), int(last))
+
+    def of(self, time: int, row: int, col: int) -> Receipt:
+        """The receipt of one unit, which is there."""
+        first, last = np.searchsorted(self._table["time"], (time, time + 1))
+        part = self._table[first:last]
+        (at,) = np.flatnonzero((part["row"] == row) & (part["col"] == col))
+        return next(self._between(int(first + at), int(first + at) + 1))
+
+    def states(self) -> Iterator[tuple[Place, npt.NDArray[np.int64]]]:
+        """Each unit's (time, row, column), and (3, windows) of row, column and state: cheaper than its receipt."""
+        places = zip(*(self._table[name].tolist() for name in ("time", "row", "col")), strict=True)
+        for place, (line, segment) in zip(places, self._raw(0, len(self._table)), strict=True):
+            found = states_in(line)
+            found[:2] += self._moves.windows(segment)
+            yield place, found
+
+    def _between(self, first: int, last: int) -> Iterator[Receipt]:
+        return (self._moves.apply(segment, Receipt.from_json(line)) for line, segment in self._raw(first, last))
+
+    def _raw(self, first: int, last: int) -> Iterator[tuple[bytes, int]]:
+        """Lines with their segment's number, in the order of the table."""
+        for begin in range(first, last, _LINES):
+            part = self._table[begin : min(begin + _LINES, last)]
+            lines: list[bytes] = [b""] * len(part)
+            for number, data in self._held.get([int(n) for n in np.unique(part["segment"])]):
+                for i in np.flatnonzero(part["segment"] == number):
+                    lines[i] = data[part["start"][i] : part["start"][i] + part["length"][i]]
+            yield from zip(lines, part["segment"].tolist(), strict=True)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, int]]:
+    """(start, length) of every line that is not empty. Numbers count these lines."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        if data[start:end].strip():
+            yield start, end - start
+        start = end + 1

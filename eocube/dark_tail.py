@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from eocube.errors import RadiometryError
 from eocube.gdal_env import gdal_environment, open_raster
+from eocube.network import shared_network
 from eocube.radiometry import Contradiction, Radiometry
+from eocube.read_failure import judge_read
+from eocube.storage_options import host_of
 
 # Takes an asset's href and gives a coarse view of its first band, in raw DN (0 is nodata).
 OverviewReader = Callable[[str], NDArray[Any]]
@@ -28,6 +31,7 @@ REMOVED_BELOW = 700.0
 RAISED_WITHIN = (900.0, 1250.0)
 ENOUGH_PIXELS = 1000
 OVERVIEW_SIDE = 512
+TRIES = 4
 
 
 def dark_tail(raw: NDArray[Any]) -> float | None:
@@ -105,7 +109,7 @@ def overview_reader(storage_options: Mapping[str, Any] | None = None) -> Overvie
     """A reader of coarse views, nearest neighbour, of at most `OVERVIEW_SIDE` a side; any URL that the reader takes."""
     options = dict(storage_options or {})
 
-    def read(href: str) -> NDArray[Any]:
+    def once(href: str) -> NDArray[Any]:
         with gdal_environment(options):
             raster = open_raster(href, options)
             try:
@@ -114,5 +118,13 @@ def overview_reader(storage_options: Mapping[str, Any] | None = None) -> Overvie
                 return band
             finally:
                 raster.close()
+
+    def read(href: str) -> NDArray[Any]:
+        host = host_of(href, options)
+        if not host:
+            return once(href)
+        return shared_network().call(
+            host, lambda: once(href), tries=TRIES, judge=judge_read, request=False, patient=False
+        )
 
     return read

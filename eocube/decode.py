@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from scipy import ndimage
+
+from eocube.mirror import mirror_sources
 
 Floats = npt.NDArray[np.float32]
 Decode = Callable[[Floats], Floats]
@@ -145,22 +146,12 @@ def _decode_window(
 
 
 def mirror_fill(window: Floats, there: npt.NDArray[np.bool_]) -> Floats:
-    """Fill (z, h, w) where `there` (h, w) is False by mirroring across the nearest pixel that is there.
-
-    A pixel p with nearest q takes the value at 2q - p when that is there, else the one at q: the ground goes on in the
-    way it ends, so that the network sees something plausible next to the part that is kept.
-    """
+    """Fill (z, h, w) where `there` (h, w) is False, as `mirror_sources` says; the window itself where nothing lacks."""
     if there.all():
         return window
-    p = np.indices(there.shape)
-    q = ndimage.distance_transform_edt(~there, return_distances=False, return_indices=True)
-    mirrored = 2 * q - p
-    limits = np.array(there.shape).reshape(2, 1, 1)
-    inside = ((mirrored >= 0) & (mirrored < limits)).all(axis=0)
-    row, col = np.where(inside, mirrored, q)
-    usable = there[row, col]
-    row, col = np.where(usable, row, q[0]), np.where(usable, col, q[1])
-    filled: Floats = window[:, row, col]
+    filled: Floats = window.copy()
+    gaps, sources = mirror_sources(there)
+    filled[:, *gaps] = window[:, *sources]
     return filled
 
 

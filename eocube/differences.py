@@ -40,6 +40,11 @@ def difference(document: Mapping[str, Any], plan: StorePlan, steps: Steps) -> st
     return f"another plan ({document.get('plan_hash')}, asked {plan.hash}): the catalogue gives its scenes differently"
 
 
+def named_changes(was: Any, asked: Any) -> str:
+    """How two JSON documents differ, the first few places named; "" when they do not."""
+    return _listed(list(_changes(was, asked, "")))
+
+
 def _changes(was: Any, asked: Any, path: str) -> Iterator[str]:
     if isinstance(was, Mapping) and isinstance(asked, Mapping):
         for key in dict.fromkeys((*was, *asked)):

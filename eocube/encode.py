@@ -16,13 +16,14 @@ from eocube.commits import State
 from eocube.errors import InputError
 from eocube.gdal_env import without_query
 from eocube.grid import grids_for
+from eocube.network import NetworkLimits
 from eocube.plan import Plan, build_plan
 from eocube.sensors import Sensor, get_sensor
 
 if TYPE_CHECKING:
     from eocube.encoders import LoadedWeights
 
-PRECISIONS = ("fp16", "bf16", "fp32")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 STORAGES = ("fp16", "int8")
 
 
@@ -60,11 +61,12 @@ class EncodeOptions:
     max_cloud: str | None = None
     """Windows (of scenes with no cloud mask: scenes) cloudier than this, in percent, are left out as cloudy."""
     precision: str | None = None
-    """fp16, bf16 or fp32. None: fp16 on a GPU, fp32 on a CPU."""
+    """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
+    is fastest in, bf16 where it multiplies that in hardware, else fp32."""
     storage: str = "fp16"
     """fp16 or int8: how latents are stored."""
     retry: str | None = None
-    """Do windows that ended so again: read_failed or encode_failed."""
+    """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway."""
     plan: bool = False
     """Search, print the plan and stop before a pixel is read."""
     demo: bool = False
@@ -75,8 +77,29 @@ class EncodeOptions:
     """Encoding actors. None: one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None
     """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
-    verify_fraction: str = "0.05"
-    """Share of the windows decoded again as they are made, for psnr and sam."""
+    log_dir: str | None = None
+    """Where the run's structured log (JSON lines) goes: a local folder. None: into the cube, under commits/runs."""
+    verify_fraction: str = "0.005"
+    """Share of the windows decoded again as they are made, for psnr, sam and seams; at least one unless 0."""
+    storage_options: tuple[str, ...] = field(default=(), repr=False)
+    """fsspec options of the target, and of catalogue and sources where --source-options does not say otherwise: a JSON
+    object, name=value pairs such as endpoint_url=... anon=true profile=... requester_pays=true, or @file.json."""
+    source_options: tuple[str, ...] = field(default=(), repr=False)
+    """fsspec options of catalogue and sources, where they differ; `{}` for none."""
+    max_requests_per_second: str | None = None
+    """To any one host, from the whole run; the actors divide it. Sources are then read one range a request."""
+    patience: str = "600"
+    """Seconds that a host which stops answering is waited for, the run pausing, before what needs it fails."""
+    allow_local_sources: bool = False
+    """Let a catalogue from elsewhere lead to files of this machine."""
+    price: float | None = None
+    """With --plan: dollars an hour of one device (a GPU, or one machine's CPUs)."""
+    calibrate: int = 0
+    """With --plan: read and encode so many windows here to learn the rate; else a recorded benchmark gives it."""
+    benchmark: str | None = None
+    """With --plan: the JSON of jobs/benchmark.py that gives the rate."""
+    json: bool = False
+    """With `eocube plan`: print JSON."""
     quiet: bool = False
     """Print only errors and the last line."""
 
@@ -97,6 +120,7 @@ class Request:
     out: str
     retry: tuple[State, ...]
     verify_fraction: float
+    network: NetworkLimits
     device: str
     """What the actors encode on: "cuda" or "cpu"."""
     options: EncodeOptions = field(repr=False)
@@ -114,6 +138,8 @@ class Request:
             raise InputError("--datetime is missing: give a date or A/B, such as 2024-06-01/2024-08-31")
         if not options.out and not options.plan:
             raise InputError("--out is missing: say where the cube goes, a path or URL ending in .zarr")
+        if "://" in options.out and ".." in options.out.split("/"):
+            raise InputError(f"--out {options.out}: a URL with '..' means different places to different servers")
         resolution = number(options.resolution, "--resolution")
         if resolution <= 0 or resolution != int(resolution):
             raise InputError(f"--resolution is in whole metres above 0, not {options.resolution}")
@@ -123,14 +149,15 @@ class Request:
         share = number(options.verify_fraction, "--verify-fraction")
         if not 0 <= share <= 1:
             raise InputError(f"--verify-fraction is a share from 0 to 1, not {options.verify_fraction}")
-        precision = options.precision or ("fp16" if on_gpu else "fp32")
-        one_of(precision, PRECISIONS, "--precision")
+        precision = one_of(options.precision or "auto", PRECISIONS, "--precision")
+        if precision == "auto":
+            precision = "fp16" if on_gpu else fastest_on_cpu()
         one_of(options.storage, STORAGES, "--storage")
         retry = () if options.retry is None else tuple(retryable(r) for r in options.retry.split(","))
         return cls(
             sensor, parse_bbox(west, south, east, north), parse_interval(options.datetime), options.catalog,
             options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
-            retry, share, "cuda" if on_gpu else "cpu", options,
+            retry, share, network_limits(options), "cuda" if on_gpu else "cpu", options,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -147,6 +174,28 @@ class Request:
             "precision": self.precision,
             "storage": self.storage,
         }
+
+
+def fastest_on_cpu() -> str:
+    """The precision that this machine's CPU is fastest in, bf16 or fp32."""
+    import torch
+
+    from model.chip import fastest_cpu_dtype
+
+    return "bf16" if fastest_cpu_dtype() == torch.bfloat16 else "fp32"
+
+
+def network_limits(options: EncodeOptions) -> NetworkLimits:
+    """The bounds of what the run asks of a host."""
+    patience = number(options.patience, "--patience")
+    if patience < 0:
+        raise InputError(f"--patience is a number of seconds from 0, not {options.patience}")
+    if options.max_requests_per_second is None:
+        return NetworkLimits(patience=patience)
+    rate = number(options.max_requests_per_second, "--max-requests-per-second")
+    if rate <= 0:
+        raise InputError(f"--max-requests-per-second is a number above 0, not {options.max_requests_per_second}")
+    return NetworkLimits(patience=patience, requests_per_second=rate)
 
 
 def absolute(url: str) -> str:
@@ -176,8 +225,10 @@ def one_of(value: str, known: Sequence[str], flag: str) -> str:
 
 def retryable(name: str) -> State:
     """The state of that name, when it is one that another run may end otherwise."""
+    if name.strip() == "lost":  # units that killed their actor every time; every run does those again
+        return State.NOT_ATTEMPTED
     known = [s.label for s in State if s.retryable]
-    return State.named(one_of(name.strip(), known, "--retry"))
+    return State.named(one_of(name.strip(), [*known, "lost"], "--retry"))
 
 
 def demo_options(options: EncodeOptions, folder: Path) -> EncodeOptions:
@@ -206,21 +257,24 @@ def make_plans(
     Raises:
         InputError: no scenes, or weights that were not trained for the sensor.
     """
-    from eocube.encoders import encoding_of, fit_sensor, numerics
+    from eocube.encoders import encoding_of, fit_sensor, gpu_batch, numerics
 
     sensor = fit_sensor(request.sensor, weights)
     encoding = encoding_of(weights, request.precision, request.storage)
-    plans, searched = [], ""
+    plans, searched, batch = [], "", None
     for grid in grids_for(request.boxes, request.resolution, stride=encoding.stride):
         found = search(
             request.catalog, sensor, grid.lonlat_bounds_with_halo(), request.interval,
-            storage_options=source_options, check_pixels=True,
+            storage_options=source_options, check_pixels=True, allow_local=request.options.allow_local_sources,
         )  # fmt: skip
         searched = found.searched
         scenes, cloudy = drop_cloudy(found.scenes, request.max_cloud)
+        if request.device == "cuda" and batch is None:
+            batch = gpu_batch(weights, sensor, request.resolution, grid.lattice.window_px, request.precision)
         plan = build_plan(
-            sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy), numerics(request.device)
-        )
+            sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy),
+            numerics(request.device, batch),
+        )  # fmt: skip
         if plan.times:
             plans.append(plan)
     if not plans:

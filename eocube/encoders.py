@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from eocube.errors import InputError
+from eocube.half_batches import HalfBatches
 from eocube.plan import Encoding, Plan
 from eocube.sensors import Sensor
 from eocube.worker import Encoder, Models
 from model.eo_vae import EOVAE
-from model.fused import FusedDecoder, FusedEncoder
+from model.fused import FusedDecoder, FusedEncoder, cpu_steps
+from model.fused_gpu import compiler_missing
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
 
@@ -21,7 +23,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
 """Precisions tried in turn for a window whose latents are not finite, the run's own first."""
 GPU_BATCH = 8
-"""Windows a batch on a GPU. Fixed: the last bits of a convolution depend on it."""
+"""Windows a batch on a GPU where the driver has none to measure. Fixed: a convolution's last bits depend on it."""
+MOST_WINDOWS = 64
+"""Windows a batch at most: beyond it a GPU gains nothing, and a shard's last batch runs emptier."""
 INT8_STEPS_PER_SIGMA = 16.0
 """int8 storage: a step is a 16th of a channel's spread, so codes reach 7.9 spreads either side."""
 
@@ -79,33 +83,77 @@ def int8_quantisation(vae: EOVAE) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def models_for(plan: Plan, weights: LoadedWeights, device: str) -> Models:
-    """The encoder at its precisions, the decoder and the truth that carry out a plan on a device."""
+    """The encoder at its precisions, the decoder and the truth that carry out a plan on a device.
+
+    Batch and kernels are those of the plan's numerics, so that a resumed store goes on as it was begun.
+    """
     sensor, lattice, vae = plan.sensor, plan.grid.lattice, weights.vae.to(device)
+    compile = "off" if plan.numerics.get("kernels") == "torch" else "auto"
+    batch = int(plan.numerics.get("batch", GPU_BATCH)) if device == "cuda" else 1
 
     def maker(precision: str) -> Callable[[], Encoder]:
-        return lambda: FusedEncoder(
-            vae, sensor, device=device, dtype=DTYPES[precision], resolution=lattice.resolution,
-            window=lattice.window_px,
-        )  # fmt: skip
+        def make() -> Encoder:
+            encoder = FusedEncoder(
+                vae, sensor, device=device, dtype=DTYPES[precision], resolution=lattice.resolution,
+                window=lattice.window_px, compile=compile,
+            )  # fmt: skip
+            return HalfBatches(encoder) if device == "cuda" else encoder
+
+        return make
 
     encoders: Mapping[str, Callable[[], Encoder]] = {p: maker(p) for p in LADDER[plan.encoding.precision]}
     pixels = PixelPipeline(sensor, lattice.resolution, lattice.window_px, torch.device(device))
-    decoder = FusedDecoder(vae, sensor, device=device, dtype=torch.float32)
-    return Models(encoders, decoder, pixels.physical, GPU_BATCH if device == "cuda" else 1, device)
+    decoder = FusedDecoder(
+        vae, sensor, device=device, dtype=torch.float32, compile=compile, window=lattice.window_px
+    )  # fmt: skip
+    floor = weights.meta.psnr_floor(sensor.trained_as or sensor.name)
+    return Models(encoders, decoder, pixels.physical, batch, device, floor)
 
 
-def numerics(device: str) -> dict[str, Any]:
-    """Device kind, batch and library versions: same numerics, same bytes (DESIGN 3.12).
+def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str) -> int:
+    """Windows a batch for this machine's GPU, from what two small batches are measured to need of its free memory.
+
+    Two batches are planned for: the one that is computed, and the one that a second unit brings meanwhile. Without a
+    GPU here (the driver of a cluster may have none), `GPU_BATCH`.
+    """
+    if not torch.cuda.is_available():
+        return GPU_BATCH
+    encoder = FusedEncoder(
+        weights.vae.to("cuda"), sensor, device="cuda", dtype=DTYPES[precision], resolution=resolution, window=window,
+        compile="off",
+    )  # fmt: skip
+    blank = {
+        sampling: torch.zeros((1, len(places), *[-(-window * resolution // sampling)] * 2), dtype=torch.uint16)
+        for sampling, places in encoder.pixels.groups.items()
+    }
+    model = encoder.memory_model(blank)
+    del encoder
+    weights.vae.to("cpu")  # the driver's own copy must not stand in the actors' way
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    return model.largest_batch(free, MOST_WINDOWS, at_once=2)
+
+
+def numerics(device: str, batch: int | None = None) -> dict[str, Any]:
+    """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12).
 
     The driver of a cluster may have no GPU itself; then the actors' one is recorded as `cuda`.
     """
     name = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
     return {
         "device": name,
-        "batch": GPU_BATCH if device == "cuda" else 1,
+        "batch": (batch or GPU_BATCH) if device == "cuda" else 1,
+        "kernels": _kernels(device),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _kernels(device: str) -> str:
+    """What computes between convolutions: "native-<hash>" (ours, compiled here), "inductor" or "torch"."""
+    if device == "cuda":
+        return "inductor" if compiler_missing() is None else "torch"
+    return cpu_steps(torch.float32).name
 
 
 def fit_sensor(sensor: Sensor, weights: LoadedWeights) -> Sensor:

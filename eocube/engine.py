@@ -8,32 +8,36 @@ import secrets
 import signal
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eocube.commits import Receipt, State, WindowResult
+from eocube import redaction
+from eocube.busy import BusyClock
+from eocube.commit_buffer import CommitBuffer
+from eocube.commits import Receipt, State, WindowResult, now
 from eocube.errors import EocubeError
+from eocube.limits import Limits
+from eocube.network import NetworkLimits, shared_network
+from eocube.nodes import Place, here
 from eocube.plan import Plan, WorkUnit
-from eocube.progress import Progress
+from eocube.pool import ATTEMPTS, UNITS_PER_ACTOR, ActorPool, Depths, PoolTally, Start, Wanted
+from eocube.progress import Progress, SaidBy
+from eocube.run_metrics import ActorMetrics, DriverMetrics
+from eocube.runlog import FileSink, RunLog, Sink, StoreSink, attached, event, log_in_actor, of_unit, warnings_in
 from eocube.store import LatentStore
-from eocube.worker import Limits, UnitRunner, now
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from eocube.worker import UnitRunner
 
-UNITS_PER_ACTOR = 2
-"""Units an actor works on at once: while one encodes, the other reads its first windows or writes its shard."""
-COMMIT_EVERY = 2.0
-"""Seconds between segments of the commit log: what a kill can cost in work done again."""
-START_PATIENCE = 60.0
-"""Seconds without a started actor after which the run says what it waits for."""
-RESTART_PAUSE = 0.5
-"""Seconds between asking whether an actor that died is back."""
-ATTEMPTS = 3
-"""Times a unit is given to an actor; one that kills its actor this often is left for a later run."""
+ACTOR_CPUS = 0.01
+"""CPUs that an actor reserves where there is no GPU: it uses a node's all, and must fit beside whatever is there."""
+LOST = f"its actor died {ATTEMPTS} times with this unit"
+"""The reason of windows whose unit was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,18 @@ class EngineOptions:
     """How a run is spread over the machine or cluster."""
 
     actors: int | None = None
-    """None: one a GPU share where there are GPUs, else one a node."""
+    """None: one a GPU share where there are GPUs, else one a node; more and fewer as nodes come and go."""
     gpus_per_actor: float = 0.0
     limits: Limits = field(default_factory=Limits)
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     """fsspec options of the target store."""
-    source_options: Mapping[str, Any] | None = None
+    source_options: Mapping[str, Any] | None = field(default=None, repr=False)
     """fsspec options of the sources."""
     quiet: bool = False
+    network: NetworkLimits = field(default_factory=NetworkLimits)
+    """How hosts are treated; a limit on requests is divided over the actors."""
+    log_dir: str | None = None
+    """A local folder for the run's log. None: in the first cube's store."""
 
 
 @dataclass(slots=True)
@@ -71,6 +79,12 @@ class RunTally:
     interrupted: bool = False
     lost: list[str] = field(default_factory=list)
     """Units that killed their actor every time."""
+    requeued: int = 0
+    """Times a unit was done again because its actor or node went."""
+    deaths: int = 0
+    """Actors that died, or went with their node."""
+    retries: int = 0
+    """Requests to other machines that were made again."""
 
     def add(self, receipt: Receipt) -> None:
         """Count one receipt in."""
@@ -78,6 +92,11 @@ class RunTally:
         self.windows.update(w.state for w in receipt.windows)
         self.bytes_in += receipt.bytes_in
         self.bytes_out += receipt.bytes_out
+        self.retries += receipt.retries
+
+    def add_pool(self, pool: PoolTally) -> None:
+        """Count in what an actor pool put right."""
+        self.lost, self.requeued, self.deaths = pool.lost, pool.requeued, pool.deaths
 
 
 class EncodeActor:
@@ -85,7 +104,10 @@ class EncodeActor:
 
     def __init__(self, urls: Sequence[str], options: EngineOptions, device: str, run_id: str):
         from eocube.encoders import load, models_for
+        from eocube.worker import UnitRunner
 
+        self._lines, busy = log_in_actor(run_id, secrets_of(options)), BusyClock()
+        shared_network().configure(options.network)
         self._runners: list[UnitRunner] = []
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
@@ -101,17 +123,44 @@ class EncodeActor:
             self._runners.append(
                 UnitRunner(
                     plan, store, models_for(plan, weights, device), options.limits,
-                    storage_options=options.source_options, run_id=run_id,
+                    storage_options=options.source_options, run_id=run_id, busy=busy,
                 )
             )  # fmt: skip
+        self._metrics = ActorMetrics(run_id, busy, lambda: shared_network().retries.total())
 
-    def ready(self) -> bool:
-        """Answered once the encoder is loaded."""
-        return True
+    def ready(self) -> Place:
+        """Answered once the encoder is loaded: where it is."""
+        return here()
 
-    def run(self, cube: int, unit: WorkUnit) -> str:
-        """Do one unit; its receipt as one line of JSON."""
-        return self._runners[cube].run(unit).to_json()
+    def heard(self) -> tuple[str, ...]:
+        """What was logged since the last answer."""
+        return self._lines.take()
+
+    def run(self, cube: int, unit: WorkUnit) -> tuple[str, tuple[str, ...]]:
+        """Do one unit; its receipt as one line of JSON, and what was logged since the last."""
+        with of_unit(unit.key):
+            receipt = self._runners[cube].run(unit)
+            for window in receipt.windows:
+                if window.state in (State.READ_FAILED, State.ENCODE_FAILED):
+                    event(
+                        "window_failed", level=logging.WARNING, row=window.row, col=window.col,
+                        state=window.state.label, reason=window.reason, item=window.item, asset=window.asset,
+                    )  # fmt: skip
+            event(
+                "unit_done", cube=cube, seconds=round(receipt.seconds, 3), bytes_in=receipt.bytes_in,
+                bytes_out=receipt.bytes_out, windows=by_state(receipt),
+            )  # fmt: skip
+        return receipt.to_json(), self._lines.take()
+
+
+def secrets_of(options: EngineOptions) -> tuple[str, ...]:
+    """Values of the storage options that no log may show."""
+    return tuple({*redaction.secrets_of(options.storage_options), *redaction.secrets_of(options.source_options)})
+
+
+def by_state(receipt: Receipt) -> dict[str, int]:
+    """Windows of a unit by the name of their state."""
+    return {state.label: n for state, n in sorted(Counter(w.state for w in receipt.windows).items())}
 
 
 @contextmanager
@@ -143,45 +192,151 @@ def ray_session(*, gpus: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def run(cubes: Sequence[Cube], options: EngineOptions, todo: Sequence[tuple[int, WorkUnit]], run_id: str) -> RunTally:
+def run(
+    cubes: Sequence[Cube],
+    options: EngineOptions,
+    todo: Iterable[tuple[int, WorkUnit]],
+    run_id: str,
+    *,
+    total: int | None = None,
+    check: Callable[[], None] | None = None,
+    actor_class: type[Any] = EncodeActor,
+) -> RunTally:
     """Do the units of `todo`, (cube index, unit), and log each receipt once its shard is safely written.
+
+    `todo` may be a generator: it is drawn from as actors become free, so that a plan of any length takes the driver
+    the memory of the units in flight. Ray is started with the first unit that has data.
 
     Ctrl-C and SIGTERM end it early with everything finished so far in the log; the tally says so.
 
+    Args:
+        cubes: the zones.
+        options: how it is spread.
+        todo: what is to be done.
+        run_id: goes into every receipt, log line and metric.
+        total: windows to do, for the progress; None counts them where `todo` is a sequence.
+        check: called before every write to the log and now and then; raises when this driver must stop.
+        actor_class: what does the work.
+
     Raises:
-        EocubeError: the target store cannot be written, or an actor cannot start; what was finished is logged.
+        EocubeError: the target store cannot be written, an actor cannot start, or `check` says so; what was finished
+            is logged, as far as `check` allows.
     """
     tally, started = RunTally(), time.monotonic()
     stores = [LatentStore.open(c.url, storage_options=options.storage_options) for c in cubes]
-    log = CommitBuffer(stores)
-    total = sum(windows_in(cubes[k].plan, u) for k, u in todo)
-    with Progress(total, quiet=options.quiet) as progress, interruptible():
-        try:
-            busy = []
+    if total is None and isinstance(todo, Sequence):
+        total = sum(windows_in(cubes[k].plan, u) for k, u in todo)
+    sink: Sink = FileSink(options.log_dir, run_id) if options.log_dir else StoreSink(stores[0].target, run_id)
+    lines = RunLog(run_id, sink, secrets_of(options))
+    with Progress(total, quiet=options.quiet) as progress, interruptible(), attached(lines, SaidBy(progress)):
+        event("run_started", cubes=[c.url for c in cubes], plans=[c.plan.hash for c in cubes], windows=total)
+        commits = CommitBuffer(stores, check)
+        settle = _Settle(commits, tally, progress)
+
+        def hear(said: Sequence[str]) -> None:
+            lines.take(said)
+            for message in warnings_in(said):
+                progress.say(message)
+
+        def with_data() -> Iterator[tuple[int, WorkUnit]]:
             for k, unit in todo:
                 if unit.empty:
-                    receipt = empty_receipt(cubes[k].plan, unit, run_id)
-                    log.add(k, receipt)
-                    tally.add(receipt)
-                    progress.add(receipt)
+                    settle(k, empty_receipt(cubes[k].plan, unit, run_id), "empty")
                 else:
-                    busy.append((k, unit))
-            log.flush()
-            if busy:
+                    yield k, unit
+
+        try:
+            units = with_data()
+            first = next(units, None)
+            if first is not None:
                 with ray_session(gpus=options.gpus_per_actor > 0):
-                    pool = ActorPool(cubes, options, len(busy), run_id)
-                    for k, receipt in pool.map(busy):
-                        log.add(k, receipt)
-                        tally.add(receipt)
-                        progress.add(receipt)
-                        log.flush_if_due()
-                    tally.lost = pool.lost
+                    settle.metrics = DriverMetrics(run_id)
+                    pool = ActorPool(
+                        starter(cubes, options, run_id, actor_class), actors=options.actors,
+                        gpus_per_actor=options.gpus_per_actor, look=settle.look_after, hear=hear,
+                    )  # fmt: skip
+                    try:
+                        for ended in pool.map(chain([first], units)):
+                            hear(ended.lines)
+                            if ended.receipt is not None:
+                                settle(ended.cube, ended.receipt, "done")
+                            else:
+                                settle.give_up(ended.cube, cubes[ended.cube].plan, ended.unit, run_id)
+                    finally:
+                        tally.add_pool(pool.tally)
+                        settle.metrics.retried("unit", tally.requeued)
+                        settle.metrics.publish()
         except KeyboardInterrupt:
             tally.interrupted = True
         finally:
-            log.flush()
-            tally.seconds = time.monotonic() - started
+            try:
+                commits.close()
+            finally:
+                tally.seconds = time.monotonic() - started
+                event(
+                    "run_ended", units=tally.units, windows={s.label: n for s, n in sorted(tally.windows.items())},
+                    bytes_in=tally.bytes_in, bytes_out=tally.bytes_out, seconds=round(tally.seconds, 3),
+                    interrupted=tally.interrupted, lost=tally.lost, requeued=tally.requeued, deaths=tally.deaths,
+                    retries=tally.retries,
+                )  # fmt: skip
     return tally
+
+
+class _Settle:
+    """What becomes of a receipt: the log, the tally, the progress, the metrics."""
+
+    def __init__(self, commits: CommitBuffer, tally: RunTally, progress: Progress) -> None:
+        self._commits, self._tally, self._progress = commits, tally, progress
+        self.metrics: DriverMetrics | None = None
+
+    def __call__(self, cube: int, receipt: Receipt, outcome: str) -> None:
+        self._commits.add(cube, receipt)
+        self._tally.add(receipt)
+        self._progress.add(receipt)
+        if self.metrics is not None:
+            self.metrics.ended(receipt, outcome)
+
+    def look_after(self, depths: Depths) -> None:
+        """Now and then, also while no unit ends: what waits for the log is written, the gauges are set."""
+        self._commits.flush_if_due()
+        if self.metrics is not None:
+            self.metrics.depths(depths)
+
+    def give_up(self, cube: int, plan: Plan, unit: WorkUnit, run_id: str) -> None:
+        """Mark a unit that killed its actor every time; one whose earlier receipt holds good windows keeps that one."""
+        receipt = unit_receipt(plan, unit, run_id, State.NOT_ATTEMPTED, LOST)
+        if unit.keep is None:
+            self._commits.add(cube, receipt)
+        self._progress.add(receipt)
+        if self.metrics is not None:
+            self.metrics.ended(receipt, "lost")
+
+
+def starter(cubes: Sequence[Cube], options: EngineOptions, run_id: str, actor_class: type[Any]) -> Start:
+    """What the pool starts actors with. On a GPU they take their share of it and spread over the nodes."""
+    import ray  # here, not above: `ray_session` sets what Ray reads as it is imported
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    gpu = options.gpus_per_actor > 0
+    urls = [c.url for c in cubes]
+    actor: Any = ray.remote(actor_class)
+
+    def start(wanted: Wanted) -> Any:
+        where: Any = "SPREAD" if wanted.node is None else NodeAffinitySchedulingStrategy(wanted.node, soft=False)
+        limits = replace(options.limits, encode_threads=wanted.encode_threads)
+        return actor.options(
+            num_cpus=ACTOR_CPUS if gpu or wanted.node is not None else 1,
+            num_gpus=options.gpus_per_actor if gpu else 0,
+            # One more thread than units, so that `heard` is answered while they run. The pool restarts what dies.
+            max_concurrency=UNITS_PER_ACTOR + 1, max_restarts=0, scheduling_strategy=where,
+            # Ray would keep a record of every unit, in the driver and the head: what the run's log is for.
+            enable_task_events=False,
+        ).remote(
+            urls, replace(options, limits=limits, network=options.network.shared(wanted.among)),
+            "cuda" if gpu else "cpu", run_id,
+        )  # fmt: skip
+
+    return start
 
 
 def windows_in(plan: Plan, unit: WorkUnit) -> int:
@@ -191,161 +346,19 @@ def windows_in(plan: Plan, unit: WorkUnit) -> int:
 
 def empty_receipt(plan: Plan, unit: WorkUnit, run_id: str) -> Receipt:
     """The receipt of a unit that no scene touches: every requested window has no data."""
+    return unit_receipt(plan, unit, run_id, State.NODATA)
+
+
+def unit_receipt(plan: Plan, unit: WorkUnit, run_id: str, state: State, reason: str | None = None) -> Receipt:
+    """The receipt of a unit whose requested windows all ended alike, without an object."""
     windows = tuple(
-        WindowResult(*plan.grid.place_in_status(w), state=State.NODATA)
+        WindowResult(*plan.grid.place_in_status(w), state=state, reason=reason)
         for w in plan.grid.windows_of_shard(unit.row, unit.col)
         if plan.grid.requested(w)
     )
     return Receipt(
         unit=unit.key, time=unit.time, shard=(unit.row, unit.col), windows=windows, created=now(), run=run_id,
     )  # fmt: skip
-
-
-class CommitBuffer:
-    """Receipts on their way into the commit logs: written in segments, by the one driver."""
-
-    def __init__(self, stores: Sequence[LatentStore]) -> None:
-        self._stores = stores
-        self._waiting: dict[int, list[Receipt]] = {}
-        self._last = time.monotonic()
-
-    def add(self, cube: int, receipt: Receipt) -> None:
-        """Take a receipt whose shard is written."""
-        self._waiting.setdefault(cube, []).append(receipt)
-
-    def flush_if_due(self) -> None:
-        """Write a segment when the last is `COMMIT_EVERY` seconds old."""
-        if time.monotonic() - self._last >= COMMIT_EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits."""
-        for cube in list(self._waiting):
-            self._stores[cube].commit(self._waiting[cube])
-            del self._waiting[cube]
-        self._last = time.monotonic()
-
-
-class ActorPool:
-    """Encoding actors with a bounded number of units in flight; units of a dead actor go to another."""
-
-    def __init__(
-        self,
-        cubes: Sequence[Cube],
-        options: EngineOptions,
-        units: int,
-        run_id: str,
-        actor_class: type[Any] = EncodeActor,
-    ) -> None:
-        import ray  # here, not above: `ray_session` sets what Ray reads as it is imported
-
-        self.lost: list[str] = []
-        gpu = options.gpus_per_actor > 0
-        nodes = max(1, sum(n["Alive"] for n in ray.nodes()))  # type: ignore[no-untyped-call]
-        count = options.actors or self._default_count(options, nodes)
-        count = max(1, min(count, units))
-        a_node = -(-count // nodes)
-        cpus = max(1, int(_resources().get("CPU", 1)) // nodes)
-        device = "cuda" if gpu else "cpu"
-        limits = replace(options.limits, encode_threads=1 if gpu else max(1, cpus // a_node))
-        actor: Any = ray.remote(actor_class)
-        actor = actor.options(
-            num_cpus=0, num_gpus=options.gpus_per_actor if gpu else 0, max_concurrency=UNITS_PER_ACTOR + 1,
-            max_restarts=-1, scheduling_strategy="SPREAD",
-        )  # fmt: skip
-        urls = [c.url for c in cubes]
-        self._actors: list[Any] = [
-            actor.remote(urls, replace(options, limits=limits), device, run_id) for _ in range(count)
-        ]
-
-    @staticmethod
-    def _default_count(options: EngineOptions, nodes: int) -> int:
-        if options.gpus_per_actor > 0:
-            return max(1, int(_resources().get("GPU", 0) / options.gpus_per_actor))
-        return nodes
-
-    def _wait_for_one(self) -> None:
-        """Return once an actor has loaded its encoder; EocubeError, in one line, when one fails to start."""
-        import ray
-        from ray.exceptions import RayActorError
-
-        waiting = [a.ready.remote() for a in self._actors]
-        while True:
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=START_PATIENCE)
-            if ready:
-                break
-            have = ", ".join(f"{k} {v:g}" for k, v in sorted(_resources().items()) if k in ("CPU", "GPU"))
-            log.warning("no actor has started in %.0f s: the cluster has %s", START_PATIENCE, have)
-        try:
-            ray.get(ready[0])
-        except RayActorError as error:
-            last = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise EocubeError(f"an encoding actor cannot start: {last.strip()}") from None
-
-    @staticmethod
-    def _answers(ref: Any) -> bool:
-        """Whether an actor that died is back."""
-        import ray
-        from ray.exceptions import RayActorError
-
-        try:
-            return bool(ray.get(ref))
-        except RayActorError:
-            return False
-
-    def map(self, todo: Sequence[tuple[int, WorkUnit]]) -> Iterator[tuple[int, Receipt]]:
-        """Receipts with their cube's index, as units finish."""
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-
-        self._wait_for_one()
-        queue = deque((k, unit, 0) for k, unit in todo)
-        flight: dict[Any, tuple[int, WorkUnit, int, int, int]] = {}
-        restarting: dict[Any, int] = {}
-        load = [0] * len(self._actors)
-        try:
-            while queue or flight:
-                free = [at for at in range(len(load)) if at not in restarting.values()]
-                # A unit that was there when an actor died runs alone the next time: then it is known who kills.
-                while queue and free:
-                    share = UNITS_PER_ACTOR if queue[0][2] else 1
-                    at = min(free, key=load.__getitem__)
-                    if load[at] + share > UNITS_PER_ACTOR:
-                        break
-                    k, unit, tried = queue.popleft()
-                    load[at] += share
-                    flight[self._actors[at].run.remote(k, unit)] = (k, unit, tried, at, share)
-                ready, _ = ray.wait([*flight, *restarting], num_returns=1, timeout=1.0)
-                for ref in ready:
-                    if ref in restarting:
-                        at = restarting.pop(ref)
-                        if not self._answers(ref):
-                            time.sleep(RESTART_PAUSE)
-                            restarting[self._actors[at].ready.remote()] = at
-                        continue
-                    k, unit, tried, at, share = flight.pop(ref)
-                    load[at] -= share
-                    try:
-                        yield k, Receipt.from_json(ray.get(ref))
-                    except RayTaskError as error:
-                        raise error.cause if isinstance(error.cause, EocubeError) else error from None
-                    except RayActorError:
-                        if tried + 1 < ATTEMPTS:
-                            queue.append((k, unit, tried + 1))
-                        else:
-                            self.lost.append(unit.key)
-                        if at not in restarting.values():
-                            restarting[self._actors[at].ready.remote()] = at
-        finally:
-            for handle in self._actors:
-                ray.kill(handle)
-
-
-def _resources() -> dict[str, float]:
-    import ray
-
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
 
 
 @contextmanager

@@ -31,5 +31,9 @@ class StoreError(EocubeError, OSError):
     """The store cannot be created, opened, or does not fit what is to be written into it."""
 
 
+class LeaseError(StoreError):
+    """Another run holds the store's lease, or took it over: this run may not write."""
+
+
 class EncodeError(EocubeError, RuntimeError):
     """A window's latents are not finite in any precision; the window ends `encode_failed`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import threading
 import uuid
 from collections import OrderedDict
@@ -16,32 +15,45 @@ from urllib.parse import unquote, urlsplit
 
 import rasterio
 from affine import Affine
-from fsspec.core import url_to_fs
 from rasterio.abc import FileContainer
 from rasterio.crs import CRS
 from rasterio.session import Session
 
+from eocube.network import Network, shared_network
+from eocube.ranged_file import RangedFile
+from eocube.redaction import one_line
+from eocube.storage_options import (
+    GDAL_S3_CLIENT_OPTIONS,
+    GDAL_S3_OPTIONS,
+    filesystem_for,
+    gdal_s3_options,
+    host_of,
+    options_for,
+    scheme_of,
+)
+
+CURL_CACHE = 128 * 2**20
+"""Bytes of a process's cache of what GDAL fetched."""
+BLOCK_CACHE = 256 * 2**20
+"""Bytes of a process's cache of decoded blocks. GDAL's own default is 5 % of the machine's memory, for each process."""
+
 # Every option that a read relies on; a user's own environment variables do not change what is read.
 _OPTIONS: Mapping[str, str | int | float] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing and no probes for side-car files: 10 requests fewer
+    # GDAL asks again by itself, with jitter; what still fails goes through `eocube.network`.
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
+    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",
     "GDAL_HTTP_CONNECTTIMEOUT": 15,
     "GDAL_HTTP_TIMEOUT": 120,
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
-    "CPL_VSIL_CURL_CACHE_SIZE": 128 * 2**20,
+    "CPL_VSIL_CURL_CACHE_SIZE": CURL_CACHE,
+    "GDAL_CACHEMAX": BLOCK_CACHE,
     # A failed request must not be remembered: a retry asks again.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
-
-# What fsspec fetches at a time: its own 5 MB is most of a band for one window.
-_BLOCK = 2**20
-
-# fsspec (s3fs) options that GDAL's own S3 reader understands too.
-_S3_OPTIONS = frozenset({"key", "secret", "token", "anon", "endpoint_url", "requester_pays", "client_kwargs"})
-_S3_CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
 
 
 class _Keys(Session):  # type: ignore[misc]
@@ -59,53 +71,28 @@ class _Keys(Session):  # type: ignore[misc]
         return dict(self.credentials)
 
 
-def _s3_options(options: Mapping[str, Any]) -> dict[str, str]:
-    """fsspec's S3 options in GDAL's words."""
-    client = options.get("client_kwargs") or {}
-    said = {
-        "AWS_ACCESS_KEY_ID": options.get("key"),
-        "AWS_SECRET_ACCESS_KEY": options.get("secret"),
-        "AWS_SESSION_TOKEN": options.get("token"),
-        "AWS_NO_SIGN_REQUEST": "YES" if options.get("anon") else None,
-        "AWS_REQUEST_PAYER": "requester" if options.get("requester_pays") else None,
-        "AWS_REGION": client.get("region_name"),
-    }
-    endpoint = options.get("endpoint_url") or client.get("endpoint_url")
-    if endpoint:
-        parts = urlsplit(str(endpoint))
-        said["AWS_S3_ENDPOINT"] = parts.netloc or parts.path
-        said["AWS_HTTPS"] = "NO" if parts.scheme == "http" else "YES"
-        said["AWS_VIRTUAL_HOSTING"] = "FALSE"
-    return {name: str(value) for name, value in said.items() if value}
-
-
-def scheme_of(href: str) -> str:
-    """The URL's protocol: "https", "s3", "simplecache::s3"; "" for a local path or a file URL."""
-    scheme = href.partition("://")[0] if "://" in href else ""
-    return "" if scheme in ("file", "local") else scheme
-
-
 def without_query(text: object) -> str:
-    """One line without anything that follows a question mark in a URL, where tokens are."""
-    return re.sub(r"\?[^\s'\",;)]*", "", " ".join(str(text).split()))
+    """One line without credentials and without what follows a question mark in a URL, where tokens are."""
+    return one_line(text)
 
 
 @contextmanager
 def gdal_environment(storage_options: Mapping[str, Any]) -> Iterator[None]:
     """GDAL configured for eocube's reads on this thread; every read and every opening happens inside it."""
-    with rasterio.Env(session=_Keys(_s3_options(storage_options)), **_OPTIONS):
+    with rasterio.Env(session=_Keys(gdal_s3_options(storage_options)), **_OPTIONS):
         yield
 
 
 def gdal_path(href: str, storage_options: Mapping[str, Any]) -> str | None:
     """What GDAL itself opens for an href, or None where it must be read through fsspec."""
-    scheme, given = scheme_of(href), set(storage_options)
+    scheme = scheme_of(href)
     if scheme == "":
         return unquote(urlsplit(href).path) if href.startswith(("file://", "local://")) else href
-    if scheme in ("http", "https") and given <= _S3_OPTIONS:
+    given = options_for(href, storage_options)
+    if scheme in ("http", "https") and not given:
         return f"/vsicurl/{href}"
-    client = set(storage_options.get("client_kwargs") or {})
-    if scheme in ("s3", "s3a") and given <= _S3_OPTIONS and client <= _S3_CLIENT_OPTIONS:
+    client = set(given.get("client_kwargs") or {})
+    if scheme in ("s3", "s3a") and given.keys() <= GDAL_S3_OPTIONS and client <= GDAL_S3_CLIENT_OPTIONS:
         return f"/vsis3/{href.partition('://')[2]}"
     return None
 
@@ -113,14 +100,16 @@ def gdal_path(href: str, storage_options: Mapping[str, Any]) -> str | None:
 class _OneFile(FileContainer):  # type: ignore[misc]
     """A single fsspec file as rasterio's opener wants it. Whatever path is asked for, it is this file."""
 
-    def __init__(self, href: str, storage_options: Mapping[str, Any]) -> None:
-        self._filesystem, self._path = url_to_fs(href, **storage_options)
+    def __init__(self, href: str, storage_options: Mapping[str, Any], network: Network) -> None:
+        self._filesystem, self._path = filesystem_for(href, storage_options)
+        self._host, self._network = host_of(href, storage_options), network
 
     def open(self, path: str, mode: str = "rb", **options: object) -> BinaryIO:
-        if self._filesystem.protocol == "memory":  # its files share one position over all threads
+        if not self._host:  # in memory: its files share one position over all threads
             return io.BytesIO(self._filesystem.cat_file(self._path))
-        file: BinaryIO = self._filesystem.open(self._path, "rb", block_size=_BLOCK)
-        return file
+        file: Any = RangedFile(self._filesystem, self._path, self._host, self._network)
+        opened: BinaryIO = file
+        return opened
 
     def isfile(self, path: str) -> bool:
         return True
@@ -138,7 +127,7 @@ class _OneFile(FileContainer):  # type: ignore[misc]
         raise PermissionError("sources are only read")
 
     def size(self, path: str) -> int:
-        return int(self._filesystem.size(self._path))
+        return int(self._network.call(self._host, lambda: self._filesystem.size(self._path)))
 
 
 @lru_cache(maxsize=256)
@@ -174,12 +163,21 @@ def _open(path: str, options: Mapping[str, Any], *, side_cars: bool) -> rasterio
         return rasterio.open(path, **options)
 
 
-def open_raster(href: str, storage_options: Mapping[str, Any], overview: int | None = None) -> Raster:
-    """Open an href (already signed), or one of its overviews. Inside `gdal_environment`. Whatever GDAL raises."""
+def open_raster(
+    href: str, storage_options: Mapping[str, Any], overview: int | None = None, network: Network | None = None
+) -> Raster:
+    """Open an href (already signed), or one of its overviews. Inside `gdal_environment`. Whatever GDAL raises.
+
+    Where the network limits requests, a remote file is read through fsspec, whose every request can be counted out;
+    GDAL's own cannot.
+    """
+    network = network or shared_network()
     path = gdal_path(href, storage_options)
+    if network.limited and scheme_of(href):
+        path = None
     options: dict[str, Any] = {} if overview is None else {"overview_level": overview}
     if path is None:
-        container = _OneFile(href, storage_options)
+        container = _OneFile(href, storage_options, network)
         container.size("")  # what is not there says so in its own words, which GDAL's are not
         # A name of its own each time: rasterio mixes up threads that open one path through an opener.
         dataset = _open(f"{uuid.uuid4().hex}.tif", {"opener": container, **options}, side_cars=False)
@@ -207,8 +205,8 @@ class RasterCache:
     `sign` makes the href that is really opened, each time it is opened.
     """
 
-    def __init__(self, storage_options: Mapping[str, Any], limit: int = 96) -> None:
-        self._options, self._limit = storage_options, limit
+    def __init__(self, storage_options: Mapping[str, Any], limit: int = 96, network: Network | None = None) -> None:
+        self._options, self._limit, self._network = storage_options, limit, network or shared_network()
         self._local = threading.local()
         self._all: list[OrderedDict[tuple[str, int | None], Raster]] = []
         self._lock = threading.Lock()
@@ -226,7 +224,7 @@ class RasterCache:
         mine, key = self._mine(), (href, overview)
         raster = mine.get(key)
         if raster is None:
-            raster = mine[key] = open_raster(sign(href), self._options, overview)
+            raster = mine[key] = open_raster(sign(href), self._options, overview, self._network)
             while len(mine) > self._limit:
                 mine.popitem(last=False)[1].close()
         mine.move_to_end(key)

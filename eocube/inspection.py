@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import eocube
 from eocube.commits import State
 from eocube.errors import StoreError
+from eocube.history import History
 from eocube.plan import Plan
-from eocube.quality import DATA_RANGE, psnr, rmse, sam
+from eocube.quality_sample import SAMPLE, fidelity, truth_pixels
 from eocube.source import read_source
 from eocube.store import LatentStore
-from model.pixels import PixelPipeline
+from eocube.tables import Failure
+
+__all__ = ["cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify"]
 
 
 def cube_url(url: str, group: str | None) -> str:
-    """The URL of one zone's cube."""
+    """The URL of one zone's cube. StoreError for a group that is no zone's name."""
+    if group is not None and re.fullmatch(r"\w+", group) is None:
+        raise StoreError(f"group {group!r} is no zone's name, such as utm32")
     return url if group is None else f"{url.rstrip('/')}/{group}"
 
 
@@ -65,77 +68,70 @@ def info(url: str, group: str | None = None) -> dict[str, Any]:
 
 
 def status(url: str, group: str | None = None) -> dict[str, Any]:
-    """Windows by state, what failed and why, and whether something can be tried again."""
+    """Windows by state and reason, how far the work is and how fast it goes, and what can be tried again, and how.
+
+    `rate` is that of the last run, in windows a second of its wall time; `eta_seconds` what is left at that rate.
+    """
     plan = plan_of(url, group)
     store = LatentStore.open(cube_url(url, group))
-    counts = {State(s).label: int(n) for s, n in store.status_counts().items()}
-    reasons: Counter[str] = Counter()
-    for receipt in store.receipts():
-        for window in receipt.windows:
-            if window.state.retryable:
-                reasons[f"{window.item or '?'} {window.asset or ''}: {window.reason}"] += 1
+    latest = store.log.latest()
+    summary = store.summarise(latest)
+    counts = {State(s).label: int(n) for s, n in summary.counts.items()}
+    breaches: Counter[str] = Counter()
+    for receipt in latest:
+        breaches.update(w.reason for w in receipt.windows if w.state is State.OK and w.reason is not None)
+    left = counts["not_attempted"]
     attempted = sum(n for name, n in counts.items() if name not in ("outside", "not_attempted"))
-    wanted = attempted + counts.get("not_attempted", 0)
-    scores = store.scores()
+    run = History.of(latest).last
+    retry = [f"--retry {s.label}" for s in (State.READ_FAILED, State.ENCODE_FAILED) if counts[s.label]]
     return {
         "url": cube_url(url, group),
         "times": len(plan.times),
         "windows": counts,
-        "percent_done": round(100.0 * attempted / wanted, 2) if wanted else 100.0,
-        "failures": dict(reasons.most_common()),
+        "percent_done": round(100.0 * attempted / (attempted + left), 2) if attempted + left else 100.0,
+        "rate": None if run is None else round(run.rate, 3),
+        "eta_seconds": None if run is None or not run.windows else round(left / run.rate),
+        "bytes_in": summary.bytes_in,
+        "bytes_out": summary.bytes_out,
+        "failures": {_failure(f): f.windows for f in summary.failures},
+        "below_floor": dict(breaches.most_common()),
         "refused": {i: why for i, why in plan.refused},
-        "psnr": scores.psnr,
-        "sam": scores.sam,
-        "scored_windows": scores.windows,
-        "retryable": any(n and State.named(name).retryable for name, n in counts.items()),
+        "psnr": summary.scores.psnr,
+        "sam": summary.scores.sam,
+        "scored_windows": summary.scores.windows,
+        "seams": summary.seams.figures(),
+        "retryable": summary.retryable > 0,
+        "to_do": [*(["the same command, for windows not attempted"] if left else []), *retry],
     }
 
 
-def verify(url: str, group: str | None = None, *, decode: bool = False) -> dict[str, Any]:
-    """Read every shard back; with `decode` also compare each time step's decoded pixels with its sources."""
-    plan = plan_of(url, group)
-    store = LatentStore.open(cube_url(url, group))
-    found: dict[str, Any] = {
-        "url": cube_url(url, group),
-        "findings": [f"{path}: {what}" for path, what in store.verify()],
-    }
-    if decode:
-        found["decoded"] = fidelity(plan, cube_url(url, group))
-    return found
+def _failure(failure: Failure) -> str:
+    return f"{failure.item or '?'} {failure.asset or ''}: {failure.reason}"
 
 
-def fidelity(plan: Plan, url: str) -> dict[str, dict[str, float]]:
-    """PSNR (range 1 for reflectance, 40 dB for backscatter), RMSE and SAM of the decoded cube by time step.
+def verify(url: str, group: str | None = None, *, decode: bool = False, sample: int | None = SAMPLE) -> dict[str, Any]:
+    """Read every object back; with `decode` also compare a sample of each time step's pixels with its sources.
 
-    Sources are read again by the plan; pixels that either lacks are left out.
+    Every zone of a cube of several, unless `group` names one.
     """
-    truth = truth_pixels(plan)
-    ds = eocube.open(url)
-    decoded = ds.eocube.decode()
-    scores: dict[str, dict[str, float]] = {}
-    for k, step in enumerate(plan.times):
-        source = read_source(plan, truth, k)
-        image = decoded.isel(time=k).compute()
-        source = source.sel(x=image.x, y=image.y, method="nearest", tolerance=1e-3)
-        both = np.isfinite(image.values).all(0) & np.isfinite(source.values).all(0)
-        if not both.any():
-            continue
-        a, b = source.values[:, both], image.values[:, both]
-        entry = {
-            "pixels": float(both.sum()),
-            "psnr": float(psnr(a, b, data_range=DATA_RANGE[plan.sensor.unit])),
-            "rmse": float(rmse(a, b)),
-        }
-        if plan.sensor.unit == "reflectance":
-            entry["sam"] = float(sam(a, b))
-        scores[step.time] = entry
-    return scores
-
-
-def truth_pixels(plan: Plan) -> PixelPipeline:
-    """What brings the plan's source pixels to one sampling in physical units, as its encoder does; needs no weights."""
-    lattice = plan.grid.lattice
-    return PixelPipeline(plan.sensor, lattice.resolution, lattice.window_px, torch.device("cpu"))
+    zones = [None] if group is None else [group]
+    if group is None:
+        texts = LatentStore.stored_plans(url)
+        if len(texts) > 1:
+            zones = [Plan.from_json(text).grid.name for text in texts]
+    findings: list[str] = []
+    unfinished, decoded = 0, dict[str, Any]()
+    for zone in zones:
+        plan, place = plan_of(url, zone), cube_url(url, zone)
+        store = LatentStore.open(place)
+        findings += [f"{path if zone is None else f'{zone}/{path}'}: {what}" for path, what in store.verify()]
+        if not findings:
+            unfinished += store.status_counts()[State.NOT_ATTEMPTED]
+        if decode:
+            scores = fidelity(plan, place, sample=sample)
+            decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
+    found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
+    return {**found, "decoded": decoded} if decode else found
 
 
 def quicklook(url: str, group: str | None, out: Path, time: int = 0, *, source: bool = True) -> str:

@@ -23,10 +23,14 @@ LATENT = "latent"
 INT8_NODATA = -128
 UNKNOWN_PERCENT = 255
 
-_WINDOWS_SIDE = 1024  # cores along a chunk of the (time, wy, wx) arrays, at most
-_WINDOWS_SHARD = 2**20  # cores in one object of those arrays, about
+# How arrays are cut never depends on how large they are: a store that grows keeps its objects, and those that hold
+# more than before still serve who opened it when it was smaller.
+_WINDOWS_SIDE = 64  # cores along a chunk of the (time, wy, wx) arrays
+_WINDOWS_TIMES = 256  # times in one object of those arrays
 _CHUNK = 48  # latents along an inner chunk, about: 288 KiB of fp16 with 32 channels
-_VALID_SIDE = 1920  # latents along one object of `valid`, at most
+_VALID_SIDE = 960  # latents along one object of `valid`, about
+_AXIS = {"time": 1024, "channel": 1024, "y": 8192, "x": 8192, "wy": _WINDOWS_SIDE, "wx": _WINDOWS_SIDE}
+_TEXTS = 256  # texts along time in one object
 
 CONVENTIONS = [
     {
@@ -132,17 +136,13 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
     grid, lattice, times = plan.grid, plan.grid.lattice, len(plan.times)
     (ny, nx), (wy, wx) = grid.shape, grid.windows_shape
     side = inner_side(lattice.core, lattice.shard)
-    block = lattice.shard * max(1, _VALID_SIDE // lattice.shard)
+    block, many = lattice.shard * max(1, _VALID_SIDE // lattice.shard), _WINDOWS_SIDE
     latent = ArraySpec(
         LATENT, ("time", "channel", "y", "x"), (times, plan.channels, ny, nx), (1, plan.channels, side, side),
         (1, plan.channels, lattice.shard, lattice.shard), plan.dtype,
         INT8_NODATA if plan.dtype == "int8" else float("nan"),
     )  # fmt: skip
-    by, bx = min(block, ny), min(block, nx)
-    valid = ArraySpec("valid", ("time", "y", "x"), (times, ny, nx), (1, side, side), (1, by, bx), "uint8", 0)
-    cy, cx = min(wy, _WINDOWS_SIDE), min(wx, _WINDOWS_SIDE)
-    # Chunks of one time as the latents have, so that dask chunks agree along time; objects of many times.
-    together = max(1, min(times, _WINDOWS_SHARD // (wy * wx)))
+    valid = ArraySpec("valid", ("time", "y", "x"), (times, ny, nx), (1, side, side), (1, block, block), "uint8", 0)
     specs = {LATENT: latent, "valid": valid}
     for name, dtype, fill in (
         ("status", "uint8", int(State.NOT_ATTEMPTED)),
@@ -151,8 +151,9 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
         ("psnr", "float16", float("nan")),
         ("sam", "float16", float("nan")),
     ):
+        # Chunks of one time as the latents have, so that dask chunks agree along time; objects of many times.
         specs[name] = ArraySpec(
-            name, ("time", "wy", "wx"), (times, wy, wx), (1, cy, cx), (together, cy, cx), dtype, fill
+            name, ("time", "wy", "wx"), (times, wy, wx), (1, many, many), (_WINDOWS_TIMES, many, many), dtype, fill
         )
     return specs
 
@@ -316,8 +317,9 @@ def template(plan: StorePlan) -> dict[str, bytes]:
         )  # fmt: skip
     for name, (dims, values, attrs) in _coordinates(plan).items():
         text = values.dtype.kind == "T"
-        # Strings are cut by time as the latents are, so that dask chunks agree; the sharding keeps them one object.
-        cut: dict[str, Any] = {"chunks": (1,), "shards": values.shape} if text else {"chunks": values.shape or "auto"}
+        # Strings are cut by time as the latents are, so that dask chunks agree; the sharding keeps them few objects.
+        whole = tuple(_AXIS[dim] for dim in dims) or "auto"
+        cut: dict[str, Any] = {"chunks": (1,), "shards": (_TEXTS,)} if text else {"chunks": whole}
         array = zarr.create_array(
             store, name=name, shape=values.shape, dtype="str" if text else values.dtype,
             fill_value="" if text else 0, compressors=compressors(), dimension_names=dims or None, attributes=attrs,

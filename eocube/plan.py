@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import shapely
 from shapely import STRtree
-from shapely.geometry import box, shape
+from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 from shapely.validation import make_valid
 
+from eocube.bounds import footprint_of
 from eocube.catalog import Scene
 from eocube.grid import CubeGrid, Window
 from eocube.sensors import Sensor
-from eocube.zones import to_zone
+from eocube.zones import central_meridian, to_zone
 
 RADIOMETRY = "eocube-radiometry-1"
 """Version of the radiometric recipe: offset rule, dB, travelling form. Part of the space id."""
@@ -94,6 +95,8 @@ class WorkUnit:
     col: int
     empty: bool = False
     """No scene touches it: it holds no data, and nobody needs to look."""
+    keep: str | None = None
+    """A receipt, as its JSON line, of windows that are done and stay as they are; the others are done now."""
 
     @property
     def key(self) -> str:
@@ -119,6 +122,8 @@ class Plan:
     """Items that were found and not taken, with the reason."""
     numerics: Mapping[str, Any] = field(default_factory=dict)
     """Device, batch and libraries: same numerics, same bytes; not part of any hash (DESIGN 3.12)."""
+    extends: tuple[str, ...] = ()
+    """Hashes of the plans that this one grew from, the oldest first (`eocube.extend`)."""
 
     @cached_property
     def space(self) -> dict[str, Any]:
@@ -196,12 +201,7 @@ class Plan:
     def units(self) -> Iterator[WorkUnit]:
         """Every unit with a requested window, by time, then row, then column."""
         lattice = self.grid.lattice
-        shards = [
-            (r, c)
-            for r in range(self.grid.shard_rows)
-            for c in range(self.grid.shard_cols)
-            if any(self.grid.requested(w) for w in self.grid.windows_of_shard(r, c))
-        ]
+        shards = list(self.grid.shards())
         reach = lattice.halo * lattice.cell
         areas = [box(*self.grid.shard_bounds(r, c)).buffer(reach, join_style="mitre") for r, c in shards]
         tree = STRtree(areas)
@@ -239,6 +239,7 @@ class Plan:
                 "request": dict(self.request),
                 "refused": [list(r) for r in self.refused],
                 "numerics": dict(self.numerics),
+                "extends": list(self.extends),
                 "hash": self.hash,
             },
             indent=1,
@@ -261,16 +262,30 @@ class Plan:
             request=d["request"],
             refused=tuple((i, why) for i, why in d["refused"]),
             numerics=d["numerics"],
+            extends=tuple(d.get("extends", ())),
         )
 
 
+_AROUND = 40.0
+"""Degrees of longitude either side of a zone's middle within which its projection is one to one."""
+
+
 def footprint(scene: Scene, epsg: int) -> BaseGeometry:
-    """A scene's footprint in a zone's CRS, its edges densified, a little enlarged so that rounding loses nothing."""
-    geometry = shape(json.loads(scene.footprint)) if scene.footprint else box(*scene.bbox)
-    projected = shapely.transform(geometry.segmentize(0.05), lambda c: np.column_stack(to_zone(epsg, c[:, 0], c[:, 1])))
-    if not projected.is_valid:
-        projected = make_valid(projected)
-    return projected.buffer(100.0)
+    """A scene's footprint in a zone's CRS, its edges densified, a little enlarged so that rounding loses nothing.
+
+    Empty for a scene on the other side of the globe, of which a zone's projection would make ground nearby.
+    """
+    geometry = json.loads(scene.footprint) if scene.footprint else None
+    outline = footprint_of({"geometry": geometry, "bbox": scene.bbox})
+    assert outline is not None
+    middle, parts = central_meridian(epsg), []
+    for turn in (-360.0, 0.0, 360.0):
+        near = outline.intersection(box(middle - _AROUND - turn, -88.0, middle + _AROUND - turn, 88.0))
+        if near.is_empty:
+            continue
+        part = shapely.transform(near.segmentize(0.05), lambda c: np.column_stack(to_zone(epsg, c[:, 0], c[:, 1])))
+        parts.append(part if part.is_valid else make_valid(part))
+    return shapely.union_all(parts).buffer(100.0)
 
 
 def group_times(scenes: Sequence[Scene]) -> tuple[TimeStep, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from types import TracebackType
@@ -21,11 +22,11 @@ class Progress:
     """Counts windows, bytes and states; a context manager.
 
     Args:
-        total: windows to do.
+        total: windows to do; None when that is not known.
         quiet: show nothing.
     """
 
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
+    def __init__(self, total: int | None, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
         self._total = total
         self._done = 0
@@ -61,10 +62,27 @@ class Progress:
             self._bar.update(self._task, completed=self._done, figures=self._figures())
         elif time.monotonic() - self._last > LINE_EVERY:
             self._last = time.monotonic()
-            self._console.print(f"{self._done}/{self._total} windows {self._figures()}", highlight=False)
+            of = "" if self._total is None else f"/{self._total}"
+            self._console.print(f"{self._done}{of} windows {self._figures()}", highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line for people, above the bar where there is one."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _figures(self) -> str:
         rate = self._done / max(1e-9, time.monotonic() - self._started)
         bad = sum(self._states[s] for s in (State.READ_FAILED, State.ENCODE_FAILED))
         failed = f" [red]{bad} failed[/red]" if bad else ""
         return f"{rate:.1f}/s in {decimal(self._bytes_in)} out {decimal(self._bytes_out)}{failed}"
+
+
+class SaidBy(logging.Handler):
+    """Shows what is logged as a warning or worse as a line of the progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's message."""
+        self._progress.say(record.getMessage())

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,12 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eocube.catalog import sign
-from eocube.errors import RadiometryError, SourceError
-from eocube.gdal_env import Raster, RasterCache, gdal_environment, scheme_of, without_query
+from eocube.errors import SourceError
+from eocube.gdal_env import Raster, RasterCache, gdal_environment
 from eocube.grid import Lattice, Window
+from eocube.network import Network, shared_network
 from eocube.radiometry import scl_fractions, to_travelling
+from eocube.read_failure import RefusedError, failure, judge_read
+from eocube.redaction import secrets_of
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
+from eocube.storage_options import host_of
+from eocube.untrusted import too_large
 from eocube.warp import (
     DOWNSAMPLING,
     PixelGrid,
@@ -37,7 +39,6 @@ UNKNOWN = 255
 """`cloud_percent` (and `valid_percent` of a mask) where no mask says it."""
 
 _SCL_SAMPLING = 20
-_FIRST_WAIT = 0.5
 # An item's bbox is rounded and hugs its data; this many degrees around it still count as touched.
 _BBOX_PAD = 1e-3
 
@@ -86,6 +87,7 @@ class WindowReader:
         lattice: zone, resolution, window and halo.
         storage_options: fsspec options of the sources; S3 keys are handed on to GDAL.
         retries: how often a remote source is asked again, with growing waits, before its window fails.
+        network: None takes this process's own.
     """
 
     def __init__(
@@ -95,10 +97,13 @@ class WindowReader:
         *,
         storage_options: Mapping[str, Any] | None = None,
         retries: int = 3,
+        network: Network | None = None,
     ) -> None:
         self.sensor, self.lattice, self.retries = sensor, lattice, retries
+        self.network = network or shared_network()
         self._options = dict(storage_options or {})
-        self._cache = RasterCache(self._options)
+        self._secrets = secrets_of(self._options)
+        self._cache = RasterCache(self._options, network=self.network)
         self._groups = sensor.groups(lattice.resolution)
         self._local = threading.local()
 
@@ -224,7 +229,7 @@ class WindowReader:
         inside = region.inside(raster.height, raster.width)
         if inside is None:
             return None
-        raw = raster.dataset.read([s.index for s in sources], window=_slices(inside))
+        raw = _read(raster, [s.index for s in sources], inside)
         usable = np.stack(
             [_usable(band, s, raster.dataset.nodatavals[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
         )
@@ -248,10 +253,10 @@ class WindowReader:
     def _open(self, scene: Scene, source: BandSource) -> tuple[Raster, str]:
         raster = self._cache.get(source.href, lambda href: sign(href, scene.signer))
         if not raster.georeferenced:
-            raise _RefusedError("it has no transform (ground control points only?); use a terrain-corrected product")
+            raise RefusedError("it has no transform (ground control points only?); use a terrain-corrected product")
         crs = raster.crs or (f"EPSG:{scene.epsg}" if scene.epsg else None)
         if crs is None:
-            raise _RefusedError("neither the file nor the item says its CRS")
+            raise RefusedError("neither the file nor the item says its CRS")
         return raster, crs
 
     # -- the mask
@@ -276,7 +281,7 @@ class WindowReader:
                 inside = region.inside(raster.height, raster.width)
                 if inside is None:
                     return None
-                raw = raster.dataset.read([source.index], window=_slices(inside))
+                raw = _read(raster, [source.index], inside)
                 whole = _embed(raw, inside, region, 0)
                 return (whole if at.exact is not None else nearest(whole, at, region))[0], raw.nbytes
 
@@ -293,22 +298,25 @@ class WindowReader:
     # -- failures
 
     def _attempt(self, scene: Scene, source: BandSource, load: Callable[[], T]) -> T:
-        """Run a read; on failure forget the handle, wait, sign and open anew. SourceError when it is no use."""
-        remote = scheme_of(source.href) not in ("", "memory")
-        tries = (self.retries if remote else 0) + 1
-        for turn in range(tries):
-            try:
+        """Run a read; on failure forget the handle, wait, sign and open anew. SourceError when it is no use.
+
+        While the source's host is down the read waits with all others: an outage fails no window before its time.
+        """
+        host = host_of(source.href, self._options)
+
+        def forget() -> None:
+            self._forget(source.href)
+
+        try:
+            if not host:
                 return load()
-            except (_RefusedError, RadiometryError) as error:
-                raise _failure(scene, source, error) from None
-            except Exception as error:  # drivers and filesystems raise whatever they like
-                self._forget(source.href)
-                if turn + 1 == tries or _is_permanent(error):
-                    # `from None`: the original error may hold a signed URL.
-                    raise _failure(scene, source, error) from None
-            spread = zlib.crc32(f"{source.href}{turn}".encode()) / 2**32
-            time.sleep(_FIRST_WAIT * 2**turn * (0.5 + spread))
-        raise AssertionError("unreachable: the last try returns or raises")
+            # One read makes several requests: GDAL's own, or, where they are counted out, each by the network's rules.
+            return self.network.call(host, load, tries=self.retries + 1, judge=judge_read, failed=forget, request=False)
+        except Exception as error:  # drivers and filesystems raise whatever they like
+            if not host:
+                forget()
+            # `from None`: the original error may hold a signed URL.
+            raise failure(scene, source, error, self._secrets) from None
 
     def _forget(self, href: str) -> None:
         try:
@@ -330,8 +338,13 @@ class WindowReader:
         return total / (len(self.sensor.bands) * lattice.stride**2)
 
 
-class _RefusedError(Exception):
-    """A source that can be opened and must not be used as it is."""
+def _read(raster: Raster, bands: Sequence[int], inside: Region) -> NDArray[Any]:
+    """Source pixels (C, rows, columns); refused where what the file declares would take unbounded memory."""
+    why = too_large(raster.dataset, len(bands), inside.row1 - inside.row0, inside.col1 - inside.col0)
+    if why is not None:
+        raise RefusedError(why)
+    pixels: NDArray[Any] = raster.dataset.read(list(bands), window=_slices(inside))
+    return pixels
 
 
 def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -379,21 +392,4 @@ def _overlap(scene: BBox, here: BBox) -> bool:
     east = east + 360.0 if east < west else east
     return any(
         west + turn - _BBOX_PAD <= here[2] and east + turn + _BBOX_PAD >= here[0] for turn in (-360.0, 0.0, 360.0)
-    )
-
-
-def _is_permanent(error: Exception) -> bool:
-    """Whether asking again cannot help: the object is not there."""
-    reason = error.__cause__ or error  # fsspec says "not found" because of a 503
-    if isinstance(reason, FileNotFoundError):
-        return True
-    return re.search(r"\b404\b|no such file|nosuchkey|does not exist", str(reason).lower()) is not None
-
-
-def _failure(scene: Scene, source: BandSource, error: Exception) -> SourceError:
-    why = without_query(error.__cause__ or error) or type(error).__name__
-    return SourceError(
-        f"item {scene.id}, asset {source.key}: cannot read {without_query(source.href)}: {why}",
-        item=scene.id,
-        asset=source.key,
     )

@@ -113,7 +113,7 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
             wx=np.flatnonzero((states.wx.values > left) & (states.wx.values < right)),
         )
         states = None if 0 in states.shape else states
-    decoded = _busiest(decoded, states, info)
+    decoded = busiest(decoded, states, info)
     decoded = decoded.compute()
     left, right, bottom, top = extent = _edges(decoded, info.resolution)
     x, y = ds["x"].values, ds["y"].values
@@ -139,7 +139,7 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
     )
 
 
-def _busiest(decoded: xr.DataArray, states: xr.DataArray | None, info: CubeInfo) -> xr.DataArray:
+def busiest(decoded: xr.DataArray, states: xr.DataArray | None, info: CubeInfo) -> xr.DataArray:
     """At most MAX_CORES cores a side: those with the most windows that are ok, or the first when nothing tells."""
     core_px, core_m = info.core * info.stride, float(info.core * info.cell)
     limit = MAX_CORES * core_px

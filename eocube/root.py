@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from eocube.commit_log import PLAN
+from eocube.commit_log import FOLDER, PLAN
 from eocube.errors import StoreError
 from eocube.layout import LATENT, ROOT
+from eocube.lease import is_lease
 from eocube.target import Target
 
 
@@ -96,5 +97,7 @@ def half_made(target: Target) -> bytes | None:
         return None
     made = target.get(PLAN)
     if made is None:
+        if names == [FOLDER] and all(is_lease(key) for key in target.keys(FOLDER)):
+            return None  # a run that has just begun, or was killed before it wrote its plan
         raise StoreError(f"{target} exists and is no eocube store (it holds {names[0]}): write to another target")
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,20 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from eocube.commits import State
-from eocube.encode import EncodeOptions, Exit, Request, default_gpus, demo_options, make_plans, new_run_id, plan_summary
+from eocube.encode import EncodeOptions, Exit, Request, default_gpus, demo_options, make_plans, new_run_id
 from eocube.engine import Cube, EngineOptions, RunTally
 from eocube.engine import run as run_engine
 from eocube.errors import StoreError
-from eocube.plan import Plan, WorkUnit
-from eocube.store import LatentStore, create_root, finalise_root
-from eocube.worker import Limits
+from eocube.extend import grow_plans, join_zones
+from eocube.lease import Lease
+from eocube.limits import Limits
+from eocube.network import shared_network
+from eocube.plan import Plan
+from eocube.remaining import Remaining
+from eocube.seams import seams_line
+from eocube.storage_options import parse_options
+from eocube.store import LatentStore, Summary, finalise_root
+from eocube.target import Target
 
 DEMO_FOLDER = "eocube-demo"
 NAMED_FAILURES = 10
@@ -53,46 +59,96 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
             options = demo_options(options, Path(DEMO_FOLDER))
     gpus = default_gpus(options)
     request = Request.parse(options, on_gpu=gpus > 0)
-    plans, stored = plans_of(request, storage_options)
+    storage_options = parse_options(options.storage_options) or storage_options
+    source_options: Mapping[str, Any] | None = parse_options(options.source_options, "--source-options")
+    if source_options is None:
+        source_options = storage_options
+    shared_network().configure(request.network)
+    plans = plans_of(request, storage_options, source_options)
     if options.plan:
-        print(json.dumps([plan_summary(p) for p in plans], indent=1))
+        from eocube.plan_view import plan_documents, show
+
+        documents = plan_documents(plans, options, request.device, source_options)
+        show(documents, as_json=options.json)
         return Outcome(Exit.DONE, (), {})
-    cubes = open_cubes(request, plans, stored, storage_options)
-    todo = [(k, unit) for k, cube in enumerate(cubes) for unit in units_left(cube, request, storage_options)]
+    run_id = new_run_id()
     limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if options.demo else request.verify_fraction)
     engine = EngineOptions(
         actors=options.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
-        source_options=storage_options, quiet=options.quiet,
+        source_options=source_options, network=request.network, quiet=options.quiet, log_dir=options.log_dir,
     )  # fmt: skip
-    try:
-        tally = run_engine(cubes, engine, todo, new_run_id()) if todo else RunTally()
-    finally:
-        for cube in cubes:
-            LatentStore.open(cube.url, storage_options=storage_options).finalise()
-        if len(cubes) > 1:
-            finalise_root(request.out, storage_options=storage_options)
-    outcome = report(console, cubes, tally, storage_options)
+    with Lease(Target(request.out, storage_options), run_id) as lease:
+        cubes = open_cubes(request, plans, storage_options)
+        tally, summaries = carry_out(cubes, request, engine, run_id, lease)
+    outcome = report(console, cubes, tally, summaries)
     if options.quicklook and outcome.counts.get(State.OK):
-        outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options))
+        outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
         console.print(f"picture: {outcome.picture}")
     return outcome
 
 
-def plans_of(request: Request, storage_options: Mapping[str, Any] | None) -> tuple[tuple[Plan, ...], bool]:
-    """The plans frozen in the store by the same request, without a search; else new ones. Says which."""
+def carry_out(
+    cubes: Sequence[Cube], request: Request, engine: EngineOptions, run_id: str, lease: Lease
+) -> tuple[RunTally, list[Summary]]:
+    """Do what the stores do not hold yet and finalise them, while the lease is held.
+
+    Raises:
+        LeaseError: another run took the stores over; nothing was finalised then.
+    """
+    stores = [LatentStore.open(cube.url, storage_options=engine.storage_options) for cube in cubes]
+    left = [Remaining(cube.plan, store.log.latest(), request.retry) for cube, store in zip(cubes, stores, strict=True)]
+    total = sum(r.windows for r in left)
+    tally = RunTally()
+    try:
+        if total:
+            todo = ((k, unit) for k, remaining in enumerate(left) for unit in remaining.units())
+            tally = run_engine(cubes, engine, todo, run_id, total=total, check=lease.check)
+    finally:
+        if lease.held:
+            summaries = [store.finalise() for store in stores]
+            if len(cubes) > 1:
+                finalise_root(request.out, storage_options=engine.storage_options)
+    lease.check()
+    return tally, summaries
+
+
+def plans_of(
+    request: Request, storage_options: Mapping[str, Any] | None, source_options: Mapping[str, Any] | None = None
+) -> tuple[Plan, ...]:
+    """The plans to carry out, one a zone.
+
+    Those frozen in the store by the same request, without a search; where a request for more ground or more time
+    finds a store, its plans made larger; else new ones.
+
+    Raises:
+        StoreError: the store there is another request's; the message names the difference.
+    """
     from eocube.encoders import load
 
     frozen = stored_plans(request.out, storage_options)
+    weights = load(request.weights)
+    request = at_stored_precision(request, frozen)
     if frozen and all(dict(p.request) == request.document() for p in frozen):
-        weights = load(request.weights)
         changed = [p for p in frozen if p.encoding.sha256 != weights.meta.sha256]
         if changed:
             raise StoreError(
                 f"{request.out} was made with other weights called {request.weights!r} "
                 f"({changed[0].encoding.sha256[:12]}, now {weights.meta.sha256[:12]}): write to another --out"
             )
-        return frozen, True
-    return make_plans(request, load(request.weights), storage_options), False
+        return frozen
+    plans = make_plans(request, weights, source_options)
+    return grow_plans(request.out, frozen, plans) if frozen else plans
+
+
+def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
+    """The request with the store's precision where none was asked for: another machine may be fastest in another.
+
+    Not float16 on a CPU, which would take ten times as long: then the difference is an error that names it.
+    """
+    stored = frozen[0].encoding.precision if frozen else request.precision
+    if request.options.precision not in (None, "auto") or (stored == "fp16" and request.device == "cpu"):
+        return request
+    return replace(request, precision=stored)
 
 
 def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
@@ -101,43 +157,29 @@ def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[P
     return tuple(Plan.from_json(t) for t in texts)
 
 
-def open_cubes(
-    request: Request, plans: Sequence[Plan], stored: bool, storage_options: Mapping[str, Any] | None
-) -> tuple[Cube, ...]:
-    """Create the stores, or open those of an earlier run of the same plan. One zone: the cube is the root itself."""
+def open_cubes(request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> tuple[Cube, ...]:
+    """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
     if len(plans) == 1:
         cubes: tuple[Cube, ...] = (Cube(plans[0], request.out),)
     else:
-        if not stored:
-            names = [p.grid.name for p in plans]
-            create_root(request.out, names, {"zones": names}, storage_options=storage_options)
         cubes = tuple(Cube(p, f"{request.out.rstrip('/')}/{p.grid.name}") for p in plans)
+        join_zones(request.out, plans, storage_options)
     for cube in cubes:
         LatentStore.create(cube.url, cube.plan, storage_options=storage_options)
+    if len(cubes) > 1:
+        finalise_root(request.out, storage_options=storage_options)
     return cubes
 
 
-def units_left(cube: Cube, request: Request, storage_options: Mapping[str, Any] | None) -> list[WorkUnit]:
-    """Units that the commit log does not hold, and those with windows in a state that is to be tried again."""
-    store = LatentStore.open(cube.url, storage_options=storage_options)
-    done = store.done_units()
-    for state in request.retry:
-        done -= store.units_with(state)
-    return [u for u in cube.plan.units() if u.key not in done]
-
-
-def report(
-    console: Console, cubes: Sequence[Cube], tally: RunTally, storage_options: Mapping[str, Any] | None
-) -> Outcome:
+def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: Sequence[Summary]) -> Outcome:
     """Print what the stores now hold and what went wrong; the exit status follows from the stores."""
     total: Counter[State] = Counter()
     failures: list[str] = []
-    for cube in cubes:
-        store = LatentStore.open(cube.url, storage_options=storage_options)
-        counts = {State(s): n for s, n in store.status_counts().items() if n}
+    for cube, summary in zip(cubes, summaries, strict=True):
+        counts = {State(s): n for s, n in summary.counts.items() if n}
         total.update(counts)
         named = ", ".join(f"{n} {s.label}" for s, n in sorted(counts.items()) if s is not State.OUTSIDE)
-        scores = store.scores()
+        scores = summary.scores
         quality = "".join(
             f", {name} {value:.{digits}f}{unit}"
             for name, value, digits, unit in (("PSNR", scores.psnr, 1, " dB"), ("SAM", scores.sam, 3, " rad"))
@@ -148,21 +190,22 @@ def report(
             f"{cube.url}: {cube.plan.sensor.name}, EPSG:{cube.plan.grid.lattice.epsg}, "
             f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}"
         )
+        if summary.seams.borders:
+            console.print(f"  {seams_line(summary.seams)}")
+        if summary.breaches:
+            console.print(f"  {summary.breaches} windows decode under the weights' floor: eocube status", style="red")
+        own = cube.plan.encoding.precision
+        if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
+            console.print(f"  windows not encoded in {own}, whose range or memory did not do: {others}")
         for item, why in cube.plan.refused[:NAMED_FAILURES]:
             console.print(f"  refused {item}: {why}")
-        failures += sorted(
-            {
-                f"{w.item or '?'} {w.asset or ''}: {w.reason}"
-                for r in store.receipts()
-                for w in r.windows
-                if w.state in (State.READ_FAILED, State.ENCODE_FAILED)
-            }
-        )
+        failures += sorted({f"{f.item or '?'} {f.asset or ''}: {f.reason}" for f in summary.failures})
     if tally.units:
         windows = sum(tally.windows.values())
         console.print(
             f"  {windows} windows in {tally.seconds:.1f} s ({windows / max(tally.seconds, 1e-9):.1f}/s), "
             f"read {decimal(tally.bytes_in)}, wrote {decimal(tally.bytes_out)}"
+            + (f", {tally.retries} requests made again" if tally.retries else "")
         )
     for line in failures[:NAMED_FAILURES]:
         console.print(f"  failed {line}", style="red")
@@ -179,13 +222,19 @@ def report(
     return Outcome(Exit.RETRYABLE if left else Exit.DONE, tuple(c.url for c in cubes), dict(total), tally)
 
 
-def draw(cubes: Sequence[Cube], path: str, storage_options: Mapping[str, Any] | None, time: int = 0) -> str:
+def draw(
+    cubes: Sequence[Cube],
+    path: str,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None,
+    time: int = 0,
+) -> str:
     """The quicklook of the cube with the most data, its source read again for comparison."""
     import eocube
     from eocube.inspection import truth_pixels
     from eocube.source import read_source
 
     cube = max(cubes, key=lambda c: sum(1 for _ in c.plan.grid.requested_windows()))
-    source = read_source(cube.plan, truth_pixels(cube.plan), time, storage_options=storage_options)
+    source = read_source(cube.plan, truth_pixels(cube.plan), time, storage_options=source_options)
     ds = eocube.open(cube.url, storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(path, time=time, source=source))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eocube.radiometry import Radiometry
@@ -24,12 +24,15 @@ class BandSource:
     href: str
     index: int
     radiometry: Radiometry
+    size: int | None = field(default=None, compare=False)
+    """Bytes of the asset, where the catalogue gives them (`file:size`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy (NaN nodata as the string "nan")."""
         rule = self.radiometry
         nodata: float | str | None = "nan" if rule.nodata is not None and math.isnan(rule.nodata) else rule.nodata
         return {
+            **({} if self.size is None else {"size": self.size}),
             "band": self.band,
             "key": self.key,
             "href": self.href,
@@ -49,7 +52,7 @@ class BandSource:
         rule = data["radiometry"]
         nodata = None if rule["nodata"] is None else float(rule["nodata"])
         radiometry = Radiometry(float(rule["scale"]), float(rule["offset"]), nodata, rule["kind"], rule["why"])
-        return cls(data["band"], data["key"], data["href"], int(data["index"]), radiometry)
+        return cls(data["band"], data["key"], data["href"], int(data["index"]), radiometry, data.get("size"))
 
 
 @dataclass(frozen=True, slots=True)

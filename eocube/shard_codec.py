@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,24 @@ class ShardCodec:
         self._array(objects)[tuple(slice(0, n) for n in block.shape)] = block
         made = objects.get(self._key)
         return None if made is None else made.to_bytes()
+
+    def damage(self, data: bytes) -> str | None:
+        """Which part of a shard object is damaged, by its own checksums: the index or inner chunks; None for none."""
+        objects: dict[str, Buffer] = {}
+        array = self._array(objects)
+        objects[self._key] = CpuBuffer.from_bytes(data)
+        bad: list[str] = []
+        places = list(product(*(range(n // c) for n, c in zip(self.shape, self.chunks, strict=True))))
+        for place in places:
+            box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, self.chunks, strict=True))
+            try:
+                array[box]
+            except Exception:  # whatever the codecs raise on damage
+                bad.append(str(place[-2:]).replace(" ", ""))
+        if len(bad) == len(places) > 1:
+            return "its index is damaged, or the object is cut off"
+        named = ", ".join(bad[:8]) + (" ..." if len(bad) > 8 else "")
+        return f"inner chunks (row,column) {named} are damaged" if bad else None
 
     def decode(self, data: bytes) -> Block:
         """The whole shard. Raises ValueError or RuntimeError when index or chunks are damaged."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 
@@ -15,6 +16,8 @@ from eocube.grid import Window
 from eocube.plan import Plan
 from eocube.reader import WindowReader
 from model.pixels import PixelPipeline
+
+Pixels = npt.NDArray[np.float32]
 
 
 def read_source(
@@ -42,40 +45,71 @@ def read_source(
     row0, col0, row1, col1 = grid.extent
     px = lattice.stride
     out = np.full((len(plan.sensor.bands), (row1 - row0) * px, (col1 - col0) * px), np.nan, dtype=np.float32)
-    inner = slice(lattice.halo_px, lattice.halo_px + lattice.core_px)
     reader = WindowReader(plan.sensor, lattice, storage_options=storage_options)
 
     def place(window: Window) -> None:
-        scenes = plan.scenes_of(time, window)
-        if not scenes:
+        core = _core(plan, truth, reader, time, window)
+        if core is None:
             return
-        try:
-            pixels = reader.read(scenes, window)
-        except SourceError:
-            return
-        if not pixels.valid.any():
-            return
-        groups = {s: torch.from_numpy(np.ascontiguousarray(a))[None] for s, a in pixels.groups.items()}
-        physical = truth.physical(groups)[0, :, inner, inner].cpu().numpy()
-        seen = np.repeat(np.repeat(pixels.valid == 100, px, 0), px, 1)
         wy, wx = grid.place_in_status(window)
         top, left = (wy * lattice.core - row0) * px, (wx * lattice.core - col0) * px
-        out[:, top : top + lattice.core_px, left : left + lattice.core_px] = np.where(seen, physical, np.nan)
+        out[:, top : top + lattice.core_px, left : left + lattice.core_px] = core
 
     try:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(place, grid.requested_windows()))
     finally:
         reader.close()
-    fine = lattice.resolution
     west, north = grid.transform.c + col0 * lattice.cell, grid.transform.f - row0 * lattice.cell
+    return _labelled(plan, out, west, north)
+
+
+def read_windows(
+    plan: Plan,
+    truth: PixelPipeline,
+    time: int,
+    windows: Iterable[Window],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Iterator[xr.DataArray]:
+    """The cores of some windows in turn, each as `read_source` gives the whole; unreadable ones are left out."""
+    lattice = plan.grid.lattice
+    with WindowReader(plan.sensor, lattice, storage_options=storage_options) as reader:
+        for window in windows:
+            core = _core(plan, truth, reader, time, window)
+            if core is not None:
+                left, _, _, top = lattice.core_bounds(window)
+                yield _labelled(plan, core, left, top)
+
+
+def _core(plan: Plan, truth: PixelPipeline, reader: WindowReader, time: int, window: Window) -> Pixels | None:
+    """A window's core in physical units, NaN where the source does not cover a latent pixel; None without a pixel."""
+    lattice = plan.grid.lattice
+    scenes = plan.scenes_of(time, window)
+    if not scenes:
+        return None
+    try:
+        pixels = reader.read(scenes, window)
+    except SourceError:
+        return None
+    if not pixels.valid.any():
+        return None
+    inner = slice(lattice.halo_px, lattice.halo_px + lattice.core_px)
+    groups = {s: torch.from_numpy(np.ascontiguousarray(a))[None] for s, a in pixels.groups.items()}
+    physical = truth.physical(groups)[0, :, inner, inner].cpu().numpy()
+    seen = np.repeat(np.repeat(pixels.valid == 100, lattice.stride, 0), lattice.stride, 1)
+    return np.where(seen, physical, np.nan).astype(np.float32)
+
+
+def _labelled(plan: Plan, pixels: Pixels, west: float, north: float) -> xr.DataArray:
+    fine = plan.grid.lattice.resolution
     return xr.DataArray(
-        out,
+        pixels,
         dims=("band", "y", "x"),
         coords={
             "band": [b.name for b in plan.sensor.bands],
-            "y": north - (np.arange(out.shape[1]) + 0.5) * fine,
-            "x": west + (np.arange(out.shape[2]) + 0.5) * fine,
+            "y": north - (np.arange(pixels.shape[1]) + 0.5) * fine,
+            "x": west + (np.arange(pixels.shape[2]) + 0.5) * fine,
         },
         name=plan.sensor.unit,
     )

@@ -179,7 +179,8 @@ def scene_from_item(
     mask = None
     if (masked := find_asset(item, sensor.mask_assets)) is not None:
         classes = Radiometry(1.0, 0.0, 0.0, "dn", "scene classification")
-        mask = BandSource("SCL", masked[0], _unsigned(resolve(str(masked[1]["href"])), signer), 1, classes)
+        href = _unsigned(resolve(str(masked[1]["href"])), signer)
+        mask = BandSource("SCL", masked[0], href, 1, classes, size_of(masked[1]))
     geometry, cloud = item.get("geometry"), properties.get("eo:cloud_cover")
     return Scene(
         id=name,
@@ -207,12 +208,22 @@ def _source(
     resolve: Callable[[str], str],
     signer: str | None,
 ) -> BandSource:
-    return BandSource(band.name, key, _unsigned(resolve(str(asset["href"])), signer), band.index, rule)
+    href = _unsigned(resolve(str(asset["href"])), signer)
+    return BandSource(band.name, key, href, band.index, rule, size_of(asset))
+
+
+def size_of(asset: Mapping[str, Any]) -> int | None:
+    """The asset's `file:size` in bytes, where the catalogue gives one that can be."""
+    size = asset.get("file:size")
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
 
 
 def _unsigned(href: str, signer: str | None) -> str:
     """The href without a signature; refused where the signature is another's and cannot be made anew."""
-    query = urlsplit(href).query if "://" in href else ""
+    parts = urlsplit(href) if "://" in href else None
+    if parts is not None and "@" in parts.netloc and parts.scheme in ("http", "https"):
+        raise SourceError("its hrefs carry a user or password, which a plan must not keep; they belong in ~/.netrc")
+    query = "" if parts is None else parts.query
     if not query or not _SECRETS.search(query.lower()):
         return href
     if signer is None:

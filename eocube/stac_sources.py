@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-import fsspec
 import pystac
 import pystac_client
 import requests
-import urllib3
 from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
 
 from eocube.bounds import BBox, Interval, footprint_of, meets, parse_moment
-from eocube.errors import InputError
+from eocube.errors import InputError, SourceError
+from eocube.network import Network
+from eocube.redaction import safe_url
 from eocube.sensors import nearest
+from eocube.stac_fetch import RetryingIO, cause, load_json
+from eocube.untrusted import MAX_DEPTH, check_href, check_item, scheme
+
+__all__ = [
+    "PRESETS",
+    "Found",
+    "is_api",
+    "known_collections",
+    "load_json",
+    "resolve_href",
+    "safe_url",
+    "search_api",
+    "static_location",
+    "walk_static",
+    "within",
+]
 
 PRESETS: Mapping[str, str] = {
     "earth-search": "https://earth-search.aws.element84.com/v1",
     "planetary-computer": "https://planetarycomputer.microsoft.com/api/stac/v1",
     "cdse": "https://stac.dataspace.copernicus.eu/v1",
 }
-RETRIED_STATUS = (429, 500, 502, 503, 504)
 PAGE_SIZE = 100
 # pgstac only estimates larger totals, so they prove nothing about missing items.
 EXACT_TOTALS = 100_000
-BODY_RETRIES = 3
-TIMEOUT_S = (10.0, 60.0)
 READ_THREADS = 16
 
 
@@ -45,18 +55,23 @@ class Found:
 
     item: Mapping[str, Any]
     base: str
+    allow_local: bool = False
+    """Whether a catalogue from elsewhere may lead to files of this machine."""
 
     def resolve(self, href: str) -> str:
-        """An absolute href: a URL or a local path."""
+        """An absolute href: a URL or a local path. SourceError where this catalogue must not name it."""
+        return without_user(self.follow(href), self.base)
+
+    def follow(self, href: str) -> str:
+        """The same with the user and password of the base: to be read now, never to be kept."""
+        check_href(href if scheme(href) else resolve_href(href, self.base), self.base, allow_local=self.allow_local)
         return resolve_href(href, self.base)
 
 
-def safe_url(url: str) -> str:
-    """A URL fit for a message: without user, password and query, where tokens live."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def without_user(href: str, base: str) -> str:
+    """An href without the user and password that it has from the place of its catalogue: a plan must not keep them."""
+    user = urlsplit(base).netloc.rpartition("@")[0] if "://" in base else ""
+    return href.replace(f"//{user}@", "//", 1) if user else href
 
 
 def resolve_href(href: str, base: str) -> str:
@@ -70,44 +85,10 @@ def resolve_href(href: str, base: str) -> str:
         path = path.partition("?")[0]
     if href.startswith("/"):
         return f"{scheme}{mark}{path.partition('/')[0]}{href}" if scheme in ("http", "https") else href
-    return scheme + mark + posixpath.normpath(posixpath.join(posixpath.dirname(path), href))
-
-
-class RetryingIO(StacApiIO):
-    """pystac-client's I/O with retries of throttling, server errors and timeouts, and of bodies cut in the middle.
-
-    A page whose body breaks off, or is no JSON, is asked for again; it never counts as a shorter page.
-    """
-
-    def __init__(self, backoff_s: float = 0.5) -> None:
-        retry = urllib3.Retry(
-            total=5,
-            connect=3,
-            backoff_factor=backoff_s,
-            status_forcelist=RETRIED_STATUS,
-            allowed_methods=None,
-            respect_retry_after_header=True,
-        )
-        super().__init__(max_retries=retry, timeout=TIMEOUT_S)
-        self._backoff_s = backoff_s
-
-    def request(self, *args: Any, **kwargs: Any) -> str:
-        """The whole body of one request, which is JSON; raises pystac-client's `APIError`."""
-        for attempt in range(BODY_RETRIES + 1):
-            try:
-                text = super().request(*args, **kwargs)
-                json.loads(text)
-                return text
-            except APIError as error:
-                # A status, or urllib3's own retries used up: asking again here would only multiply the wait.
-                final = getattr(error, "status_code", None) is not None or "Max retries exceeded" in str(error)
-                if final or attempt == BODY_RETRIES:
-                    raise
-            except ValueError as error:
-                if attempt == BODY_RETRIES:
-                    raise APIError(f"answers with what is no JSON: {error}") from error
-            time.sleep(self._backoff_s * 2**attempt)
-        raise AssertionError("unreachable")
+    if mark:  # a host's or bucket's root is as far up as it goes
+        host, _, path = path.partition("/")
+        return scheme + mark + host + posixpath.normpath(posixpath.join("/" + posixpath.dirname(path), href))
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), href))
 
 
 def search_api(
@@ -117,7 +98,7 @@ def search_api(
     interval: Interval,
     *,
     max_items: int | None = None,
-    backoff_s: float = 0.5,
+    network: Network | None = None,
 ) -> list[Found]:
     """All items of an API in the collections, boxes and interval: every page, each item once, in the API's order.
 
@@ -127,7 +108,7 @@ def search_api(
     start, end = (moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") for moment in interval)
     kept: dict[tuple[str, str], Found] = {}
     try:
-        client = pystac_client.Client.open(url, stac_io=RetryingIO(backoff_s))
+        client = pystac_client.Client.open(url, stac_io=RetryingIO(network))
         for box in boxes:
             search = client.search(
                 collections=list(collections), bbox=list(box), datetime=f"{start}/{end}", limit=PAGE_SIZE
@@ -137,7 +118,7 @@ def search_api(
                 if max_items is not None and len(kept) >= max_items:
                     return list(kept.values())
     except (APIError, requests.RequestException, pystac.STACError, NotImplementedError, KeyError, TypeError) as error:
-        raise InputError(f"cannot search {where}: {_cause(error)}") from error
+        raise InputError(f"cannot search {where}: {cause(error)}") from error
     return list(kept.values())
 
 
@@ -156,45 +137,14 @@ def _all_pages(pages: Iterator[dict[str, Any]], where: str, max_items: int | Non
         raise InputError(f"cannot search {where}: it said {promised} items match but its pages held {count}; try again")
 
 
-def known_collections(url: str, wanted: Sequence[str], backoff_s: float = 0.5) -> tuple[str, ...]:
+def known_collections(url: str, wanted: Sequence[str], network: Network | None = None) -> tuple[str, ...]:
     """Those of the wanted collections that an API has, in the wanted order."""
     try:
-        client = pystac_client.Client.open(url, stac_io=RetryingIO(backoff_s))
+        client = pystac_client.Client.open(url, stac_io=RetryingIO(network))
         there = {collection.id for collection in client.get_collections()}
     except (APIError, requests.RequestException, pystac.STACError, NotImplementedError, KeyError, TypeError) as error:
-        raise InputError(f"cannot list the collections of {safe_url(url)}: {_cause(error)}") from error
+        raise InputError(f"cannot list the collections of {safe_url(url)}: {cause(error)}") from error
     return tuple(name for name in wanted if name in there)
-
-
-def _cause(error: Exception) -> str:
-    """One line of what went wrong, with the queries of any URLs in it taken out."""
-    status = getattr(error, "status_code", None)
-    if status is not None:
-        return f"HTTP status {status}"
-    line = (str(error).strip().splitlines() or [""])[0]
-    return re.sub(r"\?[^\s'\")]*", "", line)[:200] or type(error).__name__
-
-
-def load_json(location: str, storage_options: Mapping[str, Any] | None = None, *, backoff_s: float = 0.5) -> Any:
-    """The JSON of a file or URL through fsspec; `InputError` names the place where it is absent or is no JSON."""
-    where = safe_url(location)
-    for attempt in range(BODY_RETRIES + 1):
-        try:
-            filesystem, path = fsspec.core.url_to_fs(location, **dict(storage_options or {}))
-            return json.loads(filesystem.cat_file(path))
-        except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
-            raise InputError(f"cannot read {where}: {error.strerror or 'no such file'}") from error
-        except (ImportError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            if isinstance(error, ImportError):
-                raise InputError(f"cannot read {where}: {_cause(error)}") from error
-            raise InputError(f"{where} is not STAC: it holds no JSON") from error
-        except ValueError as error:
-            raise InputError(f"cannot read {where}: {_cause(error)}") from error
-        except Exception as error:  # fsspec backends raise errors of their own clients for one and the same outage
-            if attempt == BODY_RETRIES:
-                raise InputError(f"cannot read {where}: {_cause(error)}") from error
-            time.sleep(backoff_s * 2**attempt)
-    raise AssertionError("unreachable")
 
 
 def is_api(document: Any) -> bool:
@@ -231,12 +181,14 @@ def walk_static(
     storage_options: Mapping[str, Any] | None = None,
     *,
     document: Any = None,
+    allow_local: bool = False,
 ) -> tuple[list[Found], list[str]]:
     """Every item that a static catalogue links to, and the places of linked files that do not exist.
 
     Both in a fixed order (by place), each file read once. `root` is the place of a catalogue, collection, item or item
     collection; `document` its JSON if it was read before. `accepts` takes a collection's id and says whether to go into
-    it. A file that is there but cannot be read raises `InputError`: it must not look like an absent one.
+    it. A file that is there but cannot be read raises `InputError`: it must not look like an absent one; so does a
+    catalogue from elsewhere that leads to this machine's files, unless `allow_local`, and one without end.
     """
     document = load_json(root, storage_options) if document is None else document
     visited, items, absent = {root}, dict[str, Found](), list[str]()
@@ -250,24 +202,27 @@ def walk_static(
                 return None
             raise
 
+    depth = 0
     with ThreadPoolExecutor(READ_THREADS) as pool:
         while level:
+            if (depth := depth + 1) > MAX_DEPTH:
+                raise InputError(f"{safe_url(root)} links deeper than {MAX_DEPTH} levels, at {safe_url(level[0][0])}")
             following: list[str] = []
             for place, content in level:
                 kind = content.get("type") if isinstance(content, Mapping) else None
                 if content is None:
                     absent.append(place)
                 elif kind == "Feature" and "properties" in content and "assets" in content:
-                    items[place] = Found(content, place)
+                    items[place] = Found(content, place, allow_local)
                 elif kind == "FeatureCollection" or (kind is None and _has_features(content)):
                     if any(link.get("rel") == "next" for link in content.get("links", [])):
                         raise InputError(f"{safe_url(place)} is one page of a search; give the API's own URL instead")
                     for number, feature in enumerate(content.get("features", [])):
-                        items[f"{place}#{number}"] = Found(feature, place)
+                        items[f"{place}#{number}"] = Found(feature, place, allow_local)
                 elif kind in ("Catalog", "Collection") or (kind is None and _looks_like_catalogue(content)):
                     if kind == "Collection" and not accepts(str(content.get("id"))):
                         continue
-                    following += [place for place in _links(content, place) if place not in visited]
+                    following += [place for place in _links(content, place, allow_local) if place not in visited]
                     visited.update(following)
                 else:
                     raise InputError(f"{safe_url(place)} is not STAC: no catalogue, collection or item")
@@ -284,17 +239,28 @@ def _looks_like_catalogue(content: Any) -> bool:
     return isinstance(content, Mapping) and "stac_version" in content and isinstance(content.get("links"), list)
 
 
-def _links(content: Mapping[str, Any], place: str) -> list[str]:
+def _links(content: Mapping[str, Any], place: str, allow_local: bool) -> list[str]:
     """The absolute places of a catalogue's children and items, in its order."""
-    return [
-        resolve_href(str(link["href"]), place)
-        for link in content.get("links", [])
-        if isinstance(link, Mapping) and link.get("rel") in ("child", "item") and link.get("href")
-    ]
+    here = Found(content, place, allow_local)
+    try:
+        return [
+            here.follow(str(link["href"]))
+            for link in content.get("links", [])
+            if isinstance(link, Mapping) and link.get("rel") in ("child", "item") and link.get("href")
+        ]
+    except SourceError as error:
+        raise InputError(f"{safe_url(place)}: a link of it cannot be followed: {error}") from error
 
 
 def within(item: Mapping[str, Any], boxes: Sequence[BBox], interval: Interval) -> bool:
-    """Whether an item's footprint meets a box and its time (or range of times) meets the interval."""
+    """Whether an item's footprint meets a box and its time (or range of times) meets the interval.
+
+    True for an item that is not fit to be asked: it is refused by name later, not passed over.
+    """
+    try:
+        check_item(item)
+    except SourceError:
+        return True
     properties = item.get("properties", {})
     moment = parse_moment(properties.get("datetime"))
     first = moment or parse_moment(properties.get("start_datetime"))

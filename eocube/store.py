@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from eocube.commit_log import LAYOUT, PLAN, CommitLog, Latest
+from eocube import rebase
+from eocube.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
 from eocube.commits import Receipt, State
 from eocube.cube_item import cube_item
 from eocube.differences import difference
@@ -31,7 +32,6 @@ from eocube.layout import (
     root_metadata,
     template,
 )
-from eocube.moments import Moments
 from eocube.root import create_root, finalise_root, half_made, read_root
 from eocube.shard_codec import Block
 from eocube.tables import Scores, Summary, summarise, valid_objects, window_objects
@@ -83,6 +83,9 @@ class LatentStore:
         found = read_root(target)
         if found is not None:
             store = cls(target, found)
+            if store.document.get("plan_hash") in getattr(plan, "extends", ()):
+                target.tidy(everything=True)
+                return cls._grow(target, plan, store)
             different = difference(store.document, plan, store._steps)
             if different:
                 raise StoreError(f"{target} is a store of {different}; write to another target")
@@ -96,18 +99,44 @@ class LatentStore:
             return cls._make(target, plan)
 
     @classmethod
+    def _grow(cls, target: Target, plan: StorePlan, store: LatentStore) -> LatentStore:
+        """Make the store that of a plan which grew from its own.
+
+        The plan is replaced first, so that the same command goes on after a kill. Objects keep their keys and cuts,
+        and those with more in them than before still serve who has the old metadata; the root's zarr.json, written
+        last, makes the new extent seen at once. Only room north or west takes more (`eocube.rebase`).
+        """
+        target.put(PLAN, plan.to_json().encode())
+        transform = store.document["grid"]["transform"]
+        room = rebase.room_before((transform[2], transform[5]), plan.grid)
+        if any(room):
+            spec = store.latent
+            assert spec.shards is not None
+            shards = spec.shape[2] // spec.shards[2], spec.shape[3] // spec.shards[3]
+            rebase.begin(target, plan.hash, plan.grid, shards, room)
+        return cls._make(target, plan)
+
+    @classmethod
     def _make(cls, target: Target, plan: StorePlan) -> LatentStore:
         text = plan.to_json().encode()
         target.put(PLAN, text)
+        moved = rebase.finish(target, plan.hash)
         objects = template(plan)
         objects[ITEM] = cube_item(plan, target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube")
-        attributes = root_attributes(plan, {**eocube_document(plan), "moments": _moments_document(Moments.merged(()))})
-        root = root_metadata(attributes, objects)
-        objects[LAYOUT] = seal({PLAN: text, **objects}, json.loads(root))
         requested = np.asarray(plan.grid.requested_mask, dtype=np.bool_)
         latest = CommitLog(target).latest()
-        _publish(target, [*objects.items(), *window_objects(array_specs(plan), latest, requested)])
+        summary = summarise(latest, requested, len(plan.times))
+        attributes = root_attributes(plan, {**eocube_document(plan), **_from_log(summary)})
+        root = root_metadata(attributes, objects)
+        objects[LAYOUT] = seal({PLAN: text, **objects}, json.loads(root))
+        specs = array_specs(plan)
+        if moved:
+            present = set(target.keys("valid/c"))
+            _publish(target, valid_objects(specs, latest, plan.grid.lattice.core), present)
+        _publish(target, [(SEAL, latest.seal()), *objects.items(), *window_objects(specs, latest, requested)])
         target.put(ROOT, root)
+        if moved:
+            rebase.forget(target)
         return cls(target, json.loads(root))
 
     @classmethod
@@ -116,6 +145,8 @@ class LatentStore:
         target = Target(url, storage_options)
         root = read_root(target)
         if root is None:
+            if rebase.under_way(target) is not None:
+                raise StoreError(f"{target} is being extended: wait, or run the command that extends it again")
             raise StoreError(f"no eocube store at {target}")
         return cls(target, root)
 
@@ -287,6 +318,7 @@ class LatentStore:
         present = set(self.target.keys("valid/c"))
         _publish(self.target, self.derived(latest), present)
         data = self.root_bytes(summary)
+        self.target.put(SEAL, latest.seal())
         self.target.put(ROOT, data)
         self.root = json.loads(data)
         self.target.tidy()
@@ -294,14 +326,14 @@ class LatentStore:
 
     def derived(self, latest: Latest) -> Iterator[tuple[str, bytes | None]]:
         """The objects that follow from the log, (key, bytes); None for one that is not to be there."""
-        yield from window_objects(self.specs, latest, self.requested)
         yield from valid_objects(self.specs, latest, self.core)
+        yield from window_objects(self.specs, latest, self.requested)
 
     def root_bytes(self, summary: Summary) -> bytes:
-        """The root's zarr.json with the moments of a summary."""
+        """The root's zarr.json with the moments and seams of a summary."""
         attributes = {
             **self.root["attributes"],
-            "eocube": {**self.document, "moments": _moments_document(summary.moments)},
+            "eocube": {**self.document, **_from_log(summary)},
         }
         return json.dumps({**self.root, "attributes": attributes}, indent=1, allow_nan=False).encode()
 
@@ -314,17 +346,25 @@ class LatentStore:
         return verify_store(self, progress)
 
 
-def _moments_document(moments: Moments) -> dict[str, Any]:
-    return {**moments.to_dict(), "std": list(moments.std)}
+def _from_log(summary: Summary) -> dict[str, Any]:
+    """What the `eocube` attribute holds of the results; `eocube.verify` compares it with the log again."""
+    moments, seams = summary.moments, summary.seams
+    found: dict[str, Any] = {"moments": {**moments.to_dict(), "std": list(moments.std)}}
+    return {**found, "seams": seams.figures()} if seams.borders else found
 
 
 def _publish(
     target: Target, objects: Iterable[tuple[str, bytes | None]], present: set[str] | frozenset[str] = frozenset()
 ) -> None:
-    """Write objects several at a time, holding few; one without bytes is removed when it is among `present`."""
+    """Write objects several at a time, holding few; one without bytes is removed when it is among `present`.
+
+    An object of `status` waits for those before it: a reader finds what it says is ok.
+    """
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="publish") as pool:
         flight: deque[Future[None]] = deque()
         for key, data in objects:
+            while flight and key.startswith("status/"):
+                flight.popleft().result()
             if data is not None:
                 flight.append(pool.submit(target.put, key, data))
             elif key in present:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
 
@@ -15,13 +15,15 @@ from eocube.commit_log import Latest
 from eocube.commits import Receipt, State, unpack_mask
 from eocube.layout import ArraySpec
 from eocube.moments import Moments
+from eocube.seams import Seams
 from eocube.shard_codec import Block
 
 Encode = Callable[[Block], bytes | None]
 
 _REMEMBERED = 256  # encoded blocks of `valid` kept: some hundred kB each at worst
 
-WINDOW_ARRAYS = ("status", "valid_percent", "cloud_percent", "psnr", "sam")
+# `status` last: what it says is ok is there in all the others by then.
+WINDOW_ARRAYS = ("valid_percent", "cloud_percent", "psnr", "sam", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a store holds, from its commit log. `seconds` is work time summed over units, `precision` counts windows."""
+    """What a store holds, from its commit log. `seconds` is work time summed over units, `precision` counts windows.
+
+    `breaches` counts the ok windows that decode worse than their weights allow.
+    """
 
     counts: Mapping[State, int]
     units: int
@@ -57,6 +62,8 @@ class Summary:
     moments: Moments
     scores: Scores
     failures: tuple[Failure, ...]
+    seams: Seams = field(default_factory=Seams)
+    breaches: int = 0
 
     @property
     def retryable(self) -> int:
@@ -72,6 +79,8 @@ def summarise(receipts: Iterable[Receipt], requested: npt.NDArray[np.bool_], tim
     psnr: list[float] = []
     sam: list[float] = []
     parts: list[Moments] = []
+    seams: list[Seams] = []
+    breaches = 0
     units = bytes_in = bytes_out = logged = scored = 0
     seconds = 0.0
     for receipt in receipts:
@@ -82,6 +91,8 @@ def summarise(receipts: Iterable[Receipt], requested: npt.NDArray[np.bool_], tim
         precision.update(receipt.precision)
         if receipt.moments is not None:
             parts.append(receipt.moments)
+        if receipt.seams is not None:
+            seams.append(receipt.seams)
         for window in receipt.windows:
             if not requested[window.row, window.col]:
                 continue
@@ -93,6 +104,7 @@ def summarise(receipts: Iterable[Receipt], requested: npt.NDArray[np.bool_], tim
                 psnr.append(window.psnr)
             if window.sam is not None:
                 sam.append(window.sam)
+            breaches += window.state is State.OK and window.reason is not None
             scored += window.psnr is not None or window.sam is not None
     wanted = int(requested.sum())
     counts[State.NOT_ATTEMPTED] += times * wanted - logged
@@ -108,6 +120,8 @@ def summarise(receipts: Iterable[Receipt], requested: npt.NDArray[np.bool_], tim
         moments=Moments.merged(parts),
         scores=Scores(_mean(psnr), _mean(sam), scored),
         failures=tuple(Failure(*key, windows=n) for key, n in order),
+        seams=Seams.merged(seams),
+        breaches=breaches,
     )
 
 
@@ -118,7 +132,9 @@ def _mean(values: list[float]) -> float | None:
 def window_objects(
     specs: Mapping[str, ArraySpec], latest: Latest, requested: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """The objects of the (time, wy, wx) arrays as the log has them: (key, bytes), every one of them."""
+    """The objects of the (time, wy, wx) arrays as the log has them: (key, bytes), every one of them, in the order of
+    `WINDOW_ARRAYS` for the times of an object.
+    """
     status = specs["status"]
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]

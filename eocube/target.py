@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from eocube.errors import StoreError
+from eocube.network import Network, shared_network
+from eocube.redaction import one_line, redacted, secrets_of
+from eocube.storage_options import S3_SCHEMES, filesystem_for, host_of, options_for, scheme_of
 
 _TEMPORARY = ".tmp"
 _AT_ONCE = 16  # objects read at the same time
 
-
-def redacted(text: str) -> str:
-    """A URL or message without user information and without what follows a question mark: safe to print."""
-    return re.sub(r"\?[^\s'\"]*", "", re.sub(r"//[^/\s@]+@", "//", text))
+T = TypeVar("T")
 
 
 @contextmanager
-def storing(doing: str, url: str) -> Iterator[None]:
+def storing(doing: str, url: str, secrets: Iterable[str] = ()) -> Iterator[None]:
     """Turn whatever the storage raises inside into a one-line StoreError: "cannot write s3://b/c: no such bucket"."""
     try:
         yield
@@ -37,9 +36,11 @@ def storing(doing: str, url: str) -> Iterator[None]:
         raise
     except Exception as error:  # every fsspec backend raises classes of its own
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        why = redacted((why.strip().splitlines() or [""])[0]) or type(error).__name__
+        why = one_line((why.strip().splitlines() or [""])[0], secrets) or type(error).__name__
         hint = _HINTS.get(type(error), "check that the target exists and may be written")
-        raise StoreError(f"cannot {doing} {redacted(url)}: {why}; {hint}") from error
+        # `from None` where there are secrets: a traceback would show the words of the client library.
+        cause = None if secrets else error
+        raise StoreError(f"cannot {doing} {redacted(url, secrets)}: {why}; {hint}") from cause
 
 
 _HINTS: dict[type[Exception], str] = {
@@ -52,24 +53,43 @@ _HINTS: dict[type[Exception], str] = {
 class Target:
     """Objects of one store, by key relative to its root. Every write is one whole object; safe from several threads.
 
+    Every request to a remote end goes through the network's retries, limit and circuit breaker.
+
     Args:
         url: local path or any fsspec URL.
-        storage_options: fsspec options (endpoint, credentials, ...), never written anywhere.
+        storage_options: fsspec options (endpoint, credentials, ...), never written anywhere; of them those count that
+            the URL's protocol takes.
+        network: None takes this process's own.
     """
 
-    def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        storage_options: Mapping[str, Any] | None = None,
+        network: Network | None = None,
+    ) -> None:
         self.url = os.fspath(url).rstrip("/") or "/"
-        self.options = dict(storage_options or {})
-        with storing("open", self.url):
-            probe, _ = url_to_fs(self.url)
-            # Options are for remote ends: a local path must not fail on an endpoint given for the sources.
-            self.fs, self.path = (
-                url_to_fs(self.url) if isinstance(probe, LocalFileSystem) else url_to_fs(self.url, **self.options)
-            )
+        self.options = options_for(self.url, storage_options)
+        self.network = network or shared_network()
+        self.host = host_of(self.url, self.options)
+        self._secrets = secrets_of(self.options)
+        self._s3 = scheme_of(self.url) in S3_SCHEMES
+        with self._storing("open", self.url):
+            self.fs, self.path = filesystem_for(self.url, self.options)
         self.local = Path(self.path) if isinstance(self.fs, LocalFileSystem) else None
 
     def __str__(self) -> str:
         return redacted(self.url)
+
+    def _storing(self, doing: str, url: str) -> AbstractContextManager[None]:
+        # Keys come from metadata too, and those may be somebody else's.
+        if ".." in url.removeprefix(str(self)).split("/"):
+            raise StoreError(f"{redacted(url)} leads out of the store {self}: its metadata are not to be trusted")
+        return storing(doing, url, self._secrets)
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Make a request by the rules of the network; what is in this process or on its disk needs none."""
+        return self.network.call(self.host, request) if self.host else request()
 
     def at(self, key: str) -> str:
         """Where the object of a key is, for messages."""
@@ -77,20 +97,49 @@ class Target:
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whole: one request, or on disk one rename once the bytes are safe."""
-        with storing("write", self.at(key)):
+        with self._storing("write", self.at(key)):
             if self.local is None:
-                self.fs.pipe_file(f"{self.path}/{key}", data)
+                self._ask(lambda: self.fs.pipe_file(f"{self.path}/{key}", data))
                 return
             _replace(self.local / key, self.local / _TEMPORARY, data)
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object only where there is none; False when another's is there.
+
+        Conditional where the target can (disk, S3: one request), else a look before the write. A reply that got lost
+        makes the retry of one's own create look like another's: what is there is read back and compared.
+        """
+        with self._storing("write", self.at(key)):
+            try:
+                if self.local is None:
+                    self._ask(lambda: self.fs.pipe_file(f"{self.path}/{key}", data, mode="create"))
+                else:
+                    _create(self.local / key, self.local / _TEMPORARY, data)
+                return True
+            except FileExistsError:
+                return self.get(key) == data
+            except Exception as error:
+                found = self.get(key)
+                if found is None and _unconditional(error):
+                    self.put(key, data)
+                    found = self.get(key)
+                if found is None:
+                    raise
+                return found == data
+
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None when there is none."""
-        with storing("read", self.at(key)):
+        with self._storing("read", self.at(key)):
             try:
-                # From a stated start: s3fs would otherwise ask for the size first, and list the folder when it fails.
-                return bytes(self.fs.cat_file(f"{self.path}/{key}", start=0))
+                return self._ask(lambda: self._get(f"{self.path}/{key}"))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+
+    def _get(self, path: str) -> bytes:
+        # Either way s3fs would otherwise ask for the size first, and list the folder when it fails. Of a whole object
+        # its checksum is checked where the server sends one, which tells a body cut short whatever its length says.
+        how: dict[str, Any] = {"max_concurrency": 1} if self._s3 else {"start": 0}
+        return bytes(self.fs.cat_file(path, **how))
 
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         """The bytes of several objects, in order, read several at a time. StoreError when one is not there."""
@@ -103,32 +152,47 @@ class Target:
 
     def delete(self, key: str) -> None:
         """Remove an object, in one request; fine when there is none."""
-        with storing("remove", self.at(key)), suppress(FileNotFoundError):
+        with self._storing("remove", self.at(key)), suppress(FileNotFoundError):
             if self.local is not None:
                 (self.local / key).unlink()
             else:
-                self.fs.rm_file(f"{self.path}/{key}")
+                self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key: one rename on disk, elsewhere a copy on the server and a removal."""
+        with self._storing("move", self.at(key)):
+            if self.local is not None:
+                (self.local / to).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.local / key, self.local / to)
+                _sync_folder((self.local / to).parent)
+            else:
+                self._ask(lambda: self.fs.cp_file(f"{self.path}/{key}", f"{self.path}/{to}"))
+                self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects under a folder, sorted."""
         root = f"{self.path}/{prefix}".rstrip("/")
-        with storing("list", self.at(prefix)):
-            self.fs.invalidate_cache()
+        with self._storing("list", self.at(prefix)):
             start = len(self.path.rstrip("/")) + 1
-            return sorted(str(p)[start:] for p in self.fs.find(root))
+            return sorted(str(p)[start:] for p in self._ask(lambda: self._list(self.fs.find, root)))
 
     def names(self) -> list[str]:
         """What lies directly at the root, sorted; empty when there is nothing, or nothing there at all."""
-        with storing("open", self.url):
+        with self._storing("open", self.url):
             if self.local is not None:
                 if not self.local.exists():
                     return []
                 return sorted(p.name for p in self.local.iterdir() if p.name != _TEMPORARY)
-            self.fs.invalidate_cache()
             try:
-                return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path, detail=False))
+                found = self._ask(lambda: self._list(self.fs.ls, self.path))
             except FileNotFoundError:
                 return []
+            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+
+    def _list(self, how: Callable[..., Iterable[str]], path: str) -> list[str]:
+        """A listing made anew: nothing of an earlier one, nor of a part of one that failed, is taken for it."""
+        self.fs.invalidate_cache()
+        return list(how(path, detail=False))
 
     def tidy(self, *, everything: bool = False) -> None:
         """Remove the folder of unfinished writes where it is empty.
@@ -166,6 +230,31 @@ class Target:
 
 def _replace(final: Path, folder: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, whenever the process or the machine dies."""
+    with _written(final, folder, data) as temporary:
+        os.replace(temporary, final)
+
+
+def _create(final: Path, folder: Path, data: bytes) -> None:
+    """The same, but FileExistsError where the file is there already."""
+    with _written(final, folder, data) as temporary:
+        try:
+            os.link(temporary, final)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            with final.open("xb") as file:  # a file system without hard links
+                file.write(data)
+        temporary.unlink()
+
+
+def _unconditional(error: Exception) -> bool:
+    """Whether a target said that it knows no conditional writes."""
+    return isinstance(error, NotImplementedError | TypeError | ValueError) or "NotImplemented" in str(error)
+
+
+@contextmanager
+def _written(final: Path, folder: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file with the bytes safe on disk, to be moved to `final` inside."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder / uuid.uuid4().hex
     try:
@@ -178,7 +267,7 @@ def _replace(final: Path, folder: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, final)
+        yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

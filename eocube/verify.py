@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from eocube.commit_log import LAYOUT, Latest
-from eocube.commits import Receipt, State
+from eocube.commit_log import FOLDER, LAYOUT, SEAL, Latest
+from eocube.commits import Receipt, State, checked
 from eocube.errors import StoreError
 from eocube.layout import INT8_NODATA, LATENT, ROOT
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from eocube.store import LatentStore
 
 _AT_ONCE = 8
+FROM_LOG = ("moments", "seams")
+"""Entries of the `eocube` attribute that follow from the commit log and change with it."""
 
 
 class Finding(NamedTuple):
@@ -30,14 +33,18 @@ class Finding(NamedTuple):
 
 
 def seal(objects: Mapping[str, bytes], root: Mapping[str, Any]) -> bytes:
-    """What `commits/layout.json` holds: hashes of the objects that never change, and of the root but its moments."""
-    body = {"sha256": {k: hashlib.sha256(v).hexdigest() for k, v in objects.items()}, "root": _root_hash(root)}
+    """What `commits/layout.json` holds: hashes of what never changes, and of the root but for `FROM_LOG`."""
+    body = {
+        "sha256": {k: hashlib.sha256(v).hexdigest() for k, v in objects.items()},
+        "root": _root_hash(root),
+        "plan_hash": root["attributes"]["eocube"]["plan_hash"],
+    }
     return json.dumps({**body, "check": _hash(body)}, indent=1).encode()
 
 
 def _root_hash(root: Mapping[str, Any]) -> str:
     attributes = root["attributes"]
-    document = {k: v for k, v in attributes["eocube"].items() if k != "moments"}
+    document = {k: v for k, v in attributes["eocube"].items() if k not in FROM_LOG}
     return _hash({**root, "attributes": {**attributes, "eocube": document}})
 
 
@@ -50,14 +57,28 @@ def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None
     try:
         latest = store.log.latest()
     except StoreError as error:
-        return [Finding("commits", str(error))]
+        key = re.search(rf"{FOLDER}/\d+\.jsonl", str(error))
+        return [Finding(key[0] if key else FOLDER, str(error))]
     findings = _layout(store)
     if findings:  # what is read through damaged metadata would only repeat it
         return findings
+    findings += _log(store, latest)
     findings += _root(store, latest)
     findings += _derived(store, latest)
     findings += _shards(store, latest, progress)
+    findings += _strays(store, latest)
     return findings
+
+
+def _strays(store: LatentStore, latest: Latest) -> list[Finding]:
+    """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes."""
+    layout = json.loads(store.target.get(LAYOUT) or b"{}")
+    known = {ROOT, LAYOUT, *layout["sha256"], *(key for key, _ in store.derived(latest))}
+    return [
+        Finding(key, "belongs to no part of the store: remove it")
+        for key in store.target.keys("")
+        if key not in known and not key.startswith((f"{FOLDER}/", f"{LATENT}/c/"))
+    ]
 
 
 def _layout(store: LatentStore) -> list[Finding]:
@@ -73,6 +94,8 @@ def _layout(store: LatentStore) -> list[Finding]:
         return [Finding(LAYOUT, "is damaged")]
     hashes: dict[str, str] = layout["sha256"]
     findings = []
+    if layout["plan_hash"] != store.document.get("plan_hash"):
+        findings.append(Finding(LAYOUT, f"is that of plan {layout['plan_hash']}, or {ROOT} is of an earlier one"))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for (key, expected), found in zip(hashes.items(), pool.map(store.target.get, hashes), strict=True):
             findings += _compare(key, found, expected)
@@ -91,14 +114,34 @@ def _compare(key: str, found: bytes | None, sha256: str) -> list[Finding]:
     return []
 
 
+def _log(store: LatentStore, latest: Latest) -> list[Finding]:
+    """Segments that are not what they were when the store was last finalised."""
+    data = store.target.get(SEAL)
+    if data is None:
+        return [Finding(SEAL, "is missing: finalise the store again")]
+    try:
+        known: dict[str, str] = checked(data)["segments"]
+    except (ValueError, KeyError) as error:
+        return [Finding(SEAL, f"is damaged ({error}): finalise the store again")]
+    findings = [Finding(key, "is missing") for key in known if key not in latest.segments]
+    findings += [
+        Finding(key, "is not what was written: other CRC-32")
+        for key, found in latest.segments.items()
+        if known.get(key, found) != found
+    ]
+    if newer := len(latest.segments.keys() - known.keys()):
+        findings.append(Finding(SEAL, f"knows {newer} segments of the log too few: finalise the store again"))
+    return findings
+
+
 def _root(store: LatentStore, latest: Latest) -> list[Finding]:
     found, expected = (
-        json.loads(data)["attributes"]["eocube"].get("moments")
+        [json.loads(data)["attributes"]["eocube"].get(name) for name in FROM_LOG]
         for data in (store.target.get(ROOT) or b"", store.root_bytes(store.summarise(latest)))
     )
     if found == expected:
         return []
-    return [Finding(ROOT, "its moments are not those of the commit log: finalise the store again")]
+    return [Finding(ROOT, "its moments or seams are not those of the commit log: finalise the store again")]
 
 
 def _derived(store: LatentStore, latest: Latest) -> list[Finding]:
@@ -143,8 +186,11 @@ def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
             wrong.append(Finding(key, "has ok windows in the log and no object"))
         return wrong
     findings = _compare(key, data, receipt.sha256)
-    if findings or data is None:
+    if data is None:
         return findings
+    if findings:
+        where = store.latent.codec.damage(data)
+        return [Finding(key, f"{findings[0].what}; {where or 'every chunk is whole: it is another version'}")]
     try:
         block = store.latent.codec.decode(data)[0]
     except Exception as error:  # whatever the codecs raise on damage

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
-from scipy.ndimage import distance_transform_edt
+
+from eocube.mirror import Places, mirror_sources
 
 Floats = NDArray[np.float64]
 
@@ -226,23 +227,16 @@ def average(values: Floats, transform: Affine, crs: str, region: Region, grid: P
 
 
 def mirror_gaps(bands: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    """Fill a window's invalid pixels in place, by mirroring its valid ones across the nearest of them.
+    """Fill a window's invalid pixels in place, as `mirror_sources` says; `bands` and `valid` are (C, H, W).
 
-    `bands` and `valid` are (C, H, W). The pixel p with the nearest valid pixel q gets the value at 2q - p, where that
-    is valid, else the value at q. Bands without any valid pixel stay as they are.
+    Bands without any valid pixel stay as they are.
     """
-    places: dict[bytes, tuple[Any, Any]] = {}
+    places: dict[bytes, tuple[Places, Places]] = {}
     for band, seen in zip(bands, valid, strict=True):
         if seen.all() or not seen.any():
             continue
         key = np.packbits(seen).tobytes()
         if key not in places:
-            gaps = np.nonzero(~seen)
-            near = distance_transform_edt(~seen, return_distances=False, return_indices=True)[:, gaps[0], gaps[1]]
-            across = 2 * near - np.stack(gaps)
-            height, width = seen.shape
-            there = (across[0] >= 0) & (across[0] < height) & (across[1] >= 0) & (across[1] < width)
-            there &= seen[across[0].clip(0, height - 1), across[1].clip(0, width - 1)]
-            places[key] = gaps, tuple(np.where(there, across, near))
+            places[key] = mirror_sources(seen)
         gaps, sources = places[key]
         band[gaps] = band[sources]

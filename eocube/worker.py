@@ -6,21 +6,27 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from eocube.busy import BusyClock
 from eocube.catalog import Scene
-from eocube.commits import Receipt, State, WindowResult, pack_mask
+from eocube.commits import Receipt, State, WindowResult, now, pack_mask
 from eocube.errors import SourceError
 from eocube.grid import Window
+from eocube.kept import read_kept
+from eocube.limits import Limits
 from eocube.moments import Moments
-from eocube.plan import Plan, WorkUnit, digest
-from eocube.quality import DATA_RANGE, psnr, sam
+from eocube.network import counting
+from eocube.plan import Plan, WorkUnit
 from eocube.reader import WindowPixels, WindowReader
+from eocube.seams import Seams
+from eocube.selfcheck import BorderBook, Checked, Scores, SelfCheck
 from eocube.store import LatentStore
 
 Pixels = Mapping[int, torch.Tensor]
@@ -63,20 +69,8 @@ class Models:
     truth: Truth
     batch: int = 1
     device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds a unit's memory and choices."""
-
-    read_threads: int = 8
-    encode_threads: int = 1
-    ahead: int = 16
-    """Windows read and not yet encoded, at most: bounds the memory of an actor whatever the size of a shard."""
-    max_cloud: float | None = None
-    """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
-    verify_fraction: float = 0.0
-    """Share of the windows that are decoded again as they are made, for `psnr` and `sam`."""
+    psnr_floor: float | None = None
+    """PSNR in dB that the weights record as the least to expect of a decoded window; None when they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +98,7 @@ class UnitRunner:
         limits: threads, read-ahead, cloud limit, share to verify.
         storage_options: fsspec options of the sources.
         run_id: goes into every receipt.
+        busy: measures when something is encoded; runners of one device share theirs.
     """
 
     def __init__(
@@ -115,15 +110,24 @@ class UnitRunner:
         *,
         storage_options: Mapping[str, object] | None = None,
         run_id: str = "",
+        busy: BusyClock | None = None,
     ) -> None:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
+        self.busy = busy or BusyClock()
         self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
         self._readers = ThreadPoolExecutor(limits.read_threads, thread_name_prefix="read")
         # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
+        # On a GPU two threads: while one batch is computed, the next one crosses the bus.
+        threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
         self._encoders = ThreadPoolExecutor(
-            limits.encode_threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
+            threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
         )
+        self._check = SelfCheck(
+            plan.grid, plan.sensor, limits.verify_fraction, decoder=models.decoder, truth=models.truth,
+            device=models.device, floor=models.psnr_floor,
+        )  # fmt: skip
         self._made: dict[str, Encoder] = {}
+        self._making = Lock()
 
     def close(self) -> None:
         """Stop the threads and close the sources."""
@@ -133,16 +137,23 @@ class UnitRunner:
 
     def run(self, unit: WorkUnit) -> Receipt:
         """Do a unit. Raises only what is a defect or concerns the target store: sources fail window by window."""
+        with counting() as network:
+            receipt = self._run(unit)
+        return replace(receipt, retries=network.retries)
+
+    def _run(self, unit: WorkUnit) -> Receipt:
         started = time.perf_counter()
         plan, grid = self.plan, self.plan.grid
         lattice = grid.lattice
         windows = grid.windows_of_shard(unit.row, unit.col)
+        kept = read_kept(plan, self.store, unit)
         shard = np.full((plan.channels, lattice.shard, lattice.shard), np.nan, dtype=np.float32)
-        results: dict[Window, WindowResult] = {}
-        bytes_in, precisions = 0, Counter[str]()
-        moments: list[Moments] = []
+        results: dict[Window, WindowResult] = dict(kept.results)
+        bytes_in, precisions = 0, Counter(kept.precision)
+        moments: dict[Window, Moments] = {}
+        borders = BorderBook()
 
-        def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: _Scores) -> None:
+        def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
             wy, wx = grid.place_in_status(read.window)
             mask = None
             if latents is not None:
@@ -155,40 +166,47 @@ class UnitRunner:
                 item=read.item, asset=read.asset,
             )  # fmt: skip
 
-        for batch in self._batches(self._read_all(unit, windows)):
-            for read, latents, precision, scores in batch:
+        left = [(k, w) for k, w in enumerate(windows) if grid.requested(w) and w not in results]
+        for batch in self._batches(self._read_all(unit, left)):
+            for read, latents, precision, checked in batch:
                 bytes_in += read.bytes_read
                 if read.state is not State.OK:
-                    keep(read, None, read.state, read.reason, _Scores())
+                    keep(read, None, read.state, read.reason, Scores())
                 elif latents is None:
-                    keep(read, None, State.ENCODE_FAILED, "latents not finite in any precision", _Scores())
+                    keep(read, None, State.ENCODE_FAILED, "latents not finite in any precision", Scores())
                 else:
                     precisions[precision] += 1
-                    keep(read, latents, State.OK, None, scores)
-                    moments.append(Moments.of(self.store.round_trip(latents)))
+                    keep(read, latents, State.OK, checked.scores.breach, checked.scores)
+                    borders.add(read.window, checked)
+                    moments[read.window] = Moments.of(self.store.round_trip(latents))
         stored = self.store.to_storage(shard)
+        for window, latents in kept.latents.items():
+            row, col = grid.place_in_shard(window)
+            stored[:, row : row + lattice.core, col : col + lattice.core] = latents
+            moments[window] = Moments.of(self.store.from_storage(latents))
         bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored)
         return Receipt(
             unit=unit.key, time=unit.time, shard=(unit.row, unit.col),
             windows=tuple(results[w] for w in windows if w in results),
             bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
-            moments=Moments.merged(moments), precision=dict(sorted(precisions.items())),
-            created=now(), run=self.run_id,
+            moments=Moments.merged(moments[w] for w in windows if w in moments),
+            precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
+            seams=_together(kept.seams, borders.total()),
         )  # fmt: skip
 
     # -- reading
 
-    def _read_all(self, unit: WorkUnit, windows: Sequence[Window]) -> Iterator[tuple[int, _Read]]:
-        """Requested windows in shard order with their place, at most `ahead` of them read and not yet taken."""
+    def _read_all(self, unit: WorkUnit, windows: Sequence[tuple[int, Window]]) -> Iterator[tuple[int, _Read]]:
+        """Windows with their place in the shard, in its order, at most `ahead` of them read and not yet taken."""
         scenes = self.plan.scenes_at(unit.time)
-        wanted = deque((k, w) for k, w in enumerate(windows) if self.plan.grid.requested(w))
+        wanted = deque(windows)
         pending: deque[tuple[int, Future[_Read]]] = deque()
         try:
             while wanted or pending:
                 while wanted and len(pending) < self.limits.ahead:
                     place, window = wanted.popleft()
                     here = self.plan.scenes_of(unit.time, window) if scenes else ()
-                    pending.append((place, self._readers.submit(self._read, here, window)))
+                    pending.append((place, self._readers.submit(copy_context().run, self._read, here, window)))
                 place, future = pending.popleft()
                 yield place, future.result()
         finally:
@@ -227,15 +245,19 @@ class UnitRunner:
         group: list[tuple[int, _Read]] = []
         for place, read in reads:
             if group and place // size != group[0][0] // size:
-                pending.append(self._encoders.submit(self._encode, group))
+                pending.append(self._encoders.submit(self._timed, group))
                 group = []
             group.append((place, read))
             while len(pending) > self.limits.encode_threads + 1:
                 yield pending.popleft().result()
         if group:
-            pending.append(self._encoders.submit(self._encode, group))
+            pending.append(self._encoders.submit(self._timed, group))
         while pending:
             yield pending.popleft().result()
+
+    def _timed(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
+        with self.busy.inside():
+            return self._encode(group)
 
     def _encode(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
         there = [(place % self.models.batch, read) for place, read in group if read.pixels is not None]
@@ -244,26 +266,31 @@ class UnitRunner:
         found: dict[Window, tuple[np.ndarray, str]] = {}
         left = there
         for precision in self.models.encoders if there else ():
-            latents = self._encoder(precision)(self._stack(left)).float().cpu().numpy()
+            encoder = self._encoder(precision)
+            encoded = encoder(self._stack(left)).float()
+            sound = storable(encoded[:, :, core, core])
+            latents = encoded.cpu().numpy()
+            name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision
             for place, read in left:
-                if np.isfinite(self.store.round_trip(latents[place, :, core, core])).all():
-                    found[read.window] = (latents[place], precision)
+                if sound[place]:
+                    found[read.window] = (latents[place], name)
             left = [(place, read) for place, read in left if read.window not in found]
             if not left:
                 break
         done: list[_Encoded] = []
         for _, read in group:
             whole, precision = found.get(read.window, (None, ""))
-            scores = _Scores()
-            if whole is not None and read.pixels is not None and self._is_sampled(read.window):
-                scores = self._score(read.pixels, whole)
-            done.append((read, None if whole is None else whole[:, core, core], precision, scores))
+            checked = Checked()
+            if whole is not None and read.pixels is not None:
+                checked = self._check.check(read.window, read.pixels, self.store.round_trip(whole))
+            done.append((read, None if whole is None else whole[:, core, core], precision, checked))
         return done
 
     def _encoder(self, precision: str) -> Encoder:
-        if precision not in self._made:
-            self._made[precision] = self.models.encoders[precision]()
-        return self._made[precision]
+        with self._making:  # threads that start together share one encoder
+            if precision not in self._made:
+                self._made[precision] = self.models.encoders[precision]()
+            return self._made[precision]
 
     def _stack(self, there: Sequence[tuple[int, _Read]]) -> Pixels:
         first = there[0][1].pixels
@@ -274,43 +301,19 @@ class UnitRunner:
             for place, read in there:
                 assert read.pixels is not None
                 batch[place] = read.pixels.groups[sampling]
-            stacked[sampling] = torch.from_numpy(batch).to(self.models.device)
+            stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
         return stacked
 
-    # -- verifying
 
-    def _is_sampled(self, window: Window) -> bool:
-        share = int(digest([window.row, window.col], 8), 16) / 16**8
-        return share < self.limits.verify_fraction
-
-    def _score(self, pixels: WindowPixels, latents: np.ndarray) -> _Scores:
-        """PSNR (range 1 for reflectance, 40 dB for backscatter) and SAM of a window's core.
-
-        Decoded from the window's own latents, halo included, at the precision they are stored in.
-        """
-        lattice = self.plan.grid.lattice
-        stored = torch.from_numpy(self.store.round_trip(latents))[None].to(self.models.device)
-        groups = {s: torch.from_numpy(a)[None].to(self.models.device) for s, a in pixels.groups.items()}
-        inner = slice(lattice.halo_px, lattice.halo_px + lattice.core_px)
-        decoded = self.models.decoder(stored)[0, :, inner, inner].float().cpu().numpy()
-        source = self.models.truth(groups)[0, :, inner, inner].float().cpu().numpy()
-        seen = np.repeat(np.repeat(pixels.valid == 100, lattice.stride, 0), lattice.stride, 1)
-        if not seen.any():
-            return _Scores()
-        source, decoded = source[:, seen], decoded[:, seen]
-        angle = sam(source, decoded) if self.plan.sensor.unit == "reflectance" else None
-        return _Scores(psnr(source, decoded, data_range=DATA_RANGE[self.plan.sensor.unit]), angle)
+def storable(latents: torch.Tensor) -> list[bool]:
+    """Which windows of (B, channels, h, w) are finite and within float16's range; judged where the latents are."""
+    largest = latents.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+    return [bool(v) for v in (largest <= torch.finfo(torch.float16).max).tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    psnr: float | None = None
-    sam: float | None = None
+_Encoded = tuple[_Read, np.ndarray | None, str, Checked]
 
 
-_Encoded = tuple[_Read, np.ndarray | None, str, _Scores]
-
-
-def now() -> str:
-    """This moment as ISO 8601 UTC, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _together(*parts: Seams | None) -> Seams | None:
+    given = [part for part in parts if part is not None]
+    return Seams.merged(given) if given else None

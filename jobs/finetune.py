@@ -1,99 +1,225 @@
-"""Train an EO-VAE on local rasters with Ray Train; `--recipe nano` makes the shipped weights."""
+"""Train an EO-VAE: `--recipe nano` makes the shipped weights, `published` is stage 2, `--sensor` fits to your own."""
 
 from __future__ import annotations
 
 import logging
-import os
+import math
+import shutil
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from model.eo_vae import EOVAE
+    from model.training.checkpoint import Keeper
+    from model.training.distributed import Team
+    from model.training.feeds import Data
+    from model.training.ray_train import Run
+    from model.training.recipe import Job, Recipe
+    from model.training.sensors import TrainedSensor
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Train an EO-VAE on local rasters."""
+    """Train an EO-VAE: from nothing, as published, or to a sensor or data of your own."""
 
-    data: Annotated[Path, tyro.conf.arg(help="folder that the recipe's listing of sources is relative to")]
+    data: Annotated[str, tyro.conf.arg(help="folder or URL: what a listing's paths or shards are relative to, the "
+                                       "folder of a sensor's GeoTIFFs, or a YAML data file that mixes shards, rasters, "
+                                       "searches and cubes")]  # fmt: skip
     out: Annotated[Path, tyro.conf.arg(help="safetensors file to write; a JSON with the held-out figures beside it")]
-    recipe: Annotated[str, tyro.conf.arg(help="a recipe shipped with the package, or a YAML file")] = "nano"
-    init: Annotated[str, tyro.conf.arg(help="linear (closed form), random, or weights to go on from")] = "linear"
-    name: Annotated[str, tyro.conf.arg(help="name written into the weights, and of the Ray run")] = "nano"
+    recipe: Annotated[str | None, tyro.conf.arg(help="nano, published, adapt, or a YAML file (default: nano; adapt "
+                                                "with --sensor or a data file)")] = None  # fmt: skip
+    sensor: Annotated[Path | None, tyro.conf.arg(help="YAML of a sensor of your own to finetune to")] = None
+    listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of that sensor's rasters below --data")] = None
+    init: Annotated[str | None, tyro.conf.arg(help="linear (closed form), random, or weights to go on from (default: "
+                                              "linear for a listing's recipe, nano for adapt)")] = None  # fmt: skip
+    name: Annotated[str, tyro.conf.arg(help="name written into the weights, and of the run: new for a new run")] = (
+        "nano"
+    )
+    resume: Annotated[bool, tyro.conf.arg(help="go on with the run of this name, from its last checkpoint")] = False
     workers: Annotated[int, tyro.conf.arg(help="Ray Train workers (gloo on CPU, NCCL on GPU); 0: without Ray")] = 1
     gpu: Annotated[bool, tyro.conf.arg(help="one GPU a worker")] = False
+    parallel: Annotated[Literal["ddp", "fsdp"], tyro.conf.arg(help="how workers share the network")] = "ddp"
     threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker (default: torch's own)")] = None
     steps: Annotated[int | None, tyro.conf.arg(help="steps in all, shared out over the recipe's stages")] = None
     minutes: Annotated[float | None, tyro.conf.arg(help="minutes in all, shared out likewise")] = None
-    storage: Annotated[Path, tyro.conf.arg(help="where Ray Train keeps checkpoints")] = Path("runs")
+    precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, tyro.conf.arg(help="of the body; default: the "
+                                                                                "recipe's")] = None  # fmt: skip
+    freeze_body: Annotated[bool, tyro.conf.arg(help="train the generated convolutions alone")] = False
+    storage: Annotated[str, tyro.conf.arg(help="path or fsspec URL where runs keep checkpoints and figures")] = "runs"
+    keep: Annotated[int, tyro.conf.arg(help="how many checkpoints are kept; the best weights are kept besides")] = 3
+    max_failures: Annotated[int, tyro.conf.arg(help="how often dead workers are started again; -1: always")] = 3
 
 
-def _worker(options: dict[str, object]) -> None:
-    """What each Ray Train worker runs: the loop, with checkpoints reported from rank 0."""
-    import ray.train
-    import torch
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a worker is told: all that decides the run, read and checked by the driver."""
 
-    from model.eo_vae import EOVAE
+    job: Job
+    recipe: Recipe
+    name: str
+    listing: Path | None = None
+    sensor: TrainedSensor | None = None
+    measure: bool = False
+    form: tuple[float, float, float | None] = (1.0, 0.0, None)
+
+
+def planned(options: Options) -> Plan:
+    """The options as a plan. ValueError for what contradicts itself."""
+    from model.training.adapt import with_job
+    from model.training.recipe import Job, Recipe, limited
+
+    for key in ("steps", "minutes", "threads"):
+        value = getattr(options, key)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{key} {value} must be above 0")
+    mixed = _mixed(options.data)
+    recipe_name = options.recipe or ("adapt" if options.sensor is not None or mixed else "nano")
+    recipe = with_job(
+        Recipe.load(recipe_name), freeze_body=True if options.freeze_body else None, precision=options.precision
+    )
+    local = recipe.listing != "" and options.sensor is None and not mixed
+    if not local and not mixed and options.sensor is None and not recipe.shards:
+        raise ValueError(f"recipe {recipe_name} names no data of its own: give --sensor, or a recipe with a listing")
+    init = options.init or ("linear" if local else "nano" if recipe.config is None else None)
+    if init is None:
+        raise ValueError(f"recipe {recipe_name} starts from weights: --init with those of jobs/distill.py, or a path")
+    data: Path | str = options.data if "://" in options.data else Path(options.data).resolve()
+    if isinstance(data, Path) and not (data.is_file() if mixed else data.is_dir()):
+        raise ValueError(f"no {'file' if mixed else 'folder'} {options.data}: give the one that the data lie in")
+    job = Job(
+        data, options.out.resolve(), init, options.name, options.minutes, options.steps, options.threads,
+        options.parallel,
+    )  # fmt: skip
+    plan = Plan(job, recipe if local else limited(recipe, job), recipe_name)
+    return plan if options.sensor is None else _with_sensor(plan, options.sensor, options.listing)
+
+
+def _mixed(data: Path | str) -> bool:
+    """Whether `--data` is a data file (`model/training/sources/data_file.py`) rather than a folder or URL of data."""
+    return Path(data).suffix.lower() in (".yaml", ".yml")
+
+
+def _with_sensor(plan: Plan, path: Path, listing: Path | None) -> Plan:
+    from eocube.sensor_yaml import read_sensor
+    from eocube.sensors import WEIGHTS_UNITS
+    from model.training.sources.statistics import trained_sensor
+
+    described = read_sensor(path)
+    factor, unit = WEIGHTS_UNITS[described.unit]
+    sensor = trained_sensor(described, unit)
+    absent = all(m == 0 for m in sensor.mean) and all(s == 1 for s in sensor.std)
+    nodata = None if math.isnan(described.nodata) else described.nodata
+    return replace(
+        plan, sensor=sensor, measure=absent, listing=None if listing is None else listing.resolve(),
+        form=(described.scale * factor, described.offset * factor, nodata),
+    )  # fmt: skip
+
+
+@contextmanager
+def _listing(plan: Plan, sensor: TrainedSensor) -> Iterator[Path]:
+    from model.training.feeds import listing_of_folder
+
+    if plan.listing is not None:
+        yield plan.listing
+        return
+    with listing_of_folder(Path(plan.job.data), sensor, *plan.form) as listing:
+        yield listing
+
+
+def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
+    """The data of a plan for one worker. ValueError where there are none, or fewer bands than the sensor's."""
+    from model.training.adapt import known_sensors
+    from model.training.feeds import as_trained, from_file, rasters, terramesh
+    from model.training.sensors import SENSORS
+    from model.training.sources.terramesh import MODALITIES
+
+    known = known_sensors(vae.meta)
+    if _mixed(plan.job.data):
+        from eocube.patches import KINDS
+
+        sensors = as_trained({**SENSORS, **MODALITIES}, known)
+        own = {} if plan.sensor is None else {plan.sensor.name: plan.sensor}
+        measured = plan.sensor.name if plan.sensor is not None and plan.measure else None
+        return from_file(plan.recipe, Path(plan.job.data), rank, world, sensors | own, KINDS, measure=measured)
+    if plan.sensor is None:
+        return terramesh(plan.recipe, str(plan.job.data), rank, world, as_trained(MODALITIES, known))
+    with _listing(plan, plan.sensor) as listing:
+        return rasters(plan.recipe, listing, Path(plan.job.data), plan.sensor, rank, world, measure=plan.measure)
+
+
+def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
+    """What one worker does, whether Ray started it or not."""
+    from model.training.adapt import adapt, initial
+    from model.training.checkpoint import upload
     from model.training.finetune import train
-    from model.training.recipe import Job, Recipe
+    from model.training.tracking import Tracker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    recipe, job = Recipe.load(str(options["recipe"])), options["job"]
-    if not isinstance(job, Job):
-        raise TypeError("the job's description did not reach the worker")
+    tracker = Tracker(url, plan.job.name, {"recipe": plan.name}) if team.leads else None
+    try:
+        if plan.sensor is None and plan.recipe.listing and not _mixed(plan.job.data):
+            train(plan.recipe, plan.job, team=team, keeper=keeper, tracker=tracker)
+        else:
+            vae = initial(plan.recipe, plan.job)
+            data = opened(plan, vae, team.rank, team.world)
+            adapt(plan.recipe, plan.job, vae, data, team=team, keeper=keeper, tracker=tracker)
+    finally:
+        if tracker is not None:
+            tracker.close()
+    if team.leads:  # `out` may be on a worker's own disk: the storage has it as well
+        upload(url, "final", lambda folder: _copy(plan.job.out, folder))
 
-    def report(losses: dict[str, float], averaged: EOVAE) -> None:
-        if ray.train.get_context().get_world_rank() != 0:
-            ray.train.report(losses)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(averaged.state_dict(), Path(folder) / "averaged.pt")
-            ray.train.report(losses, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    train(recipe, job, report)
+def _copy(out: Path, folder: Path) -> None:
+    for path in (out, out.with_suffix(".json")):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
+    from model.training.ray_train import team_of_ray
+
+    plan: Plan = options["plan"]
+    work(plan, options["url"], keeper, team_of_ray(plan.job.parallel))
+
+
+def run(plan: Plan, where: Run) -> None:
+    """Check what can be checked, claim the run's name and do it."""
+    from model.training.adapt import initial
+    from model.training.distributed import Team
+    from model.training.ray_train import fit
+
+    config = plan.recipe.config
+    if plan.sensor is not None or plan.recipe.shards or _mixed(plan.job.data):
+        vae = initial(plan.recipe, plan.job)
+        config = vae.config
+        opened(plan, vae)
+    about = {"recipe": plan.name, "sensor": None if plan.sensor is None else plan.sensor.name}
+    where.claim(about | {"config": None if config is None else config.to_dict()})
+    if where.workers == 0:
+        work(plan, where.url, where.store(), Team.here(plan.job.parallel))
+    else:
+        fit(_ray_worker, {"plan": plan, "url": where.url}, where)
 
 
 def main(options: Options) -> int:
-    """Run it; exit status 2 and one line for bad arguments."""
-    from model.training.finetune import train
-    from model.training.recipe import Job, Recipe
+    """Run it; exit status 2 and one line for bad input."""
+    from model.training.ray_train import BAD_INPUT, Run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        recipe = Recipe.load(options.recipe)
-        if not options.data.is_dir():
-            raise ValueError(f"no folder {options.data}: give the one the listing's paths are relative to")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    job = Job(
-        options.data.resolve(), options.out.resolve(), options.init, options.name, options.minutes, options.steps,
-        options.threads,
-    )  # fmt: skip
-    if options.workers == 0:
-        train(recipe, job)
-        return 0
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"recipe": options.recipe, "job": job},
-        scaling_config=ScalingConfig(num_workers=options.workers, use_gpu=options.gpu),
-        run_config=RunConfig(
-            # a name used before would make Ray Train return that run's result
-            name=f"{options.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            storage_path=str(options.storage.resolve()),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=0),
-        ),
-        torch_config=TorchConfig(backend="nccl" if options.gpu else "gloo"),
+    where = Run(
+        options.name, options.storage, options.workers, options.gpu, options.resume, options.max_failures, options.keep
     )
-    trainer.fit()
+    try:
+        run(planned(options), where)
+    except BAD_INPUT as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,62 +1,33 @@
 """The encoder and the decoder as production runs them: one sensor, frozen kernels, one precision, raw pixels.
 
-The hypernetwork runs once, at construction, and leaves plain convolutions. Same input, same batch shape, same device
-and thread count give the same bits; images of a batch do not influence each other.
+The hypernetwork runs once, at construction, and leaves plain convolutions. On a CPU images are computed one by one, so
+neither the other images of a batch nor their number change a bit; the number of threads does. On a GPU a batch is
+computed as one: same batch shape, same place in it, same device, same bits.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.eo_vae import EOVAE, Decoder, Encoder
+from model.eo_vae import EOVAE
+from model.fused_body import DecoderBody, EncoderBody
+from model.fused_gpu import GpuDecoder, GpuEncoder, exact_convolutions
 from model.hypernet import DynamicConv
+from model.memory import MemoryModel
+from model.native import NativeSteps, NativeUnavailableError, Steps, TorchSteps, native_steps
 from model.pixels import BandLike, PixelPipeline, SensorLike
 
 __all__ = ["BandLike", "FusedDecoder", "FusedEncoder", "SensorLike"]
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class _ExactConvolutions:
-    """cuDNN without TF32 and autotuning while at least one caller is inside; counted, so threads may overlap.
-
-    By default cuDNN computes float32 convolutions in TF32 (10 bits): "fp32" would not be. The flags are process-wide,
-    so only the first caller in sets them and only the last one out restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = (True, False, False)
-
-    @contextmanager
-    def __call__(self, device: torch.device) -> Iterator[None]:
-        if device.type != "cuda":
-            yield
-            return
-        cudnn = torch.backends.cudnn
-        with self._lock:
-            if self._inside == 0:
-                self._saved = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-                cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = self._saved
-
-
-_exact_convolutions = _ExactConvolutions()
+COMPILE = ("auto", "on", "off")
 
 
 @torch.no_grad()
@@ -66,25 +37,38 @@ def _static_kernel(conv: DynamicConv, sensor: SensorLike) -> tuple[Tensor, Tenso
     return exact.kernel([band.wavelength for band in sensor.bands])
 
 
-def _frozen(module: Encoder | Decoder, device: torch.device, dtype: torch.dtype) -> None:
-    """Ready a copied half of the network for inference: no gradients, one precision, channels last."""
-    module.eval().requires_grad_(False).to(device, dtype)
-    # Channels last halves the time of these convolutions on a CPU and is what tensor cores want.
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _checked(dtype: torch.dtype) -> torch.dtype:
+def _checked(dtype: torch.dtype, compile: str) -> None:
     if dtype not in PRECISIONS:
         raise ValueError(f"precision {dtype}: choose torch.float32, torch.bfloat16 or torch.float16")
-    return dtype
+    if compile not in COMPILE:
+        raise ValueError(f"compile={compile!r}: choose {', '.join(COMPILE)}")
+
+
+def cpu_steps(dtype: torch.dtype, compile: str = "auto") -> Steps:
+    """The steps between convolutions on a CPU: compiled kernels, or torch's where these cannot be, or by choice.
+
+    Raises:
+        NativeUnavailableError: compile "on" where there is no compiler, or float16, which the kernels do not know.
+    """
+    if compile == "off":
+        return TorchSteps()
+    if dtype == torch.float16:
+        if compile == "on":
+            raise NativeUnavailableError("the compiled kernels know float32 and bfloat16: float16 is slow on any CPU")
+        return TorchSteps()
+    try:
+        return native_steps()
+    except NativeUnavailableError as error:
+        if compile == "on":
+            raise
+        log.warning("kernels are not compiled (%s): torch's own operations take their place, more slowly", error)
+        return TorchSteps()
 
 
 class FusedEncoder:
     """Raw pixels of one sensor -> raw latents (the posterior's mean).
 
-    GroupNorm statistics and the attention's softmax accumulate in float32 in every precision, as torch's kernels do.
+    GroupNorm statistics, softmax and accumulation are in float32 or wider in every precision.
 
     Args:
         vae: the network; copied, so later training does not change this encoder.
@@ -92,10 +76,15 @@ class FusedEncoder:
         device: "cpu" or "cuda".
         dtype: float32, bfloat16 or float16: weights and activations.
         resolution: metres a pixel.
-        window: pixels a side, for sensors with no band at `resolution`; otherwise the finest group tells.
+        window: pixels a side, for sensors with no band at `resolution` (otherwise the finest group tells), and the
+            size that weights are laid out for: others are right too, and slower.
+        compile: "auto" compiles where a compiler is there and says so in a warning where it is not; "on" insists;
+            "off" does not. On a CPU that means our kernels (seconds, once a machine), on a GPU torch.compile (a minute
+            or two, once a process). `kernels` tells what came of it.
 
     Raises:
         ValueError: another precision, no bands, or deviations that are not positive.
+        NativeUnavailableError: compile "on", and it cannot be.
     """
 
     def __init__(
@@ -106,18 +95,26 @@ class FusedEncoder:
         dtype: torch.dtype = torch.float16,
         resolution: int = 10,
         window: int = 256,
+        *,
+        compile: str = "auto",
     ) -> None:
-        self.device, self.dtype = torch.device(device), _checked(dtype)
+        _checked(dtype, compile)
+        self.device, self.dtype = torch.device(device), dtype
         self.channels, self.stride = vae.config.z_channels, vae.scale_factor
         self.name = "eo-vae" if vae.meta is None else vae.meta.name
         self.sensor = sensor
         self.pixels = PixelPipeline(sensor, resolution, window, self.device)
-        weight, bias = _static_kernel(vae.encoder.conv_in, sensor)
-        self._weight = weight.to(self.device, dtype).contiguous(memory_format=torch.channels_last)
-        self._bias = bias.to(self.device, dtype)
-        self._encoder = copy.deepcopy(vae.encoder)
-        del self._encoder.conv_in
-        _frozen(self._encoder, self.device, dtype)
+        first = _static_kernel(vae.encoder.conv_in, sensor)
+        if self.device.type == "cpu":
+            steps = cpu_steps(dtype, compile)
+            self._steps: Steps | None = steps
+            with torch.no_grad():
+                self._body = EncoderBody(vae.encoder, first, self.channels, dtype, window, steps)
+            self.kernels = steps.name
+        else:
+            self._steps = None
+            self._gpu = GpuEncoder(vae.encoder, first, self.channels, self.pixels, self.device, dtype, compile)
+            self.kernels = self._gpu.kernels
 
     def physical(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
         """Raw pixels -> (B, C, H, W) float32 in the sensor's physical unit, as the encoder upsamples them."""
@@ -134,13 +131,39 @@ class FusedEncoder:
         Raises:
             ValueError: other bands, groups or shapes than the sensor's; sides that are no multiple of `stride`.
         """
-        with torch.inference_mode(), _exact_convolutions(self.device):
-            x = self.pixels.zscore(self.pixels.physical(pixels))
-            if x.shape[2] % self.stride or x.shape[3] % self.stride:
-                raise ValueError(f"window of {x.shape[2]}x{x.shape[3]}: sides must be multiples of {self.stride}")
-            x = x.to(self.dtype, memory_format=torch.channels_last)
-            moments = self._encoder.body(F.conv2d(x, self._weight, self._bias, padding=1))
-            return moments[:, : self.channels].to(torch.float32, memory_format=torch.contiguous_format)
+        _, (height, width) = self.pixels.checked(pixels)
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"window of {height}x{width}: sides must be multiples of {self.stride}")
+        with torch.inference_mode():
+            if self._steps is None:
+                with exact_convolutions(self.device):
+                    return self._gpu(pixels)
+            x = self._normalised(pixels)
+            # One image at a time: its bits depend on nobody else's presence, and a cache holds it better.
+            latents = [self._body(image[None]).float() for image in x]
+            return torch.cat(latents).contiguous(memory_format=torch.contiguous_format)
+
+    def memory_model(self, pixels: Mapping[int, Tensor]) -> MemoryModel:
+        """Bytes that batches of windows like this one, {sampling: (1, C_g, H_g, W_g)}, need on the GPU: measured.
+
+        Raises:
+            ValueError: an encoder on the CPU, which takes windows one by one.
+        """
+        if self._steps is not None:
+            raise ValueError("on a CPU windows are computed one by one: there is no batch to choose")
+
+        def probe(batch: int) -> int:
+            with exact_convolutions(self.device):
+                return self._gpu.peak_bytes({k: t.expand(batch, *t.shape[1:]) for k, t in pixels.items()})
+
+        return MemoryModel.measured(probe)
+
+    def _normalised(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
+        """z-scores (B, C, H, W), channels last, in the encoder's precision."""
+        if isinstance(self._steps, NativeSteps):
+            return self.pixels.network_input(pixels, self.dtype, self._steps)
+        z = self.pixels.zscore(self.pixels.physical(pixels))
+        return z.to(self.dtype, memory_format=torch.channels_last)
 
 
 class FusedDecoder:
@@ -153,9 +176,12 @@ class FusedDecoder:
         device: "cpu" or "cuda".
         dtype: float32, bfloat16 or float16.
         bands: names of the bands wanted, in that order; all by default.
+        compile: as for the encoder.
+        window: pixels a side that weights are laid out for: others are right too, and slower.
 
     Raises:
         ValueError: another precision, or a band that the sensor lacks.
+        NativeUnavailableError: compile "on", and it cannot be.
     """
 
     def __init__(
@@ -165,8 +191,12 @@ class FusedDecoder:
         device: str | torch.device = "cuda",
         dtype: torch.dtype = torch.float16,
         bands: Sequence[str] | None = None,
+        *,
+        compile: str = "auto",
+        window: int = 256,
     ) -> None:
-        self.device, self.dtype = torch.device(device), _checked(dtype)
+        _checked(dtype, compile)
+        self.device, self.dtype = torch.device(device), dtype
         self.channels, self.stride = vae.config.z_channels, vae.scale_factor
         names = [band.name for band in sensor.bands]
         self.bands = tuple(names if bands is None else bands)
@@ -177,11 +207,16 @@ class FusedDecoder:
         self.pixels = PixelPipeline(sensor, 1, 1, self.device)
         self._places = [names.index(name) for name in self.bands]
         weight, bias = _static_kernel(vae.decoder.conv_out, sensor)
-        self._weight = weight[self._places].to(self.device, dtype).contiguous(memory_format=torch.channels_last)
-        self._bias = bias[self._places].to(self.device, dtype)
-        self._decoder = copy.deepcopy(vae.decoder)
-        del self._decoder.conv_out
-        _frozen(self._decoder, self.device, dtype)
+        last = (weight[self._places], bias[self._places])
+        if self.device.type == "cpu":
+            steps = cpu_steps(dtype, compile)
+            with torch.no_grad():
+                self._body: DecoderBody | None = DecoderBody(vae.decoder, last, dtype, window // self.stride, steps)
+            self.kernels = steps.name
+        else:
+            self._body = None
+            self._gpu = GpuDecoder(vae.decoder, last, self.device, dtype, compile)
+            self.kernels = self._gpu.kernels
 
     def __call__(self, z: Tensor) -> Tensor:
         """Raw latents (B, channels, h, w), any float type -> (B, bands, h * stride, w * stride), float32, physical.
@@ -191,8 +226,11 @@ class FusedDecoder:
         """
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ValueError(f"latents have shape {tuple(z.shape)}: need (B, {self.channels}, h, w)")
-        with torch.inference_mode(), _exact_convolutions(self.device):
-            z = z.to(self.device).to(self.dtype, memory_format=torch.channels_last)
-            y = F.conv2d(self._decoder.body(z), self._weight, self._bias, padding=1)
-            y = y.to(torch.float32, memory_format=torch.contiguous_format)
-            return self.pixels.from_zscore(y, self._places)
+        with torch.inference_mode():
+            if self._body is None:
+                with exact_convolutions(self.device):
+                    y = self._gpu(z)
+            else:
+                z = z.to("cpu", self.dtype, memory_format=torch.channels_last)
+                y = torch.cat([self._body(image[None]).float() for image in z])
+            return self.pixels.from_zscore(y.contiguous(memory_format=torch.contiguous_format), self._places)

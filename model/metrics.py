@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.floating]
 _SIGMA, _TRUNCATE, _K1, _K2 = 1.5, 3.5, 0.01, 0.03
+_WINDOW = 11
 
 
 def rmse(prediction: Array, target: Array) -> float:
@@ -30,14 +31,28 @@ def ssim(prediction: Array, target: Array, data_range: float) -> float:
 
     Equals `skimage.metrics.structural_similarity` with gaussian_weights=True, use_sample_covariance=False.
     """
+    return float(np.mean(ssim_bands(prediction, target, data_range)))
+
+
+def ssim_bands(prediction: Array, target: Array, data_range: float, *, borders: bool = False) -> NDArray[np.float64]:
+    """`ssim` of each band, (bands,). ValueError where a side has fewer than 11 pixels: nothing lies inside borders.
+
+    With `borders` the images are mirrored outwards and every pixel counts: torchmetrics' way, which the published
+    figures took. Without, the outermost 5 pixels are left out: the original definition, and scikit-image's.
+    """
+    if min(target.shape[-2:]) < _WINDOW:
+        raise ValueError(f"image of {target.shape[-2]}x{target.shape[-1]}: SSIM needs {_WINDOW} pixels a side")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
     values = []
     for a, b in zip(prediction.astype(np.float64), target.astype(np.float64), strict=True):
-        mu_a, mu_b, aa, bb, ab = (gaussian_filter(v, _SIGMA, truncate=_TRUNCATE) for v in (a, b, a * a, b * b, a * b))
+        mu_a, mu_b, aa, bb, ab = (
+            gaussian_filter(v, _SIGMA, truncate=_TRUNCATE, mode="mirror") for v in (a, b, a * a, b * b, a * b)
+        )
         numerator = (2 * mu_a * mu_b + c1) * (2 * (ab - mu_a * mu_b) + c2)
         denominator = (mu_a**2 + mu_b**2 + c1) * (aa - mu_a**2 + bb - mu_b**2 + c2)
-        values.append((numerator / denominator)[5:-5, 5:-5].mean())
-    return float(np.mean(values))
+        similar = numerator / denominator
+        values.append((similar if borders else similar[5:-5, 5:-5]).mean())
+    return np.asarray(values)
 
 
 def sam(prediction: Array, target: Array) -> float:
@@ -52,9 +67,14 @@ def ndvi_mae(prediction: Array, target: Array, red: int, nir: int, floor: float 
 
     Below the floor (deep shadow, water) the index is noise over noise. Predictions are clipped to zero first.
     """
+    errors = ndvi_errors(prediction, target, red, nir, floor)
+    return float(errors.mean()) if errors.size else float("nan")
+
+
+def ndvi_errors(prediction: Array, target: Array, red: int, nir: int, floor: float = 0.02) -> NDArray[np.float64]:
+    """|NDVI error| of the pixels that `ndvi_mae` averages, (n,)."""
     a, b = (np.clip(v.astype(np.float64), 0, None) for v in (prediction, target))
     seen = b[nir] + b[red] > floor
-    if not seen.any():
-        return float("nan")
     first, second = ((v[nir] - v[red]) / np.maximum(v[nir] + v[red], 1e-6) for v in (a, b))
-    return float(np.abs(first - second)[seen].mean())
+    errors: NDArray[np.float64] = np.abs(first - second)[seen]
+    return errors

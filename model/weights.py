@@ -24,8 +24,8 @@ from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights_meta import SensorMeta, WeightsError, WeightsMeta, content_hash, published_meta
 
 __all__ = [
-    "SensorMeta", "WeightsError", "WeightsMeta", "content_hash", "load_weights", "published_meta", "save_weights",
-    "shipped_names",
+    "SensorMeta", "WeightsError", "WeightsMeta", "content_hash", "flux_ends", "load_weights", "published_meta",
+    "save_weights", "shipped_names",
 ]  # fmt: skip
 
 _HF = re.compile(r"^hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<rev>[^/]+))?(/(?P<file>.+))?$")
@@ -95,6 +95,21 @@ def save_weights(vae: EOVAE, path: str | Path, meta: WeightsMeta, dtype: torch.d
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def flux_ends(source: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """FLUX.2's own first and last convolution, which EO-VAE generates instead: encoder weight and bias, decoder weight
+    and bias, float32, of an `ae.safetensors` in the original or the diffusers layout.
+
+    WeightsError where the file lacks one of them, or cannot be read.
+    """
+    path = _resolve(str(source))
+    state = layouts.strip_prefix(_read(path)[0])
+    missing = [key for key in layouts.STATIC_ENDS if key not in state]
+    if missing:
+        raise WeightsError(f"{path}: no FLUX.2 autoencoder, it has no {_few(missing)}")
+    first, first_bias, last, last_bias = (state[key].to(torch.float32) for key in layouts.STATIC_ENDS)
+    return first, first_bias, last, last_bias
 
 
 def shipped_names() -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from model.eo_vae import EOVAEConfig
 
 FORMAT = "eocube-weights-1"
+FLOOR_MARGIN = 6.0
+"""dB that a window may fall below the worst held-out place before it is suspect: twice that place's error."""
 
 
 class WeightsError(ValueError):
@@ -26,7 +28,8 @@ class SensorMeta:
 
     `wavelengths` are micrometres as trained (the published list is partly in another order than the bands); `mean` and
     `std` are the z-score statistics in `unit`: "reflectance*1e4", "dB" or "dn8". `subsets` says that any subset of the
-    bands may be encoded; `source` where the statistics come from.
+    bands may be encoded; `source` where the statistics come from. `psnr_floor` in dB, of physical units: a window that
+    decodes worse is suspect; None where none was recorded (see `WeightsMeta.psnr_floor`).
     """
 
     bands: tuple[str, ...]
@@ -36,6 +39,7 @@ class SensorMeta:
     unit: str
     subsets: bool
     source: str
+    psnr_floor: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -61,6 +65,23 @@ class WeightsMeta:
     created: str
     metrics: Mapping[str, object] = field(default_factory=dict)
     sha256: str = field(default="", compare=False)
+
+    def psnr_floor(self, sensor: str) -> float | None:
+        """PSNR in dB below which a decoded window of a sensor is suspect; None where the weights do not say.
+
+        What the sensor's own entry records; else `FLOOR_MARGIN` below the worst place that was held out, in the units
+        and ranges of the held-out table (physical; range 1 for reflectance, 40 dB for backscatter, 255 counts).
+        """
+        known = self.sensors.get(sensor)
+        if known is not None and known.psnr_floor is not None:
+            return known.psnr_floor
+        table = self.metrics.get("held_out")
+        found = []
+        for place, entry in table.items() if isinstance(table, Mapping) else ():
+            figures = entry.get(self.name) if isinstance(entry, Mapping) else None
+            if isinstance(figures, Mapping) and sensor in str(place).split() and "psnr_physical" in figures:
+                found.append(float(figures["psnr_physical"]))
+        return min(found) - FLOOR_MARGIN if found else None
 
     def to_header(self) -> dict[str, str]:
         """The safetensors header: every value a JSON string."""

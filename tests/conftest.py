@@ -15,6 +15,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import pytest
+from hypothesis import settings
+
+# A shared machine may be slow: no test asserts a time.
+settings.register_profile("eocube", deadline=None)
+settings.load_profile("eocube")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
@@ -49,6 +54,7 @@ def ray_local() -> Iterator[Any]:
     already = ray.is_initialized()
     if not already:
         ray.init(
+            address="local",  # never a cluster that somebody else started on this machine
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,

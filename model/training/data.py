@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 
-from model.training.sensors import SENSORS, Floats
+from model.training.sensors import SENSORS, Floats, TrainedSensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +67,60 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_listing(path: Path) -> list[Source]:
-    """The sources of a YAML listing; ValueError names an entry with unknown keys, sensor or kind."""
+def read_listing(path: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> list[Source]:
+    """The sources of a YAML listing; ValueError names an entry with unknown keys, sensor or kind, or an empty list."""
+    document = yaml.safe_load(path.read_text())
+    entries = document.get("sources") if isinstance(document, dict) else None
+    if not entries:
+        raise ValueError(f"{path.name} lists no data: it needs a list `sources` with one entry at least")
     sources = []
-    for entry in yaml.safe_load(path.read_text())["sources"]:
+    for entry in entries:
         try:
             source = Source(**entry)
         except TypeError as error:
             raise ValueError(f"{path.name}: source {entry.get('name', entry)!r}: {error}") from None
-        if source.sensor not in SENSORS or source.kind not in READERS:
+        if source.sensor not in sensors or source.kind not in READERS:
             raise ValueError(
                 f"{path.name}: source {source.name!r}: sensor {source.sensor!r} or kind {source.kind!r} is unknown; "
-                f"sensors {sorted(SENSORS)}, kinds {sorted(READERS)}"
+                f"sensors {sorted(sensors)}, kinds {sorted(READERS)}"
             )
         sources.append(source)
     return sources
 
 
-def load_images(listing: Path, root: Path) -> list[Image]:
+def load_images(listing: Path, root: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> list[Image]:
     """Every image of the listing found under `root`; FileNotFoundError names what is missing."""
-    return [image for source in read_listing(listing) for image in load_source(source, root)]
+    return [image for source in read_listing(listing, sensors) for image in load_source(source, root, sensors)]
 
 
-def load_source(source: Source, root: Path) -> Iterator[Image]:
-    """Read one source: bands to the finest grid (bilinear, half-pixel exact), scaled to the sensor's unit."""
-    stacks = READERS[source.kind](source, root / source.path)
+def load_source(source: Source, root: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> Iterator[Image]:
+    """Read one source: bands to the finest grid (bilinear, half-pixel exact), scaled to the sensor's unit.
+
+    Raises:
+        FileNotFoundError: a file that is not there, by the source's name.
+        ValueError: bands of which the sensor has none.
+    """
+    try:
+        stacks = list(READERS[source.kind](source, root / source.path))
+    except FileNotFoundError as error:
+        gone = f"there is no {error.filename}" if error.filename else str(error)
+        raise FileNotFoundError(gone if gone.startswith(source.name) else f"{source.name}: {gone}") from None
     for suffix, bands, layers in stacks:
         height, width = max(a.shape[-2] for a in layers), max(a.shape[-1] for a in layers)
-        data = np.concatenate([upsample(_to_unit(a, source), height, width, source.upsampling) for a in layers])
+        data = np.concatenate([upsample(to_unit(a, source), height, width, source.upsampling) for a in layers])
         if source.crop is not None:
             row, column, rows, columns = source.crop
             data = data[:, row : row + rows, column : column + columns]
-        order = [b for b in SENSORS[source.sensor].bands if b in bands]
+        order = [b for b in sensors[source.sensor].bands if b in bands]
+        if not order:
+            raise ValueError(f"{source.name}: none of its bands {', '.join(bands)} is one of {source.sensor}'s")
         data = np.ascontiguousarray(data[[bands.index(b) for b in order]])
         name = source.name + suffix
         yield Image(name, source.place, source.sensor, tuple(order), data, source.gsd, source.held_out, source.weight)
 
 
-def _to_unit(raw: NDArray[Any], source: Source) -> Floats:
+def to_unit(raw: NDArray[Any], source: Source) -> Floats:
+    """Raw values to the sensor's unit, NaN where they are nodata."""
     values = raw.astype(np.float32)
     invalid = ~np.isfinite(values) if source.nodata is None else (raw == source.nodata) | ~np.isfinite(values)
     if source.decibel is not None:
@@ -124,6 +140,14 @@ def upsample(x: Floats, height: int, width: int, how: str = "bilinear") -> Float
     return F.interpolate(whole, size=(height, width), mode="bilinear", align_corners=False)[0].numpy()
 
 
+def find_file(source: Source, folder: Path, pattern: str) -> Path:
+    """The one file below `folder` that the pattern names; FileNotFoundError where there is none, or several."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise FileNotFoundError(f"{source.name}: {pattern} under {folder} matches {len(found)} files, need one")
+    return found[0]
+
+
 Stack = tuple[str, list[str], list[NDArray[Any]]]
 
 
@@ -134,10 +158,7 @@ def _rasters(source: Source, path: Path) -> Iterator[Stack]:
     bands: list[str] = []
     layers: list[NDArray[Any]] = []
     for pattern, names in source.parts.items():
-        found = sorted(path.glob(pattern))
-        if len(found) != 1:
-            raise FileNotFoundError(f"{source.name}: {pattern} under {path} matches {len(found)} files, need one")
-        with rasterio.open(found[0]) as dataset:
+        with rasterio.open(find_file(source, path, pattern)) as dataset:
             layers.append(dataset.read(list(range(1, len(names) + 1))))
         bands += names
     yield "", bands, layers

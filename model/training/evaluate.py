@@ -25,11 +25,16 @@ MODEL, LINEAR = "nano", "klt32"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Tiles (C, H, W) of z-scores of one held-out image, sides multiples of 8 and at most 192."""
+    """Tiles (C, H, W) of z-scores of one held-out image, sides multiples of 8 and at most 288.
+
+    `image` is that image's name, `ground` the ground that it shares with others.
+    """
 
     name: str
     sensor: TrainedSensor
     tiles: tuple[Floats, ...]
+    image: str = ""
+    ground: str = ""
 
 
 def held_out_places(images: Sequence[Image]) -> list[Place]:
@@ -48,7 +53,8 @@ def held_out_places(images: Sequence[Image]) -> list[Place]:
             z = sensor.zscore(true_colour(data) if sensor.unit == "dn8" else data)
             tiles = tuple(_tiles(z))
             if tiles:
-                places.append(Place(f"{image.name} {sensor.name} {len(sensor.bands)}", sensor, tiles))
+                name = f"{image.name} {sensor.name} {len(sensor.bands)}"
+                places.append(Place(name, sensor, tiles, image.name, image.place))
     return places
 
 

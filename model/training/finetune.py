@@ -1,160 +1,39 @@
-"""The training loop: skeleton, then the whole network; EMA, exports on the way, held-out figures against the KLT."""
+"""The nano recipe: closed-form start, stages with free kernels, generators taught, held-out figures against the KLT."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.eo_vae import EOVAE
-from model.losses import MIN_SIDE, charbonnier, ms_ssim_loss, relative_angle, relative_error
+from model.training.batch_norm import calibrate
+from model.training.checkpoint import Keeper, read_snapshot
 from model.training.data import Image, complete, load_images
 from model.training.distill import distil
-from model.training.evaluate import Evaluator, ratios
+from model.training.distributed import Team
+from model.training.evaluate import MODEL, Evaluator, ratios, reconstruct
 from model.training.kernels import KernelTable, free_kernels, restore_generators
 from model.training.linear_start import linear_start
-from model.training.optimiser import Muon, parameter_groups
-from model.training.recipe import Job, Recipe, Stage, limited, recipe_summary
-from model.training.sampler import Batch, Sampler
+from model.training.loop import Loop
+from model.training.recipe import Job, Recipe, limited, recipe_summary
+from model.training.sampler import Sampler
 from model.training.sensors import S1RTC, S2L2A, SENSORS, TrainedSensor
-from model.training.skeleton import skeleton_only
 from model.training.subsets import Family, Lesson, teach, trained_lessons
+from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
 
 log = logging.getLogger(__name__)
-LAST_CONVOLUTION = 0.1
-Report = Callable[[dict[str, float], EOVAE], None]
-
-
-def branch_parameters(vae: EOVAE) -> set[str]:
-    """Names of what the skeleton leaves out: residual branches and attention, but not the shortcuts."""
-    return {
-        name
-        for name, _ in vae.named_parameters()
-        if (".block" in name or ".attn_1" in name) and "nin_shortcut" not in name
-    }
-
-
-def _optimiser(vae: EOVAE, stage: Stage) -> Muon:
-    branches = branch_parameters(vae)
-    skeleton, branch, generator = [], [], []
-    for name, p in vae.named_parameters():
-        if ".fc_" in name or ".conv_in.weights." in name or ".conv_out.weights." in name or ".biases." in name:
-            generator.append(p)
-        elif "weight_generator" in name or "fclayer" in name:
-            # the solved heads read tiny differences of these features: a moving body would throw the kernels off
-            p.requires_grad_(False)
-        elif name not in branches:
-            skeleton.append(p)
-        elif not stage.skeleton:
-            branch.append((name, p))
-    groups: list[dict[str, Any]] = [
-        {"params": skeleton, "base": stage.lr_skeleton},
-        {"params": generator, "base": stage.lr_generators},
-    ]
-    # a branch's last convolution adds to a stream that is nearly right: its steps alone disturb, so they are small
-    last = [(n, p) for n, p in branch if ".conv2." in n or ".proj_out." in n]
-    inner = [(n, p) for n, p in branch if ".conv2." not in n and ".proj_out." not in n]
-    groups += [group | {"base": stage.lr_branches} for group in parameter_groups(inner)]
-    groups += [group | {"base": stage.lr_branches * LAST_CONVOLUTION} for group in parameter_groups(last)]
-    return Muon(groups)
-
-
-def reconstruct(vae: EOVAE, batch: Batch, bfloat16: bool) -> Tensor:
-    """Training's forward pass, mode of the posterior.
-
-    The generators and the last convolution run in float32: rounded kernels would shift every level they carry.
-    """
-    x = batch.x.contiguous(memory_format=torch.channels_last)
-    waves = batch.wavelengths.to(x.device)
-    weight, bias = vae.encoder.conv_in.kernel(waves)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        moments = vae.encoder.body(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2))
-        h = vae.decoder.body(moments.chunk(2, dim=1)[0])
-    return cast(Tensor, vae.decoder.conv_out(h.float(), waves))
-
-
-def loss_of(prediction: Tensor, target: Tensor, stage: Stage, progress: float) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum of the stage's losses inside its margin, and each loss's own value."""
-    m = stage.margin
-    if m:
-        prediction, target = prediction[..., m:-m, m:-m], target[..., m:-m, m:-m]
-    terms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "relative_error": relative_error,
-        "relative_angle": relative_angle,
-        "charbonnier": charbonnier,
-        "ms_ssim": ms_ssim_loss,
-    }
-    total, values = prediction.new_zeros(()), {}
-    for name, weight in stage.loss.items():
-        if name == "relative_angle" and target.shape[1] == 1:
-            continue
-        if name == "ms_ssim" and (progress < stage.ms_ssim_from or min(target.shape[-2:]) < MIN_SIDE):
-            continue
-        value = terms[name](prediction, target)
-        values[name] = float(value.detach())
-        total = total + weight * value
-    return total, values
-
-
-def _share_gradients(params: list[nn.Parameter]) -> None:
-    """Average gradients over the workers, absent ones (a sensor's unused weights) as zero."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for p in params:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        dist.all_reduce(p.grad)
-        p.grad /= dist.get_world_size()
-
-
-@dataclass(slots=True)
-class Average:
-    """Exponential moving average of parameters, bias-corrected by a decay that grows with the steps seen."""
-
-    vae: EOVAE
-    decay: float
-    seen: int = 0
-
-    @torch.no_grad()
-    def update(self, live: EOVAE) -> None:
-        self.seen += 1
-        decay = min(self.decay, (1 + self.seen) / (10 + self.seen))
-        for mean, value in zip(self.vae.parameters(), live.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-
-
-@torch.no_grad()
-def calibrate(vae: EOVAE, sampler: Sampler, batches: int = 24) -> None:
-    """Set the batch norm's statistics to those of the posterior means over a mix of training batches."""
-    total = square = None
-    count = 0
-    for _ in range(batches):
-        batch = sampler.draw(4, 128)
-        packed = vae.pack(vae.encode(batch.x, batch.wavelengths).mode()[..., 2:-2, 2:-2]).double()
-        count += packed.numel() // packed.shape[1]
-        sums, squares = packed.sum((0, 2, 3)), packed.square().sum((0, 2, 3))
-        total = sums if total is None else total + sums
-        square = squares if square is None else square + squares
-    if total is None or square is None or vae.bn.running_mean is None or vae.bn.running_var is None:
-        raise ValueError("calibrate: needs at least one batch and a batch norm with running statistics")
-    mean = total / count
-    vae.bn.running_mean.copy_(mean)
-    vae.bn.running_var.copy_((square / count - mean.square()).clamp_min(1e-6))
 
 
 def metadata(vae: EOVAE, recipe: Recipe, name: str, metrics: Mapping[str, object]) -> WeightsMeta:
@@ -177,16 +56,21 @@ def metadata(vae: EOVAE, recipe: Recipe, name: str, metrics: Mapping[str, object
     return WeightsMeta(name, vae.config, sensors, recipe.training_data, recipe.licence, created, metrics)
 
 
-def begin(recipe: Recipe, job: Job, sampler: Sampler) -> EOVAE:
-    """The network at the start: closed form, random, or loaded weights of the recipe's configuration."""
+def begin(recipe: Recipe, job: Job, sampler: Sampler, *, resumed: bool = False) -> EOVAE:
+    """The network at the start: closed form, random, or loaded weights of the recipe's configuration.
+
+    For a run that is `resumed` the closed form is not solved again: a checkpoint replaces it.
+    """
     torch.manual_seed(recipe.seed)
+    if recipe.config is None:
+        raise ValueError("the recipe states no config: this way of training needs one")
     if job.init not in ("linear", "random"):
         vae = load_weights(job.init)
         if vae.config != recipe.config:
             raise ValueError(f"{job.init} has {vae.config}, the recipe wants {recipe.config}")
         return vae.requires_grad_(True)
     vae = EOVAE(recipe.config)
-    if job.init == "linear":
+    if job.init == "linear" and not resumed:
         optical = sampler.draw_set(S2L2A, recipe.start_patches, recipe.start_patch).x
         radar = sampler.draw_set(S1RTC, recipe.start_patches // 2, recipe.start_patch).x
         kernels = linear_start(vae, optical, radar)
@@ -207,56 +91,76 @@ def _cirrus(x: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.solve(gram, others.T @ pixels[:, bands.index("B10")]))
 
 
-@contextmanager
-def _mode(vae: EOVAE, stage: Stage) -> Iterator[None]:
-    with skeleton_only(vae) if stage.skeleton else nullcontext():
-        yield
+def train(
+    recipe: Recipe, job: Job, *, team: Team | None = None, keeper: Keeper | None = None, tracker: Tracker | None = None
+) -> EOVAE:
+    """Run the recipe from where `keeper` has a checkpoint, or from its beginning.
 
-
-def _unreported(losses: dict[str, float], averaged: EOVAE) -> None:
-    """What a run without Ray does with its reports."""
-
-
-def train(recipe: Recipe, job: Job, report: Report = _unreported) -> EOVAE:
-    """Run the recipe; returns the averaged weights, which are also written to `job.out` as they improve.
-
-    `report` is called on every worker with the running losses and the averaged network after each evaluation and
-    stage: Ray Train's checkpoints.
+    Returns the averaged weights, which rank 0 also writes to `job.out` as they improve. A run that is killed while the
+    generators are taught goes on at the beginning of that lesson: the network itself is done by then.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    team = team or Team.here(job.parallel)
     recipe = limited(recipe, job)
-    images: list[Image] = load_images(Path(recipe.listing), job.data)
+    images: list[Image] = load_images(Path(recipe.listing), Path(job.data))
     extra = []
     if recipe.complete_bands:
         level1 = [i for i in images if i.sensor == "S2L1C"]
         extra = [*complete(images), *complete(level1, "S2L1C")]
     sampler = Sampler([*images, *extra], recipe.seed, recipe.mix)
     evaluator = Evaluator.build(images)
-    vae = begin(recipe, job, sampler)
-    if dist.is_initialized():
-        for tensor in vae.state_dict().values():
-            dist.broadcast(tensor, 0)
-        sampler = Sampler([*images, *extra], recipe.seed + 1000 * (rank + 1), recipe.mix)
+    snapshot = None
+    if keeper is not None:
+        with keeper.restore() as folder:
+            if folder is not None:
+                snapshot = read_snapshot(folder, team.rank, sliced=recipe.division == "slices")
+    vae = begin(recipe, job, sampler, resumed=snapshot is not None)
+    team.same_start(vae)
+    if torch.distributed.is_initialized() and recipe.division == "streams":
+        sampler = Sampler([*images, *extra], recipe.seed + 1000 * (team.rank + 1), recipe.mix)
     generators = free_kernels(vae, recipe_sensors(recipe)) if recipe.free_kernels else None
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(copy.deepcopy(vae).requires_grad_(False).eval(), recipe.ema)
-    if rank == 0:
-        publish(average.vae, recipe, job, evaluator, sampler, final=False)
-    for stage in recipe.stages:
-        average.seen = 0
-        _run_stage(vae, average, stage, recipe, job, sampler, evaluator, report, rank)
-        if rank == 0:
-            publish(average.vae, recipe, job, evaluator, sampler, final=False)
-    if rank == 0:
-        lessons = trained_lessons(average.vae, recipe_sensors(recipe))
+
+    def judge(averaged: EOVAE, total: int) -> float | None:
+        table = publish(averaged, recipe, job, evaluator, sampler, final=False)
+        if tracker is not None:
+            _pictures(averaged, evaluator, tracker, total)
+        return float(np.mean([row[MODEL]["rmse"] for row in table.values()])) if table else None
+
+    def export(averaged: EOVAE, folder: Path) -> None:
+        if isinstance(averaged.encoder.conv_in, KernelTable):
+            torch.save(averaged.state_dict(), folder / job.out.with_suffix(".partial.pt").name)
+        else:
+            write_weights(averaged, folder / job.out.name, recipe, job, sampler, {})
+
+    loop = Loop(vae, recipe, sampler, team, keeper, judge, export, tracker)
+    if snapshot is not None:
+        loop.resume(snapshot)
+        log.info("going on from step %d", loop.at.total)
+    elif team.leads:
+        publish(loop.averaged, recipe, job, evaluator, sampler, final=False)
+    averaged = loop.run()
+    if team.leads:
+        lessons = trained_lessons(averaged, recipe_sensors(recipe))
         if generators is not None:
-            restore_generators(average.vae, generators)
+            restore_generators(averaged, generators)
         if recipe.teach_minutes > 0:
-            teach_subsets(average.vae, lessons, recipe, sampler, fresh=job.init in ("linear", "random"))
-        publish(average.vae, recipe, job, evaluator, sampler, final=True)
-    return average.vae
+            teach_subsets(averaged, lessons, recipe, sampler, fresh=job.init in ("linear", "random"))
+        publish(averaged, recipe, job, evaluator, sampler, final=True)
+    return averaged
+
+
+def _pictures(vae: EOVAE, evaluator: Evaluator, tracker: Tracker, total: int) -> None:
+    """The first held-out place of each sensor."""
+    shown: set[str] = set()
+    entry = vae.encoder.conv_in
+    for place in evaluator.places:
+        if place.sensor.name in shown or (isinstance(entry, KernelTable) and not entry.knows(place.sensor.wavelengths)):
+            continue
+        shown.add(place.sensor.name)
+        tile = place.tiles[0]
+        shown_as = f"held_out/{place.name.replace(' ', '_')}"
+        tracker.picture(total, shown_as, panel(tile, reconstruct(vae, tile, place.sensor), place.sensor))
 
 
 def recipe_sensors(recipe: Recipe) -> list[TrainedSensor]:
@@ -281,68 +185,6 @@ def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: Recipe, sampler: Sa
     log.info("generators taught: the trained sets' kernels come back to %.4f", error)
 
 
-def _run_stage(
-    vae: EOVAE,
-    average: Average,
-    stage: Stage,
-    recipe: Recipe,
-    job: Job,
-    sampler: Sampler,
-    evaluator: Evaluator,
-    report: Report,
-    rank: int,
-) -> None:
-    optimiser = _optimiser(vae, stage)
-    params = [p for group in optimiser.param_groups for p in group["params"]]
-    began = said = judged = time.monotonic()
-    running: dict[str, float] = {}
-    vae.train()
-    with _mode(vae, stage):
-        for step in range(stage.steps):
-            now = time.monotonic()
-            progress, due = _agree(
-                max(step / stage.steps, (now - began) / (60 * stage.minutes)),
-                now - judged > 60 * recipe.evaluate_minutes,
-            )
-            if progress >= 1:
-                break
-            factor = stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in optimiser.param_groups:
-                group["lr"] = group["base"] * factor * min(1.0, (step + 1) / stage.warmup)
-            batch = sampler.draw(stage.batch, stage.patch)
-            loss, values = loss_of(reconstruct(vae, batch, recipe.bfloat16), batch.x, stage, progress)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            _share_gradients(params)
-            norm = float(nn.utils.clip_grad_norm_(params, recipe.clip))
-            if math.isfinite(norm):
-                optimiser.step()
-                average.update(vae)
-            else:
-                log.warning("step %d: gradient not finite, step left out", step)
-            for key, value in (values | {"norm": norm}).items():
-                running[key] = value if key not in running else 0.97 * running[key] + 0.03 * value
-            if rank == 0 and (now - said > 30 or step == 0):
-                said = now
-                shown = ", ".join(f"{k} {v:.4f}" for k, v in running.items())
-                log.info("%s %d (%.0f%%, %.0f s): %s", stage.name, step + 1, 100 * progress, now - began, shown)
-            if due:
-                if rank == 0:
-                    publish(average.vae, recipe, job, evaluator, sampler, final=False)
-                report(running, average.vae)
-                judged = time.monotonic()
-    report(running, average.vae)
-
-
-def _agree(progress: float, due: bool) -> tuple[float, bool]:
-    """Rank 0's view of the clock, on every worker: all end a stage and report at the same step."""
-    if not dist.is_initialized():
-        return progress, due
-    shared = torch.tensor([progress, float(due)])
-    dist.broadcast(shared, 0)
-    return float(shared[0]), bool(shared[1])
-
-
 def publish(
     vae: EOVAE, recipe: Recipe, job: Job, evaluator: Evaluator, sampler: Sampler, *, final: bool
 ) -> Mapping[str, Any]:
@@ -357,11 +199,19 @@ def publish(
     if isinstance(entry, KernelTable):
         torch.save(vae.state_dict(), job.out.with_suffix(".partial.pt"))
         return table
+    described = write_weights(vae, job.out, recipe, job, sampler, table)
+    if final:
+        job.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
+    return table
+
+
+def write_weights(
+    vae: EOVAE, out: Path, recipe: Recipe, job: Job, sampler: Sampler, table: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Weights with calibrated batch norm and their metadata; returns the metrics among those."""
     frozen = copy.deepcopy(vae)
     calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
     described = {"held_out": table, "recipe": recipe_summary(recipe)}
     dtype = torch.float16 if recipe.dtype == "float16" else torch.float32
-    save_weights(frozen, job.out, metadata(frozen, recipe, job.name, described), dtype)
-    if final:
-        job.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
-    return table
+    save_weights(frozen, out, metadata(frozen, recipe, job.name, described), dtype)
+    return described

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +75,20 @@ class Sampler:
     def draw(self, batch_size: int, patch: int) -> Batch:
         """One batch of `batch_size` patches of `patch` pixels a side."""
         return self.draw_set(self.choose(), batch_size, patch)
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        """None: patches are cut anywhere and drawn with replacement, so no number of them is the whole."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the random stream; the images themselves are the caller's to give again."""
+        return {"rng": deepcopy(self._rng.bit_generator.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken. ValueError where it is no Sampler's."""
+        if "rng" not in state:
+            raise ValueError(f"no state of a Sampler (it has {sorted(state)}): resume with the same data source")
+        self._rng.bit_generator.state = deepcopy(state["rng"])
 
     def choose(self) -> TrainedSensor:
         """A random sensor of the mix, or a random subset of S2L2A's bands."""

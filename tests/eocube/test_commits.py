@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import uuid
 import zlib
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eocube.commit_log import CommitLog
-from eocube.commits import STATES, Receipt, State, WindowResult, pack_mask, unpack_mask
+from eocube.commit_log import CommitLog, segment_key
+from eocube.commits import STATES, Receipt, State, WindowResult, pack_mask, unpack_mask, with_check
 from eocube.errors import StoreError
 from eocube.moments import Moments
 from eocube.target import Target
@@ -166,6 +167,54 @@ def test_the_log_gives_back_what_was_appended_and_the_last_counts(given: list[Re
     last = {(r.time, *r.shard): r for r in given}
     assert list(log.latest()) == [last[place] for place in sorted(last)]
     assert list(log.latest().of_times(1, 3)) == [last[p] for p in sorted(last) if 1 <= p[0] < 3]
+    assert [log.latest().of(*place) for place in sorted(last)] == [last[place] for place in sorted(last)]
+    for place, columns in log.latest().states():
+        assert columns.T.tolist() == [[w.row, w.col, int(w.state)] for w in last[place].windows]
+
+
+def test_a_shift_in_the_log_moves_what_was_before_it() -> None:
+    target = memory_target()
+    before, after = (Receipt("x", 0, (r, 0), (WindowResult(4 * r, 1, State.OK),)) for r in (1, 2))
+    log = CommitLog(target)
+    log.append([before])
+    line = with_check({"shift": [2, 3], "windows": [8, 12]})
+    assert target.create(segment_key(log.next_number()), line.encode() + b"\n")
+    CommitLog(target).append([after])
+    moved = Receipt("t00000/r0003/c0003", 0, (3, 3), (WindowResult(12, 13, State.OK),))
+    assert list(CommitLog(target).latest()) == [after, moved]
+    assert list(CommitLog(target).receipts()) == [moved, after]
+    assert [columns.tolist() for _, columns in CommitLog(target).latest().states()] == [
+        [[8], [1], [1]],
+        [[12], [13], [1]],
+    ]
+
+
+def test_a_segment_of_another_driver_is_never_overwritten() -> None:
+    target = memory_target()
+    one, other = CommitLog(target), CommitLog(target)
+    receipts = [Receipt(f"u{k}", k, (0, 0), ()) for k in range(4)]
+    one.append(receipts[:1])
+    other.append(receipts[1:2])
+    one.append(receipts[2:3])
+    other.append(receipts[3:])
+    assert list(CommitLog(target).latest()) == receipts
+
+
+def test_the_log_of_many_units_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `latest` holds on to is where each receipt lies, not what it says."""
+    target = memory_target()
+    log = CommitLog(target)
+    windows = tuple(WindowResult(k // 10, k % 10, State.OK) for k in range(100))
+    for t in range(20):
+        log.append(Receipt("u", t, (row, 0), windows) for row in range(50))
+    size = sum(len(target.get(key) or b"") for key in log.segments())
+    monkeypatch.setattr("eocube.commit_log._HELD", 0)
+    log.latest()  # what is imported and remembered at first use is not the log's
+    tracemalloc.start()
+    latest = log.latest()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(latest) == len(list(latest)) == 1000 and held < size / 5
 
 
 @settings(max_examples=30, deadline=None)

@@ -16,6 +16,7 @@ import eocube.reader
 from eocube.errors import SourceError
 from eocube.gdal_env import gdal_path, without_query
 from eocube.grid import Lattice, Window
+from eocube.network import Network, NetworkLimits
 from eocube.radiometry import Radiometry
 from eocube.reader import WindowPixels, WindowReader
 from eocube.scene import BandSource, Scene
@@ -99,14 +100,15 @@ def scene(server: Server, name: str, signer: str | None = None) -> Scene:
                  None, None, None, (source,), None, signer)  # fmt: skip
 
 
-def read(one: Scene, options: dict[str, object] | None = None, retries: int = 2) -> WindowPixels:
-    with WindowReader(SENSOR, LATTICE, storage_options=options, retries=retries) as reader:
+IMPATIENT = NetworkLimits(first_wait=0.01)
+
+
+def read(
+    one: Scene, options: dict[str, object] | None = None, retries: int = 2, limits: NetworkLimits = IMPATIENT
+) -> WindowPixels:
+    network = Network(limits)
+    with WindowReader(SENSOR, LATTICE, storage_options=options, retries=retries, network=network) as reader:
         return reader.read([one], WINDOW)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eocube.reader, "_FIRST_WAIT", 0.01)
 
 
 def test_gdal_and_fsspec_read_the_same(server: Server) -> None:

@@ -16,12 +16,14 @@ import yaml
 from eocube import catalog as catalog_module
 from eocube.catalog import parse_interval, search
 from eocube.errors import InputError
+from eocube.network import Network, NetworkLimits
 from eocube.sensors import get_sensor
 from eocube.stac_sources import known_collections, search_api
 
 RECORDED = "https://earth-search.aws.element84.com/v1"
 WORLD = (-180.0, -90.0, 180.0, 90.0)
 DAY = parse_interval("2025-07-31")
+QUICK = NetworkLimits(first_wait=0.01)
 
 
 @dataclass
@@ -116,7 +118,7 @@ def replay(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replay
 
 
 def fetch(replay: Replay, **options: Any) -> list[Any]:
-    return search_api(replay.url, ["sentinel-2-l2a"], [WORLD], DAY, backoff_s=0.01, **options)
+    return search_api(replay.url, ["sentinel-2-l2a"], [WORLD], DAY, network=Network(QUICK), **options)
 
 
 def ids(found: list[Any]) -> list[tuple[str, str]]:
@@ -165,7 +167,7 @@ def test_a_search_that_ends_before_all_its_matches_came_raises(replay: Replay) -
 
 
 def test_several_boxes_give_each_item_once(replay: Replay) -> None:
-    found = search_api(replay.url, ["x"], [(170, -9, 180, 9), (-180, -9, -170, 9)], DAY, backoff_s=0.01)
+    found = search_api(replay.url, ["x"], [(170, -9, 180, 9), (-180, -9, -170, 9)], DAY, network=Network(QUICK))
     assert len(found) == 20
     assert [body["bbox"] for body in replay.bodies if "bbox" in body] == [[170, -9, 180, 9], [-180, -9, -170, 9]]
 
@@ -223,7 +225,7 @@ def test_search_prefers_collection_1_over_pages(replay: Replay, monkeypatch: pyt
 
 def test_any_api_is_asked_for_the_collections_it_has(replay: Replay) -> None:
     wanted = ("sentinel-2-c1-l2a", "sentinel-2-l2a")
-    assert known_collections(replay.url, wanted, backoff_s=0.01) == ("sentinel-2-l2a",)
+    assert known_collections(replay.url, wanted, network=Network(QUICK)) == ("sentinel-2-l2a",)
     result = search(replay.url + "/", get_sensor("S2L2A"), WORLD, DAY)
     assert replay.bodies[0]["collections"] == ["sentinel-2-l2a"]
     assert len(result.scenes) == 6 and result.scenes[0].signer is None
@@ -233,7 +235,7 @@ def test_any_api_is_asked_for_the_collections_it_has(replay: Replay) -> None:
 
 def test_an_api_that_is_not_there_is_named_without_its_query() -> None:
     with pytest.raises(InputError, match=r"cannot search http://127.0.0.1:9/stac: ") as caught:
-        search_api("http://user:word@127.0.0.1:9/stac?token=hush", ["x"], [WORLD], DAY, backoff_s=0.001)
+        search_api("http://user:word@127.0.0.1:9/stac?token=hush", ["x"], [WORLD], DAY, network=Network(QUICK))
     assert "hush" not in str(caught.value) and "word" not in str(caught.value)
 
 

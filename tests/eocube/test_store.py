@@ -31,9 +31,10 @@ from eocube.errors import StoreError
 from eocube.grid import CubeGrid, grids_for
 from eocube.layout import array_specs, inner_side
 from eocube.moments import Moments
+from eocube.redaction import redacted
 from eocube.shard_codec import ShardCodec
 from eocube.store import LatentStore, create_root, finalise_root
-from eocube.target import Target, redacted
+from eocube.target import Target
 from eocube.verify import Finding
 
 BOX = (15.3, 46.15, 15.48, 46.27)
@@ -155,9 +156,9 @@ def fill(store: LatentStore, plan: FakePlan) -> list[Receipt]:
 
 
 def contents(url: str | Path, *, log: bool = False) -> dict[str, bytes]:
-    """Every object of a store by key, without the commit log's segments unless asked for."""
+    """Every object of a store by key, without the commit log's segments and their sums unless asked for."""
     target = Target(url)
-    keys = [k for k in target.keys("") if log or not k.endswith(".jsonl")]
+    keys = [k for k in target.keys("") if log or not k.endswith((".jsonl", "segments.json"))]
     return dict(zip(keys, target.get_many(keys), strict=True))
 
 

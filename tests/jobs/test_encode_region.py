@@ -138,7 +138,7 @@ def test_decoded_pixels_lie_on_the_scenes_ground(demo_cube: Path) -> None:
 
 
 def test_the_store_holds_what_the_encoder_gives(demo_cube: Path) -> None:
-    """A window encoded through the store equals a direct `vae.encode` of the same pixels, to storage precision."""
+    """A window encoded through the store equals a direct `vae.encode` of the same pixels, to its own precision."""
     import torch
 
     from eocube.plan import Plan
@@ -170,8 +170,9 @@ def test_the_store_holds_what_the_encoder_gives(demo_cube: Path) -> None:
     wy, wx = (k * lattice.core for k in plan.grid.place_in_status(window))
     stored = ds.latent.values[0, :, wy : wy + lattice.core, wx : wx + lattice.core].astype("float32")
     direct = latents[:, inner, inner]
-    assert np.abs(stored - direct).max() <= 2e-3 * np.abs(direct).max()
-    assert np.linalg.norm(stored - direct) / np.linalg.norm(direct) < 1e-3
+    limit = {"fp32": 1e-3, "bf16": 3e-2}[plan.encoding.precision]
+    assert np.abs(stored - direct).max() <= 2 * limit * np.abs(direct).max()
+    assert np.linalg.norm(stored - direct) / np.linalg.norm(direct) < limit
 
 
 def test_the_same_command_resumes_and_does_nothing_again(
@@ -194,7 +195,7 @@ def test_another_space_or_ground_is_refused_with_the_difference(
     box = tuple(str(v) for v in DEMO_BBOX)
     good = {"--bbox": box, "--datetime": (DEMO_DATETIME,)}
     assert encode_main(arguments(demo_cube, demo_catalog, **good, **{"--bands": ("B02,B03",)})) == Exit.BAD_INPUT
-    assert "sensor" in capsys.readouterr().err
+    assert "bands has 12, asked 2" in capsys.readouterr().err
     assert encode_main(arguments(demo_cube, demo_catalog, **good, **{"--resolution": ("20",)})) == Exit.BAD_INPUT
     assert "resolution" in capsys.readouterr().err
 

@@ -14,14 +14,20 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.hypernet import DynamicConvIn
+from model.training.batch_norm import calibrate
+from model.training.checkpoint import Store
+from model.training.ema import Average
 from model.training.evaluate import LINEAR, MODEL, markdown
-from model.training.finetune import Average, branch_parameters, calibrate, train
+from model.training.finetune import train
 from model.training.kernels import KernelTable
+from model.training.optimiser import branch_parameters
 from model.training.recipe import Job, Recipe, limited
 from model.training.sampler import Batch
 from model.training.sensors import S1RTC, S2L2A
+from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
 
@@ -46,6 +52,7 @@ def recipe_file(world: World, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_free_kernels_end_up_in_the_generators(recipe_file: Path, world: World, tmp_path: Path) -> None:
     recipe = replace(Recipe.load(recipe_file), free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05)
     out = tmp_path / "tiny.safetensors"
@@ -68,10 +75,17 @@ def test_a_kernel_outside_the_mix_is_named() -> None:
 
 def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
-    reports: list[dict[str, float]] = []
+    run = tmp_path / "run"
     recipe = Recipe.load(recipe_file)
-    trained = train(recipe, Job(world[1], out, name="tiny"), lambda losses, _: reports.append(losses))
-    assert len(reports) == 2 and all(0 < r["relative_error"] < 50 for r in reports) and "ms_ssim" in reports[1]
+    tracker = Tracker(str(run), "tiny")
+    trained = train(recipe, Job(world[1], out, name="tiny"), keeper=Store(str(run)), tracker=tracker)
+    tracker.close()
+    lines = read_history(str(run))
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == list(range(1, 8)) and "ms_ssim" in losses[-1]
+    assert all(0 < line["relative_error"] < 50 for line in losses) and "ms_ssim" not in losses[0]
+    assert [line["step"] for line in lines if "score" in line] == [4, 7]
+    assert sorted(p.name for p in run.glob("checkpoint_*")) == ["checkpoint_000000004", "checkpoint_000000007"]
     loaded = load_weights(str(out))
     assert loaded.config == recipe.config
     with safe_open(out, "pt") as file:
@@ -135,19 +149,22 @@ def test_calibration_gives_unit_latents(recipe_file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "ray.safetensors"
     command = [
         sys.executable, "jobs/finetune.py", "--recipe", str(recipe_file), "--data", str(world[1]), "--out", str(out),
-        "--workers", "1", "--threads", "1", "--steps", "4", "--name", "tiny", "--storage", str(tmp_path / "runs"),
+        "--workers", "2", "--threads", "1", "--steps", "4", "--name", "tiny", "--storage", str(tmp_path / "runs"),
     ]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=560)
     assert result.returncode == 0, result.stderr[-2000:]
     assert load_weights(str(out)).config.ch == 32
-    assert list((tmp_path / "runs").rglob("averaged.pt"))
+    run = tmp_path / "runs" / "tiny"
+    assert {p.name for p in run.glob("checkpoint_*/*")} == {"state.pt", "rank-0000.pt", "rank-0001.pt"}
+    assert (run / "final" / out.name).read_bytes() == out.read_bytes()
 
 
-def test_job_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/finetune.py", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "none" in result.stderr
+def test_job_refuses_a_missing_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(Options(str(tmp_path / "none"), tmp_path / "o", storage=str(tmp_path / "runs"))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "none" in said and not (tmp_path / "runs").exists()

@@ -1,0 +1,1 @@
+"""Measurements of eocube: modules behind `jobs/benchmark.py`, and their results as JSON."""

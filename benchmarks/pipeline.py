@@ -1,0 +1,242 @@
+"""The whole job on local COGs, through the real engine, against the encoder alone on the same windows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks import probe
+from benchmarks.forward import ENCODER, choose_device, count_flops, positive
+from benchmarks.machine import describe
+from benchmarks.results import OURS, Report, Variant
+from benchmarks.scenes import scenes
+from benchmarks.subjects import Subject, subject
+from eocube.commits import State
+from eocube.demo import DEMO_BBOX
+from eocube.encode import EncodeOptions
+from eocube.encoders import load, models_for
+from eocube.errors import EncodeError
+from eocube.plan import Plan
+from eocube.reader import WindowReader
+from eocube.run import encode_region
+from eocube.store import LatentStore
+from eocube.worker import Models
+from model.weights import save_weights
+
+ALONE = "encoder alone"
+READERS = 8
+
+
+class Options(Protocol):
+    """What of the command line decides a run."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def quick(self) -> bool: ...
+    @property
+    def repeats(self) -> int | None: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str | None: ...
+    @property
+    def precision(self) -> str | None: ...
+    @property
+    def dates(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run of the whole job."""
+
+    windows: int
+    whole: float
+    """Seconds from the command to its report: search, plan, actors, units, metadata."""
+    units: float
+    """Seconds from the first unit's start to the last unit's end."""
+    busy: Mapping[str, float]
+    """Thread-seconds by kind of work, waiting included."""
+    worked: Mapping[str, float]
+    """Processor seconds of the same threads."""
+
+
+def measure(options: Options, console: Console) -> Report:
+    """Run the job and the encoder alone in turn.
+
+    Raises:
+        InputError: an unknown model, device or precision.
+        EncodeError: no window was encoded.
+    """
+    for value, flag in (
+        (options.threads, "--threads"),
+        (options.repeats, "--repeats"),
+        (options.dates, "--dates"),
+    ):
+        positive(value, flag)
+    device = choose_device(options.device)
+    gpu = device.type == "cuda"
+    what = subject(options.model)
+    machine = describe(device)
+    threads = options.threads or torch.get_num_threads()
+    repeats = options.repeats or (1 if options.quick else 3)
+    dates = options.dates or ((50 if options.quick else 200) if gpu else (2 if options.quick else 4))
+    jobs: list[_Job] = []
+    alone: list[float] = []
+    with tempfile.TemporaryDirectory() as name, _ray(threads, Path(name) / "spans", gpu=gpu):
+        folder = Path(name)
+        console.print(f"making scenes of {dates} dates")
+        index, interval = scenes(folder / "scenes", dates)
+        weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
+        plan: Plan | None = None
+        for turn in range(repeats):
+            asked = EncodeOptions(
+                bbox=tuple(map(str, DEMO_BBOX)), datetime=interval, catalog=str(index), weights=weights,
+                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, verify_fraction="0",
+                gpus_per_actor=1.0 if gpu else 0.0, actors=1, quiet=True,
+            )  # fmt: skip
+            console.print(f"the whole job, {turn + 1} of {repeats}")
+            jobs.append(_job(asked, folder / "spans"))
+            if plan is None:
+                (text,) = LatentStore.stored_plans(asked.out)
+                plan = Plan.from_json(text)
+                windows = _pixels(plan)
+                encode = _encoder_alone(plan, weights, device.type, threads)
+            console.print(f"the encoder alone, {turn + 1} of {repeats}")
+            alone.append(len(windows) / encode(windows))
+    assert plan is not None
+    best = max(jobs, key=lambda job: job.windows / job.units)
+    rate, reference = best.windows / best.units, max(alone)
+    whole = max(job.windows / job.whole for job in jobs)
+    lanes = 1 if gpu else threads
+    flops, dtype = count_flops(ENCODER, what) / 1e12, plan.encoding.precision
+    idle = max(0.0, 1 - best.busy[probe.ENCODE] / (lanes * best.units))
+
+    def variant(name: str, found: float) -> Variant:
+        return Variant(name, device.type, dtype, found, found / reference, None, found * flops, None)
+
+    return Report(
+        "pipeline", {**machine, "threads": threads}, what.name, ALONE,
+        (
+            variant(ALONE, reference),
+            variant(f"{OURS}, first pixel read to last shard written", rate),
+            variant(f"{OURS}, whole job with its start", whole),
+        ),
+        {
+            "windows": best.windows, "dates": dates, "repeats": repeats, "batch": 1 if not gpu else "see numerics",
+            "numerics": dict(plan.numerics),
+            "thread_seconds": {kind: round(seconds, 2) for kind, seconds in best.busy.items()},
+            "cpu_seconds": {kind: round(seconds, 2) for kind, seconds in best.worked.items()},
+        },
+        {},
+        {
+            "share_of_encoder": rate / reference, "device_idle_share": idle,
+            "start_and_end_s": min(job.whole - job.units for job in jobs),
+        },
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
+    """A private Ray of so many cores whose workers note what they do in `log`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    ray.init(
+        address="local", num_cpus=threads, num_gpus=None if gpu else 0, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=128 * 2**20,
+        runtime_env={
+            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log)},
+            "worker_process_setup_hook": f"{probe.__name__}.{probe.install.__name__}",
+        },
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _saved(what: Subject, path: Path) -> Path:
+    """The subject's weights as a file that actors can load."""
+    assert what.vae.meta is not None
+    save_weights(what.vae, path, what.vae.meta)
+    return path
+
+
+def _job(asked: EncodeOptions, log: Path) -> _Job:
+    before = len(probe.spans(log))
+    began = time.perf_counter()
+    outcome = encode_region(asked)
+    whole = time.perf_counter() - began
+    noted = probe.spans(log)[before:]
+    windows = outcome.counts.get(State.OK, 0)
+    if not windows:
+        raise EncodeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
+    kinds = (probe.READ, probe.ENCODE, probe.WRITE)
+    return _Job(
+        windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in kinds},
+        {kind: probe.worked(noted, kind) for kind in kinds},
+    )  # fmt: skip
+
+
+def _pixels(plan: Plan) -> list[dict[int, torch.Tensor]]:
+    """Every window that the job encodes, read into memory."""
+    reader = WindowReader(plan.sensor, plan.grid.lattice)
+
+    def read(unit_window: tuple[int, Any]) -> dict[int, torch.Tensor] | None:
+        time_index, window = unit_window
+        seen = plan.scenes_of(time_index, window)
+        pixels = reader.read(seen, window) if seen else None
+        if pixels is None or not pixels.valid.any():
+            return None
+        return {gsd: torch.from_numpy(np.ascontiguousarray(block)) for gsd, block in pixels.groups.items()}
+
+    wanted = [(unit.time, w) for unit in plan.units() for w in plan.grid.windows_of_shard(unit.row, unit.col)
+              if plan.grid.requested(w)]  # fmt: skip
+    with reader, ThreadPoolExecutor(READERS) as pool:
+        return [groups for groups in pool.map(read, wanted) if groups is not None]
+
+
+def _encoder_alone(
+    plan: Plan, weights: str, device: str, threads: int
+) -> Callable[[list[dict[int, torch.Tensor]]], float]:
+    """Encoding windows that are in memory as an actor does it, latents back in memory; gives the seconds it took."""
+    models: Models = models_for(plan, load(weights), device)
+    encoder = models.encoders[plan.encoding.precision]()
+    probe.warm(encoder, plan, models)
+    lanes = 1 if device == "cuda" else threads
+
+    def one(batch: list[dict[int, torch.Tensor]]) -> None:
+        stacked = {gsd: torch.stack([groups[gsd] for groups in batch]).to(device) for gsd in batch[0]}
+        encoder(stacked).float().cpu()
+
+    def run(windows: list[dict[int, torch.Tensor]]) -> float:
+        batches = [windows[k : k + models.batch] for k in range(0, len(windows), models.batch)]
+        batches[-1] += windows[: models.batch - len(batches[-1])]
+        # As in `eocube.worker`: on a CPU a window is one thread's.
+        single = (lambda: torch.set_num_threads(1)) if device == "cpu" else None
+        with ThreadPoolExecutor(lanes, initializer=single) as pool:
+            list(pool.map(one, batches[:lanes]))  # each thread's first call sets up what it keeps
+            began = time.perf_counter()
+            list(pool.map(one, batches))
+            return time.perf_counter() - began
+
+    return run

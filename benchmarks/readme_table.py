@@ -1,0 +1,168 @@
+"""The README's benchmark section, made from the JSON results beside this file.
+
+python benchmarks/readme_table.py --check    says whether the README is up to date (exit 1 when not)
+python benchmarks/readme_table.py --write    brings it up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmarks: made by benchmarks/readme_table.py -->", "<!-- /benchmarks -->"
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+ORDER = ("encoder", "decoder", "pipeline", "store")
+FORWARD = ("encoder", "decoder")
+SPELLED = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "avx512f": "AVX512", "avx2": "AVX2"}
+"""Flags worth naming, the most telling first."""
+
+
+QUIET = 1.0
+"""Load of a machine, as a run began, up to which its figures are taken as undisturbed."""
+
+
+class ResultError(ValueError):
+    """A result or a README that the table cannot be made from; one line."""
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder: the encoder's first, the published size before the others.
+
+    ResultError where a file is no result, or a result lacks something.
+    """
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ResultError(f"{path.name} is no JSON: {error}") from error
+        if not isinstance(document, dict) or document.get("benchmark") not in ORDER:
+            continue  # another measurement's, such as read_path's
+        missing = {"machine", "model", "reference", "variants", "settings"} - document.keys()
+        if missing:
+            raise ResultError(f"{path.name} lacks {', '.join(sorted(missing))}: measure it again")
+        found.append(document)
+    return sorted(found, key=lambda d: (ORDER.index(d["benchmark"]), d["model"] != "published", d["model"]))
+
+
+def machine(document: Mapping[str, Any]) -> str:
+    """The machine in a few words: what computed, how many threads, which torch."""
+    of = document["machine"]
+    if of["gpu"]:
+        return f"{of['gpu']}, torch {of['torch']}"
+    flag = next((word for flag, word in SPELLED.items() if flag in of["flags"]), "")
+    return f"{of['cpu']}{f' with {flag}' if flag else ''}, {of['threads']} threads, torch {of['torch']}"
+
+
+def figure(value: float | None, form: str, unit: str = "") -> str:
+    """A number as the table shows it; nothing for None."""
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def share(variant: Mapping[str, Any], rates: Mapping[str, float]) -> str:
+    """Counted operations a second, and what part of the matrix rate of that precision they are."""
+    if variant["tflops"] is None:
+        return ""
+    rate = rates.get(variant["dtype"])
+    return f"{variant['tflops']:.2g}" + (f" ({100 * variant['tflops'] / rate:.0f} %)" if rate else "")
+
+
+def rows(document: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    """The rows of one result."""
+    rates = document["machine"].get("matrix_tflops") or {}
+    for variant in document["variants"]:
+        what = variant["name"]
+        cells = (what, variant["dtype"], number(variant["windows_per_s"]), figure(variant["ratio"], ".2f", "x"))
+        if document["benchmark"] in FORWARD:
+            yield (
+                f"{document['benchmark']}, {document['model']}", *cells, share(variant, rates),
+                figure(variant["peak_memory_gb"], ".2f"), figure(variant["relative_error"], ".0e"),
+            )  # fmt: skip
+        else:
+            more = figure(variant.get("megabytes_per_s"), ".0f", " MB/s")
+            asked = variant.get("requests_per_unit")
+            more += "" if asked is None else f", {asked:g} request{'s' if asked != 1 else ''} a shard"
+            yield (f"{document['benchmark']}, {document['model']}", *cells, more.removeprefix(", "))
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, numbers to the right; a first cell that repeats the one above is left empty."""
+    lines = ["| " + " | ".join(head) + " |", "|---|---|---|" + "---:|" * (len(head) - 3)]
+    above = ""
+    for cells in body:
+        first, above = ("" if cells[0] == above else cells[0]), cells[0]
+        lines.append("| " + " | ".join((first, *cells[1:])) + " |")
+    return lines
+
+
+def section(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The section between the markers, without them. Empty when nothing was measured."""
+    lines: list[str] = []
+    for kinds, head in (
+        (FORWARD, ("", "variant", "dtype", "windows/s", "ratio", "TFLOP/s (of a matrix product's)", "memory, GB",
+                   "rel. error")),
+        (ORDER[2:], ("", "variant", "dtype", "windows/s", "ratio", "")),
+    ):  # fmt: skip
+        chosen = [document for document in documents if document["benchmark"] in kinds]
+        for where in dict.fromkeys(map(machine, chosen)):
+            here = [document for document in chosen if machine(document) == where]
+            lines += [f"{where}; ratios within one run, the first of each kind is 1x:", ""]
+            lines += [*table(head, (row for document in here for row in rows(document))), ""]
+            load = max(document["machine"]["load_before"] for document in here)
+            if load > QUIET:
+                lines += [f"Other work was going on beside it (load up to {load:.0f}): rates and ratios are rough.", ""]
+        for document in chosen:
+            if "share_of_encoder" in document:
+                lines += [
+                    f"The whole job reaches {100 * document['share_of_encoder']:.0f} % of what the encoder alone does "
+                    f"on the same windows ({document['model']}); its encoding threads are idle "
+                    f"{100 * document['device_idle_share']:.0f} % of the time.",
+                    "",
+                ]
+    return "\n".join(lines).strip()
+
+
+def renewed(readme: str, text: str) -> str:
+    """The README with the section replaced. ResultError where it has no pair of markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ResultError(f"the README has no lines {BEGIN} and {END} around the section: add them")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int:
+    """Exit status 0: up to date or written; 1: out of date; 2: cannot be made."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true", help="exit 1 when the README is out of date")
+    action.add_argument("--write", action="store_true", help="bring the README up to date")
+    asked = parser.parse_args(argv)
+    try:
+        old = readme.read_text(encoding="utf-8")
+        new = renewed(old, section(load(folder)))
+    except (ResultError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if asked.write:
+        readme.write_text(new, encoding="utf-8")
+        return 0
+    if old != new:
+        print(
+            "error: the README's benchmarks are out of date: python benchmarks/readme_table.py --write", file=sys.stderr
+        )
+    return int(old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

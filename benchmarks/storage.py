@@ -1,0 +1,325 @@
+"""The store: shards written and read, locally and over S3's wire, and a stored cube decoded, against the plain ways."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import zarr
+from rich.console import Console
+from threadpoolctl import ThreadpoolController
+
+import eocube
+from benchmarks.forward import choose_device, positive, relative_error
+from benchmarks.machine import describe, has_native_bf16
+from benchmarks.results import OURS, Report, Variant
+from benchmarks.scenes import scenes
+from benchmarks.subjects import Subject, subject
+from benchmarks.timing import Timed, interleave
+from eocube import decoders
+from eocube.commits import State
+from eocube.demo import DEMO_BBOX
+from eocube.encode import EncodeOptions, Request, make_plans
+from eocube.encoders import load, models_for
+from eocube.errors import EncodeError, StoreError
+from eocube.limits import Limits
+from eocube.plan import Plan
+from eocube.store import LatentStore
+from eocube.worker import UnitRunner
+from model.pixels import PixelPipeline
+from model.weights import load_weights, save_weights
+
+Block = npt.NDArray[Any]
+WRITE_BASE, READ_BASE, DECODE_BASE = "zarr-python, write", "zarr-python, read", "unfused decode"
+SHARDS = 4
+"""Shards that a round writes, one a date."""
+START_PATIENCE = 30.0
+"""Seconds to wait for the S3 server."""
+
+
+class Options(Protocol):
+    """What of the command line decides a run."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def quick(self) -> bool: ...
+    @property
+    def repeats(self) -> int | None: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where shards go: a local folder or a bucket of a server that counts its requests."""
+
+    name: str
+    url: str
+    options: Mapping[str, Any] | None = None
+    log: Path | None = None
+
+    def requests(self) -> int | None:
+        """Requests for shards so far, of any kind, by the server's own log; None for a folder."""
+        if self.log is None:
+            return None
+        return len(re.findall(r'"[A-Z]+ /\S*latent(?:/|%2F)c', self.log.read_text(errors="replace")))
+
+
+def measure(options: Options, console: Console) -> Report:
+    """Make a cube of the demo scenes, write its shards again and again, and decode it in both ways.
+
+    Raises:
+        InputError: an unknown model or device.
+        StoreError: the S3 server that is installed does not start.
+    """
+    positive(options.threads, "--threads")
+    positive(options.repeats, "--repeats")
+    device = choose_device(options.device)
+    what = subject(options.model)
+    machine = describe(device)
+    threads = options.threads or torch.get_num_threads()
+    repeats = options.repeats or (2 if options.quick else 5)
+    not_run: dict[str, str] = {}
+    variants: list[Variant] = []
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        console.print("encoding a cube to work with")
+        plan, url = _cube(what, folder, device.type, threads, quick=options.quick)
+        places = [_Place("local folder", str(folder))]
+        if find_spec("moto") is None or find_spec("flask") is None:
+            not_run["S3"] = "moto's server is not installed: pip install 'moto[server]'"
+        else:
+            places.append(stack.enter_context(_s3(folder)))
+        for place in places:
+            console.print(f"shards: {place.name}")
+            variants += _shards(plan, url, place, repeats)
+        console.print("decoding")
+        variants += _decoding(plan, url, device, threads, repeats)
+    return Report(
+        "store", {**machine, "threads": threads}, what.name,
+        f"of each kind: {WRITE_BASE}; {READ_BASE}; {DECODE_BASE}", tuple(variants),
+        {"repeats": repeats, "shard": [plan.channels, plan.grid.lattice.shard, plan.grid.lattice.shard]}, not_run,
+    )  # fmt: skip
+
+
+def _cube(what: Subject, folder: Path, device: str, threads: int, *, quick: bool) -> tuple[Plan, str]:
+    """A cube of `SHARDS` dates of the demo, the first of them encoded, without Ray; a quick one has fewer windows."""
+    index, interval = scenes(folder / "scenes", SHARDS)
+    weights = what.name
+    if weights != "nano":
+        assert what.vae.meta is not None
+        weights = str(folder / f"{what.name}.safetensors")
+        save_weights(what.vae, weights, what.vae.meta)
+    west, south, east, north = DEMO_BBOX
+    box = (west, south, (west + east) / 2, (south + north) / 2) if quick else DEMO_BBOX
+    asked = EncodeOptions(
+        bbox=tuple(map(str, box)), datetime=interval, catalog=str(index), weights=weights,
+        out=str(folder / "cube.zarr"),
+    )  # fmt: skip
+    request = Request.parse(asked, on_gpu=device == "cuda")
+    loaded = load(weights)
+    (plan,) = make_plans(request, loaded, None)
+    store = LatentStore.create(asked.out, plan)
+    limits = Limits(encode_threads=1 if device == "cuda" else threads)
+    runner = UnitRunner(plan, store, models_for(plan, loaded, device), limits)
+    store.commit([runner.run(unit) for unit in plan.units() if unit.time == 0 and not unit.empty])
+    runner.close()
+    store.finalise()
+    return plan, asked.out
+
+
+def _full_shard(plan: Plan, url: str) -> Block:
+    """A whole shard (C, S, S) without gaps: the cube's own latents of its first time, repeated."""
+    store = LatentStore.open(url)
+    core = plan.grid.lattice.core
+    cores = [
+        block[:, i : i + core, j : j + core]
+        for row, col in sorted(plan.grid.shards())
+        for block in [store.read_shard(0, row, col)]
+        for i in range(0, block.shape[1], core)
+        for j in range(0, block.shape[2], core)
+    ]
+    there = [block for block in cores if np.isfinite(block.astype(np.float32)).all()]
+    if not there:
+        raise EncodeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
+    side = plan.grid.lattice.cores_per_shard
+    rows = [np.concatenate([there[(i * side + j) % len(there)] for j in range(side)], axis=2) for i in range(side)]
+    return np.ascontiguousarray(np.concatenate(rows, axis=1))
+
+
+def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
+    """Write and read whole shards of real latents: ours, and zarr-python's assignment to the same arrays.
+
+    Every round writes to stores that are new, as a run does.
+    """
+    block = _full_shard(plan, url)
+    options = None if place.options is None else dict(place.options)
+    side, windows = plan.grid.lattice.shard, plan.grid.lattice.cores_per_shard**2
+    row, col = min(plan.grid.shards())
+    at = [(time, row, col) for time in range(len(plan.times))]
+
+    def fresh(kind: str) -> list[str]:
+        urls = [f"{place.url}/{kind}-{turn}.zarr" for turn in range(repeats + 1)]
+        for one in urls:
+            LatentStore.create(one, plan, storage_options=place.options)
+        return urls
+
+    targets = {kind: fresh(kind) for kind in ("ours", "zarr")}
+    unused = {kind: iter(urls) for kind, urls in targets.items()}
+    spots = [(t, slice(None), slice(r * side, (r + 1) * side), slice(c * side, (c + 1) * side)) for t, r, c in at]
+
+    def ours_write() -> None:
+        store = LatentStore.open(next(unused["ours"]), storage_options=place.options)
+        for where in at:
+            store.write_shard(*where, block)
+
+    def zarr_write() -> None:
+        latent: Any = zarr.open_group(next(unused["zarr"]), mode="r+", storage_options=options)["latent"]
+        for spot in spots:
+            latent[spot] = block
+
+    def ours_read() -> list[Block]:
+        store = LatentStore.open(targets["ours"][0], storage_options=place.options)
+        return [store.read_shard(*where) for where in at]
+
+    def zarr_read() -> list[Block]:
+        latent: Any = zarr.open_group(targets["zarr"][0], mode="r", storage_options=options)["latent"]
+        return [latent[spot] for spot in spots]
+
+    def requests(work: Callable[[], None]) -> float | None:
+        before = place.requests()
+        work()
+        after = place.requests()
+        return None if before is None or after is None else (after - before) / len(at)
+
+    asked = {"ours": requests(ours_write), "zarr": requests(zarr_write)}
+    if any(not np.array_equal(found, block, equal_nan=True) for found in (*ours_read(), *zarr_read())):
+        raise StoreError(f"{place.name}: a shard reads back differently from what was written")
+    ways = {
+        ("zarr", "write"): Timed(WRITE_BASE, zarr_write), ("ours", "write"): Timed(f"{OURS}, write", ours_write),
+        ("zarr", "read"): Timed(READ_BASE, zarr_read), ("ours", "read"): Timed(f"{OURS}, read", ours_read),
+    }  # fmt: skip
+    cpu = torch.device("cpu")
+    interleave(list(ways.values()), repeats, cpu)
+    found = []
+    for (whose, kind), way in ways.items():
+        seconds = way.best(cpu) / len(at)
+        more: dict[str, float | None] = {"megabytes_per_s": block.nbytes / 1e6 / seconds, "units_per_s": 1 / seconds}
+        if kind == "write":
+            more["requests_per_unit"] = asked[whose]
+        found.append(Variant(
+            f"{way.name}, {place.name}", "cpu", plan.dtype, windows / seconds,
+            ways["zarr", kind].best(cpu) / way.best(cpu), 0.0, None, None, more,
+        ))  # fmt: skip
+    return found
+
+
+def _decoding(plan: Plan, url: str, device: torch.device, threads: int, repeats: int) -> list[Variant]:
+    """The first time of the cube to pixels: `ds.eocube.decode` against the same with the unfused network in fp32."""
+    ds = eocube.open(url)
+    windows = int((ds["status"].isel(time=0) == State.OK).sum())
+
+    def decoded(dtype: str) -> Callable[[], Block]:
+        lazy = ds.eocube.decode(device=device.type, dtype=dtype).isel(time=0)
+        return lambda: np.asarray(lazy.compute(scheduler="threads", num_workers=threads).values)
+
+    with mock.patch.object(decoders, "decode_one", _Unfused(plan, device)):
+        unfused = decoded("fp32")
+    faster = ("fp16", "bf16") if device.type == "cuda" else ("bf16",) if has_native_bf16() else ()
+    ways = {(DECODE_BASE, "fp32"): unfused, **{(f"{OURS}, decode", d): decoded(d) for d in (*faster, "fp32")}}
+    exact = ways[DECODE_BASE, "fp32"]()
+    errors = {}
+    for which, work in ways.items():
+        out = work()
+        seen = np.isfinite(exact)
+        if not np.array_equal(seen, np.isfinite(out)):
+            raise StoreError(f"{which[0]} {which[1]}: other pixels are missing than in the unfused decode")
+        errors[which] = relative_error(torch.from_numpy(out[seen]), torch.from_numpy(exact[seen]))
+    timed = {which: Timed(" ".join(which), work) for which, work in ways.items()}
+    cpu = torch.device("cpu")  # the work ends in the host's memory: its clock is the right one
+    interleave(list(timed.values()), repeats, cpu)
+    base = timed[DECODE_BASE, "fp32"].best(cpu)
+    return [
+        Variant(
+            name, device.type, dtype, windows / way.best(cpu), base / way.best(cpu), errors[name, dtype], None, None
+        )
+        for (name, dtype), way in timed.items()
+    ]
+
+
+class _Unfused:
+    """Stands in for `eocube.decoders.decode_one`: the network as it is published, its hypernetwork run every time."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self._vae = load_weights(plan.encoding.weights, device=device).eval()
+        self._pixels = PixelPipeline(plan.sensor, 1, 1, device)
+        self._wavelengths = torch.tensor([band.wavelength for band in plan.sensor.bands], device=device)
+        self._device = device
+        self._pools, self._turn = ThreadpoolController(), threading.Lock()
+
+    def __call__(self, spec: object, latents: Block) -> Block:
+        """(z, h, w) latents -> (bands, h * stride, w * stride) in physical units."""
+        z = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float32))[None].to(self._device)
+        if self._device.type == "cuda":
+            with self._turn, torch.inference_mode():
+                return self._decoded(z)
+        torch.get_num_threads()  # torch sets OpenMP's number at its first use in a thread: before the limit
+        with torch.inference_mode(), self._pools.limit(limits=1, user_api="openmp"):
+            return self._decoded(z)
+
+    def _decoded(self, z: torch.Tensor) -> Block:
+        y = self._vae.decode(z, self._wavelengths)
+        found: Block = self._pixels.from_zscore(y)[0].float().cpu().numpy()
+        return found
+
+
+@contextlib.contextmanager
+def _s3(folder: Path) -> Iterator[_Place]:
+    """moto's S3 in a process of its own, with an empty bucket."""
+    log = folder / "requests.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    options = {"client_kwargs": {"endpoint_url": endpoint}, "key": "testing", "secret": "testing"}
+    with log.open("w", encoding="utf-8") as words:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=words, stderr=words
+        )
+        try:
+            _wait_for(port, server)
+            import s3fs
+
+            s3fs.S3FileSystem(**options, skip_instance_cache=True).mkdir("benchmark")
+            yield _Place("S3 wire", "s3://benchmark", options, log)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return once the server listens."""
+    until = time.monotonic() + START_PATIENCE
+    while server.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise StoreError(f"moto's S3 server did not listen within {START_PATIENCE:.0f} s")

@@ -1,0 +1,42 @@
+"""What an actor holds at most, whatever the number of units and of windows in each: the bound, as a formula."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eocube.gdal_env import BLOCK_CACHE, CURL_CACHE
+from eocube.limits import Limits
+from eocube.plan import Plan
+from eocube.pool import UNITS_PER_ACTOR
+
+_READING = 4
+"""Windows' worth of arrays that a thread works with while it reads one: raw, warped, their masks."""
+_SHARD_COPIES = 10
+"""Bytes a latent value of a shard takes while it is written: float32, float16, which are finite, the object."""
+_OPEN_RASTERS = 96 * 64 * 2**10
+"""Bytes of the headers of the rasters that a reading thread keeps open."""
+
+
+def window_bytes(plan: Plan) -> int:
+    """Bytes of one window's pixels at their native sampling, halo included, with its mask."""
+    lattice, sensor = plan.grid.lattice, plan.sensor
+    item = np.dtype(sensor.dtype).itemsize
+    groups = sensor.groups(lattice.resolution).items()
+    return sum(len(bands) * lattice.group_size(sampling) ** 2 * item for sampling, bands in groups) + lattice.core**2
+
+
+def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNITS_PER_ACTOR) -> int:
+    """Upper bound of the host memory that an actor's units take, in bytes, beside the encoder and the libraries.
+
+        units x ((ahead + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
+        + read_threads x (4 x window + open rasters) + GDAL's two caches
+
+    Per unit, `ahead` windows are read and not yet taken, `encode_threads + 2` batches wait for the encoder or for being
+    put into the shard, one is being gathered. Nothing in it grows with the number of units. Beside it an actor holds
+    the plan itself, some kB a scene.
+    """
+    window = window_bytes(plan)
+    shard = _SHARD_COPIES * plan.channels * plan.grid.lattice.shard**2
+    held = limits.ahead + (limits.encode_threads + 3) * batch
+    reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
+    return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE

@@ -1,0 +1,370 @@
+"""Encoding actors wherever the cluster has room: placed, watched, replaced; few units in flight on each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from eocube.commits import Receipt
+from eocube.errors import EocubeError
+from eocube.nodes import Node, Place, nodes_alive, placements
+from eocube.plan import WorkUnit
+from eocube.runlog import event
+
+log = logging.getLogger(__name__)
+
+UNITS_PER_ACTOR = 2
+"""Units an actor works on at once: while one encodes, the other reads its first windows or writes its shard."""
+ATTEMPTS = 3
+"""Times a unit is given to an actor; one that kills its actor this often is left for a later run."""
+START_PATIENCE = 60.0
+"""Seconds without a started actor after which the run says what it waits for."""
+RECHECK = 2.0
+"""Seconds between looks at which nodes there are."""
+RESTART_PAUSE = 0.5
+"""Seconds before an actor that failed to start is tried again; doubled each time, up to a minute."""
+FAILED_STARTS = 5
+"""Actors that died one after the other as they started, after which the run gives up."""
+TICK = 0.5
+"""Seconds that the driver waits for an answer before it looks after other things."""
+
+
+class Ended(NamedTuple):
+    """A unit that will not run again: with its receipt, or without one when it killed its actor every time."""
+
+    cube: int
+    unit: WorkUnit
+    receipt: Receipt | None
+    lines: Sequence[str] = ()
+    """What the actor logged meanwhile, as JSON lines."""
+
+
+class Wanted(NamedTuple):
+    """Where one more actor goes."""
+
+    node: str | None
+    """None: wherever Ray finds its GPU share, now or when a node is added."""
+    encode_threads: int
+    among: int
+    """Actors that there are to be in all: they share what is allowed to a run."""
+
+
+class Depths(NamedTuple):
+    """How full the pool is."""
+
+    flight: int
+    """Units with an actor."""
+    again: int
+    """Units that wait to run alone."""
+    ready: int
+    """Actors at work."""
+    starting: int
+
+
+Start = Callable[[Wanted], Any]
+"""Starts an actor and returns its handle: `ready()` gives its `Place`, `run(cube, unit)` a receipt as JSON and log
+lines, `heard()` the log lines alone."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    handle: Any
+    node: str | None
+    """The node it was put on, or that it says it runs on."""
+    ready: bool = False
+    load: int = 0
+    """Units in flight, a unit that runs alone counting as all there may be."""
+    leaving: bool = False
+    """Gets no more units, and goes when it has none."""
+    dead: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    cube: int
+    unit: WorkUnit
+    killed: int = 0
+    """Actors that died while they had it."""
+
+
+@dataclass(slots=True)
+class PoolTally:
+    """What went wrong and was put right."""
+
+    requeued: int = 0
+    deaths: int = 0
+    started: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+class ActorPool:
+    """Actors that follow the cluster as it grows and shrinks, each with a bounded number of units in flight.
+
+    An actor that dies is replaced. Its units run again, each alone on an actor, so that it is known which one kills:
+    one that does so `ATTEMPTS` times is left. Units of a node that went away are not to blame and just run again.
+
+    Args:
+        start: starts an actor.
+        actors: how many; None follows the cluster.
+        gpus_per_actor: share of a GPU of each, 0 for none.
+        look: called every `RECHECK` seconds, also while no unit ends; what it raises ends the run.
+        hear: takes what actors log while their units run (that a host is down and waited for).
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        *,
+        actors: int | None = None,
+        gpus_per_actor: float = 0.0,
+        look: Callable[[Depths], None] | None = None,
+        hear: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self.tally = PoolTally()
+        self._start, self._actors, self._gpus = start, actors, gpus_per_actor
+        self._tell, self._hear = look, hear
+        self._asked: dict[Any, _Worker] = {}
+        self._workers: list[_Worker] = []
+        self._starting: dict[Any, _Worker] = {}
+        self._flight: dict[Any, tuple[_Worker, _Job, int]] = {}
+        self._next: deque[_Job] = deque()
+        self._alone: deque[_Job] = deque()
+        self._more = True
+        self._looked = self._may_start = 0.0
+        self._pause, self._failed = RESTART_PAUSE, 0
+        self._waiting_since = time.monotonic()
+
+    def map(self, todo: Iterable[tuple[int, WorkUnit]]) -> Iterator[Ended]:
+        """Units as they end. `todo` is drawn from as actors become free, never listed; so it may be endless.
+
+        Raises:
+            EocubeError: an actor cannot start, or the target cannot be written.
+        """
+        source = iter(todo)
+        try:
+            while True:
+                self._draw(source)
+                if not (self._next or self._alone or self._flight):
+                    return
+                if time.monotonic() - self._looked >= RECHECK:
+                    self._look()
+                self._dispatch()
+                yield from self._collect()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End every actor."""
+        for worker in list(self._workers):
+            self._end(worker)
+
+    # -- units to actors
+
+    def _draw(self, source: Iterator[tuple[int, WorkUnit]]) -> None:
+        """Have as many units at hand as actors could take now, plus one an actor to come."""
+        room = sum(UNITS_PER_ACTOR - w.load for w in self._workers if w.ready) + len(self._starting)
+        while self._more and len(self._next) < max(room, 1):
+            drawn = next(source, None)
+            if drawn is None:
+                self._more = False
+                return
+            self._next.append(_Job(*drawn))
+
+    def _dispatch(self) -> None:
+        free = [w for w in self._workers if w.ready and not w.leaving]
+        if self._alone and free:
+            # One actor is kept clear of other units until it is idle and can take one alone.
+            at = min(free, key=lambda w: w.load)
+            free.remove(at)
+            if at.load == 0:
+                self._give(at, self._alone.popleft(), UNITS_PER_ACTOR)
+        for load in range(UNITS_PER_ACTOR):
+            for worker in free:
+                if not self._next:
+                    return
+                if worker.load == load:
+                    self._give(worker, self._next.popleft(), 1)
+
+    def _give(self, worker: _Worker, job: _Job, share: int) -> None:
+        worker.load += share
+        self._flight[worker.handle.run.remote(job.cube, job.unit)] = (worker, job, share)
+
+    def _collect(self) -> Iterator[Ended]:
+        import ray
+
+        waiting = [*self._flight, *self._starting]
+        if not waiting:
+            time.sleep(TICK)
+            return
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=TICK)
+        for ref in ready:
+            if ref in self._starting:
+                self._started(ref)
+            elif (ended := self._answer(ref)) is not None:
+                yield ended
+
+    def _answer(self, ref: Any) -> Ended | None:
+        import ray
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+        worker, job, share = self._flight.pop(ref)
+        worker.load -= share
+        try:
+            line, lines = ray.get(ref)
+            ended = Ended(job.cube, job.unit, Receipt.from_json(line), lines)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, EocubeError) else error from None
+        except RayActorError as error:
+            # Asked before anything else: the node's end is the reason, where it has ended.
+            blameless = isinstance(error, ActorUnavailableError) or error.preempted or not self._is_alive(worker.node)
+            self._died(worker, str(error), blameless)
+            return self._again(job, blameless)
+        if worker.leaving and worker.load == 0:
+            self._end(worker)
+        return ended
+
+    def _again(self, job: _Job, blameless: bool) -> Ended | None:
+        if blameless:
+            self._next.appendleft(job)
+        else:
+            job.killed += 1
+            if job.killed >= ATTEMPTS:
+                self.tally.lost.append(job.unit.key)
+                event(
+                    "unit_lost", f"unit {job.unit.key} killed its actor {job.killed} times: left",
+                    level=logging.WARNING, unit=job.unit.key, cube=job.cube,
+                )  # fmt: skip
+                return Ended(job.cube, job.unit, None)
+            self._alone.append(job)
+        self.tally.requeued += 1
+        event("unit_requeued", unit=job.unit.key, cube=job.cube, killed=job.killed, blameless=blameless)
+        return None
+
+    # -- actors to nodes
+
+    def _look(self) -> None:
+        """Start the actors that the cluster has room for, let go of those that are too many."""
+        self._looked = time.monotonic()
+        nodes = nodes_alive()
+        wanted = placements(nodes, self._actors, self._gpus)
+        staying = [w for w in self._workers if not w.leaving]
+        have = Counter(self._counted_at(w) for w in staying)
+        for worker in sorted(staying, key=lambda w: (w.ready, w.load)):
+            at = self._counted_at(worker)
+            if have[at] > wanted[at]:
+                have[at] -= 1
+                worker.leaving = True
+                if worker.load == 0:
+                    self._end(worker)
+        cpus = {n.id: n.cpus for n in nodes}
+        for at, number in wanted.items():
+            for _ in range(number - have[at]):
+                if self._looked >= self._may_start and self._is_needed():
+                    threads = 1 if self._gpus or at is None else max(1, int(cpus[at]) // number)
+                    self._add(Wanted(at, threads, wanted.total()))
+        self._wait_patiently(nodes)
+        self._listen()
+        if self._tell is not None:
+            ready = sum(w.ready for w in self._workers)
+            self._tell(Depths(len(self._flight), len(self._alone), ready, len(self._starting)))
+
+    def _listen(self) -> None:
+        """Take what actors answered to the last question, and ask those again."""
+        import ray
+        from ray.exceptions import RayError
+
+        if self._hear is None:
+            return
+        if self._asked:
+            answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+            for ref in answered:
+                del self._asked[ref]
+                with suppress(RayError):  # it died: its units tell
+                    self._hear(ray.get(ref))
+        silent = set(self._asked.values())
+        self._asked.update({w.handle.heard.remote(): w for w in self._workers if w.ready and w not in silent})
+
+    def _counted_at(self, worker: _Worker) -> str | None:
+        """Actors with a share of a GPU are counted together: Ray sees to it that a node gets no more than it has."""
+        return None if self._gpus > 0 else worker.node
+
+    def _is_needed(self) -> bool:
+        """Whether another actor would find work: not when fewer units are left than there are actors."""
+        return self._more or len(self._workers) < len(self._next) + len(self._alone) + len(self._flight)
+
+    def _add(self, wanted: Wanted) -> None:
+        worker = _Worker(self._start(wanted), wanted.node)
+        self._workers.append(worker)
+        self._starting[worker.handle.ready.remote()] = worker
+
+    def _started(self, ref: Any) -> None:
+        import ray
+        from ray.exceptions import RayActorError, RayError
+
+        worker = self._starting.pop(ref)
+        try:
+            place = Place(*ray.get(ref))
+        except RayError as error:
+            if worker.dead:
+                return
+            said = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            gone = worker.node is not None and not self._is_alive(worker.node)
+            self._died(worker, said, blameless=gone)
+            self._may_start, self._pause = time.monotonic() + self._pause, min(60.0, 2 * self._pause)
+            self._failed += not gone
+            raised = isinstance(error, RayActorError) and error.actor_init_failed
+            if not any(w.ready for w in self._workers) and (raised or self._failed >= FAILED_STARTS):
+                raise EocubeError(f"an encoding actor cannot start: {said}") from None
+            return
+        worker.ready, self._pause, self._failed = True, RESTART_PAUSE, 0
+        worker.node = worker.node if worker.node is not None and self._gpus == 0 else place.node
+        self.tally.started += 1
+        event("actor_started", node=place.node[:12], actor_host=place.host, actor_pid=place.pid)
+
+    def _died(self, worker: _Worker, said: str, blameless: bool) -> None:
+        if worker.dead:
+            return
+        self.tally.deaths += 1
+        why = [line.strip() for line in said.splitlines() if line.strip()][-1:]
+        event(
+            "actor_died", f"an encoding actor {'went with its node' if blameless else 'died'}; its units run again",
+            level=logging.WARNING, node=(worker.node or "")[:12], error=why[0] if why else "",
+        )  # fmt: skip
+        self._end(worker)
+        self._looked = 0.0
+
+    def _end(self, worker: _Worker) -> None:
+        """Forget an actor and end its process; its units in flight, if any, fail with it and run again."""
+        import ray
+
+        worker.dead = True
+        worker.ready = False
+        with suppress(ValueError):
+            self._workers.remove(worker)
+        for ref in [r for r, w in self._starting.items() if w is worker]:
+            del self._starting[ref]
+        with suppress(Exception):  # dead already, or Ray is going down
+            ray.kill(worker.handle)
+
+    @staticmethod
+    def _is_alive(node: str | None) -> bool:
+        return node is None or any(n.id == node for n in nodes_alive())
+
+    def _wait_patiently(self, nodes: Sequence[Node]) -> None:
+        now = time.monotonic()
+        if any(w.ready for w in self._workers):
+            self._waiting_since = now
+        elif now - self._waiting_since > START_PATIENCE:
+            self._waiting_since = now
+            cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+            log.warning(
+                "no actor has started in %.0f s: the cluster has %d nodes, CPU %g, GPU %g; an actor takes %s",
+                START_PATIENCE, len(nodes), cpus, gpus, f"{self._gpus:g} GPU" if self._gpus else "a node with CPUs",
+            )  # fmt: skip

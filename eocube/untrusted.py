@@ -1,0 +1,122 @@
+"""What catalogues and files from elsewhere may not do: lead to this machine's files, take memory without bounds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from eocube.errors import SourceError
+
+MAX_ASSETS = 5_000
+"""Assets of one item: the richest catalogues give some fifty."""
+MAX_VERTICES = 200_000
+"""Positions in one footprint."""
+MAX_DOCUMENT = 512 * 2**20
+"""Bytes of one JSON document of a static catalogue."""
+MAX_DEPTH = 32
+"""Links from a static catalogue's root to an item."""
+MAX_BLOCK = 256 * 2**20
+"""Bytes that a block of a raster may take once decoded, all its bands together."""
+MAX_READ = 2**30
+"""Bytes of source pixels that one window may take from one file."""
+
+_HERE = ("", "file", "local")
+_ELSEWHERE = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+
+
+def scheme(place: str) -> str:
+    """The scheme of a URL in lower case; "" for a path. `file:/etc` and chains such as `zip::file:` count as well."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.\-]+):", place)
+    return found[1].lower() if found else ""
+
+
+def check_href(href: str, base: str, *, allow_local: bool = False) -> str:
+    """An absolute href that a document at `base` gave; SourceError where it must not be followed.
+
+    A catalogue from elsewhere may point to the web, to object stores and to where it lies itself; not to files of this
+    machine, nor to GDAL's or fsspec's virtual paths, which reach them too, unless `allow_local`.
+    """
+    origin = scheme(base)
+    if origin in _HERE or allow_local:
+        return href
+    if "::" not in href and scheme(href) in (origin, *_ELSEWHERE):
+        return href
+    raise SourceError(
+        f"its href {href.partition('?')[0][:200]} leads to this machine's files or by a scheme that a catalogue on "
+        f"{origin} may not name; add --allow-local-sources if you trust it"
+    )
+
+
+def check_item(item: Mapping[str, Any]) -> None:
+    """SourceError for an item that would do harm: absurdly many assets, a footprint that is not on the globe."""
+    assets = item.get("assets")
+    if not isinstance(assets, Mapping) or not isinstance(item.get("properties"), Mapping):
+        raise SourceError("is no STAC item: it has no assets or no properties")
+    if len(assets) > MAX_ASSETS:
+        raise SourceError(f"has {len(assets)} assets, more than the {MAX_ASSETS} that are taken")
+    geometry = item.get("geometry")
+    if isinstance(geometry, Mapping) and geometry.get("coordinates"):
+        count = _check_positions(geometry["coordinates"], 0)
+        if count > MAX_VERTICES:
+            raise SourceError(f"its footprint has {count} vertices, more than the {MAX_VERTICES} that are taken")
+    bbox = item.get("bbox")
+    if bbox is not None:
+        if not isinstance(bbox, list | tuple) or len(bbox) not in (4, 6):
+            raise SourceError("its bbox is not four or six numbers")
+        half = len(bbox) // 2
+        for corner in (bbox[:half], bbox[half:]):
+            _check_position(corner)
+
+
+def _check_positions(nested: Any, depth: int) -> int:
+    """How many positions there are in a geometry's coordinates, every one on the globe."""
+    if depth > 5 or not isinstance(nested, list | tuple):
+        raise SourceError("its geometry is no GeoJSON")
+    if nested and not isinstance(nested[0], list | tuple):
+        _check_position(nested)
+        return 1
+    count = 0
+    for part in nested:
+        count += _check_positions(part, depth + 1)
+        if count > MAX_VERTICES:
+            break
+    return count
+
+
+def _check_position(position: Any) -> None:
+    """A position is two finite numbers or more, in degrees; longitudes may run once more around the globe."""
+    numbers = [v for v in position[:2] if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 2 or not all(math.isfinite(v) for v in numbers):
+        raise SourceError(f"its footprint holds {_said(position)}, which is no position")
+    if abs(numbers[0]) > 540 or abs(numbers[1]) > 90.001:
+        raise SourceError(f"its footprint holds {_said(position)}, which is not on the globe")
+
+
+def _said(position: Any) -> str:
+    return str(list(position[:2]))[:60]
+
+
+def too_large(dataset: rasterio.DatasetReader, bands: int, rows: int, cols: int) -> str | None:
+    """Why reading so many rows and columns of a raster would take too much memory; None when it would not.
+
+    What a file declares costs it a few bytes: so its blocks and what is read are bounded by what they decode to.
+    """
+    together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+    sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
+    block = max(h * w * size * together for (h, w), size in zip(dataset.block_shapes, sizes, strict=True))
+    if block > MAX_BLOCK:
+        return (
+            f"its blocks decode to {block / 2**20:.0f} MiB each, more than the {MAX_BLOCK // 2**20} MiB that are taken"
+        )
+    size = bands * rows * cols * max(sizes)
+    if size > MAX_READ:
+        return (
+            f"one window needs {rows} x {cols} of its pixels in {bands} bands, {size / 2**30:.1f} GiB: its pixels are "
+            "far smaller than the resolution asked for"
+        )
+    return None

@@ -1,0 +1,138 @@
+"""Stage 1: distil a FLUX.2 autoencoder's first and last convolution and write the EO-VAE that stage 2 starts from."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from model.eo_vae import EOVAEConfig
+    from model.training.checkpoint import Keeper
+    from model.training.distributed import Team
+    from model.training.ray_train import Run
+    from model.training.stage1 import Distillation
+
+GOOD = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Distil a FLUX.2 autoencoder into an EO-VAE."""
+
+    teacher: Annotated[Path, tyro.conf.arg(help="FLUX.2's ae.safetensors, original or diffusers layout")]
+    out: Annotated[Path, tyro.conf.arg(help="safetensors file to write: give it to finetune.py as --init")]
+    recipe: Annotated[str, tyro.conf.arg(help="stage 2's recipe: its config gives the network's sizes")] = "published"
+    published: Annotated[bool, tyro.conf.arg(help="loss, rate and steps as published; slower, no better")] = False
+    steps: Annotated[int | None, tyro.conf.arg(help="optimiser steps (default: 500; 5000 as published)")] = None
+    name: Annotated[str, tyro.conf.arg(help="of the weights and of the run: a new one for a new run")] = "distilled"
+    licence: Annotated[str, tyro.conf.arg(help="written into the weights")] = "that of the FLUX.2 autoencoder given"
+    resume: Annotated[bool, tyro.conf.arg(help="go on with the run of this name, from its last checkpoint")] = False
+    workers: Annotated[int, tyro.conf.arg(help="Ray Train workers; 0: without Ray")] = 0
+    gpu: Annotated[bool, tyro.conf.arg(help="one GPU a worker")] = False
+    threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker (default: torch's own)")] = None
+    storage: Annotated[str, tyro.conf.arg(help="path or fsspec URL where runs keep checkpoints and figures")] = "runs"
+    max_failures: Annotated[int, tyro.conf.arg(help="how often dead workers are started again; -1: always")] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a worker is told."""
+
+    teacher: Path
+    out: Path
+    config: EOVAEConfig
+    how: Distillation
+    name: str
+    licence: str
+    threads: int | None
+
+
+def planned(options: Options) -> Plan:
+    """The options as a plan. ValueError for a recipe without sizes."""
+    from model.training.recipe import Recipe
+    from model.training.stage1 import Distillation
+
+    config = Recipe.load(options.recipe).config
+    if config is None:
+        raise ValueError(f"recipe {options.recipe} states no config: name the recipe that stage 2 will use")
+    how = Distillation.published() if options.published else Distillation()
+    if options.steps is not None:
+        how = replace(how, steps=options.steps)
+    return Plan(
+        options.teacher.resolve(), options.out.resolve(), config, how, options.name, options.licence, options.threads
+    )
+
+
+def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
+    """What one worker does, whether Ray started it or not."""
+    import torch
+
+    from model.training.checkpoint import upload
+    from model.training.stage1 import distil_teacher, read_teacher, save_distilled
+    from model.training.tracking import Tracker
+
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    vae, teacher = read_teacher(plan.teacher, plan.config, plan.how.seed)
+    tracker = Tracker(url, plan.name) if team.leads else None
+    try:
+        errors = distil_teacher(vae, teacher, plan.how, team=team, keeper=keeper, tracker=tracker)
+    finally:
+        if tracker is not None:
+            tracker.close()
+    if team.leads:
+        save_distilled(vae, plan.out, errors, plan.name, plan.licence)
+        # `out` may be on a worker's own disk: the storage has it as well
+        upload(
+            url, "final", lambda folder: save_distilled(vae, folder / plan.out.name, errors, plan.name, plan.licence)
+        )
+        mean = sum(errors.values()) / len(errors)
+        said = ", ".join(f"{k} {v:.5f}" for k, v in errors.items())
+        verdict = "" if mean <= GOOD else f": above {GOOD:g}, give it more --steps"
+        logging.getLogger(__name__).info(
+            "mean relative error %.5f (%s)%s; written to %s", mean, said, verdict, plan.out
+        )
+
+
+def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
+    from model.training.ray_train import team_of_ray
+
+    work(options["plan"], options["url"], keeper, team_of_ray("ddp"))
+
+
+def run(plan: Plan, where: Run) -> None:
+    """Check the teacher, claim the run's name and do it."""
+    from model.training.distributed import Team
+    from model.training.ray_train import fit
+    from model.training.stage1 import read_teacher
+
+    read_teacher(plan.teacher, plan.config)
+    where.claim({"stage": 1, "config": plan.config.to_dict(), "loss": plan.how.loss, "steps": plan.how.steps})
+    if where.workers == 0:
+        work(plan, where.url, where.store(), Team.here())
+    else:
+        fit(_ray_worker, {"plan": plan, "url": where.url}, where)
+
+
+def main(options: Options) -> int:
+    """Run it; exit status 2 and one line for bad input."""
+    from model.training.ray_train import BAD_INPUT, Run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    where = Run(options.name, options.storage, options.workers, options.gpu, options.resume, options.max_failures)
+    try:
+        run(planned(options), where)
+    except BAD_INPUT as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

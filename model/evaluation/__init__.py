@@ -1,0 +1,1 @@
+"""What reconstructions are worth: figures with intervals, baselines at the same size, rate-distortion, a report."""

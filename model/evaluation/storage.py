@@ -1,0 +1,87 @@
+"""Latents as they are stored: fp16, int8, and the k channels that matter most; the bits each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.eo_vae import EOVAE, PATCH
+from model.training.evaluate import HALO
+from model.training.sensors import Floats, TrainedSensor
+
+Kind = Literal["fp16", "int8"]
+BITS: dict[Kind, int] = {"fp16": 16, "int8": 8}
+# A store of eocube keeps int8 latents in steps of this part of a channel's spread, saturating at +-127.
+INT8_STEPS_PER_SIGMA = 16.0
+_LIMIT = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Mean and spread of each latent channel, both (z,), from the statistics that the weights carry."""
+
+    mean: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def of(cls, vae: EOVAE) -> Channels:
+        """ValueError where the weights keep none."""
+        if vae.bn.running_mean is None or vae.bn.running_var is None:
+            raise ValueError("the weights keep no latent statistics: int8 and top-k storage need them")
+        parts = (vae.config.z_channels, PATCH * PATCH)
+        mean, var = vae.bn.running_mean.reshape(parts), vae.bn.running_var.reshape(parts)
+        middle = mean.mean(1)
+        return cls(middle, (var.mean(1) + (mean - middle[:, None]).square().mean(1)).sqrt())
+
+    def stored(self, z: Tensor, kind: Kind, keep: Sequence[int] | None = None) -> Tensor:
+        """(B, z, h, w) as they come back from storage; channels not in `keep` come back as their mean."""
+        mean, scale = self.mean[:, None, None], (self.sigma / INT8_STEPS_PER_SIGMA)[:, None, None]
+        if kind == "int8":
+            back = ((z - mean) / scale).round().clamp(-_LIMIT, _LIMIT) * scale + mean
+        else:
+            back = z.half().float()
+        if keep is None:
+            return back
+        kept = torch.zeros(z.shape[1], dtype=torch.bool)
+        kept[list(keep)] = True
+        return torch.where(kept[:, None, None], back, mean.expand_as(back))
+
+
+@torch.no_grad()
+def encoded(vae: EOVAE, z: Floats, sensor: TrainedSensor) -> Tensor:
+    """Latents (1, z, h, w) of a tile (C, H, W) with its mirrored halo."""
+    x = F.pad(torch.from_numpy(np.ascontiguousarray(z))[None], (HALO,) * 4, mode="reflect")
+    return vae.encode(x, torch.tensor(sensor.wavelengths)).mode()
+
+
+@torch.no_grad()
+def decoded(vae: EOVAE, latents: Tensor, sensor: TrainedSensor) -> Floats:
+    """The tile (C, H, W) of latents that have the halo."""
+    pixels: NDArray[np.float32] = vae.decode(latents, torch.tensor(sensor.wavelengths))[0].float().numpy()
+    return pixels[:, HALO:-HALO, HALO:-HALO]
+
+
+def ranked(vae: EOVAE, tiles: Sequence[Floats], sensor: TrainedSensor) -> list[int]:
+    """Channels, most important first: those whose loss (replaced by their mean) costs the tiles the largest error."""
+    channels = Channels.of(vae)
+    count = vae.config.z_channels
+    cost = np.zeros(count)
+    for tile in tiles:
+        latents = encoded(vae, tile, sensor)
+        whole = decoded(vae, latents, sensor)
+        for channel in range(count):
+            without = channels.stored(latents, "fp16", [c for c in range(count) if c != channel])
+            cost[channel] += float(np.mean((decoded(vae, without, sensor) - whole) ** 2))
+    return [int(c) for c in np.argsort(-cost, kind="stable")]
+
+
+def bits_per_pixel(vae: EOVAE, kind: Kind, channels: int, bands: int) -> float:
+    """Bits a pixel and band of uncompressed storage."""
+    return channels * BITS[kind] / (vae.scale_factor**2 * bands)

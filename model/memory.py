@@ -1,0 +1,45 @@
+"""How many windows fit a device: a straight line through two measured batches, never trial and error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SHARE = 0.8
+"""Share of the free memory that is planned with: fragmentation and other users' small needs take from the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Bytes that a batch needs beyond the weights: fixed + batch * per_window."""
+
+    fixed: float
+    per_window: float
+
+    @classmethod
+    def measured(cls, probe: Callable[[int], int], small: int = 1, large: int = 3) -> MemoryModel:
+        """The line through two batches; `probe` runs a batch of so many windows and returns its peak in bytes.
+
+        Raises:
+            ValueError: the larger batch needs no more than the smaller one, so that nothing was measured.
+        """
+        low, high = probe(small), probe(large)
+        per_window = (high - low) / (large - small)
+        if per_window <= 0:
+            raise ValueError(f"{large} windows took {high} bytes and {small} took {low}: the probe measures nothing")
+        return cls(max(0.0, low - small * per_window), per_window)
+
+    def bytes(self, batch: int) -> float:
+        """What a batch needs."""
+        return self.fixed + batch * self.per_window
+
+    def largest_batch(self, free: int, most: int = 64, *, at_once: int = 1, share: float = SHARE) -> int:
+        """The largest power of two of windows, at most `most`, of which `at_once` batches fit into `free` bytes.
+
+        A power of two, so that a few megabytes more or less in use do not change the batch, on which bits depend. At
+        least one: if even that does not fit, running says so.
+        """
+        batch = 1
+        while batch * 2 <= most and at_once * self.bytes(batch * 2) <= share * free:
+            batch *= 2
+        return batch

@@ -1,0 +1,189 @@
+"""Stage 2: finetune whole weights, on TerraMesh as published or for a sensor of one's own, scored on other ground."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import metrics
+from model.eo_vae import EOVAE
+from model.losses import charbonnier
+from model.training.batch_norm import calibrate
+from model.training.checkpoint import Keeper, read_snapshot
+from model.training.distributed import Team
+from model.training.feeds import Data
+from model.training.loop import Loop
+from model.training.recipe import Job, Recipe, recipe_summary
+from model.training.sampler import Batch
+from model.training.sensors import TrainedSensor
+from model.training.sources.prefetch import Prefetch
+from model.training.tracking import Tracker, panel
+from model.weights import load_weights, save_weights
+from model.weights_meta import SensorMeta, WeightsMeta
+
+log = logging.getLogger(__name__)
+CALIBRATION = 16
+
+
+@dataclass(slots=True)
+class _Fixed:
+    """The same batches again and again."""
+
+    batches: Sequence[Batch]
+    _next: int = field(init=False, default=0)
+
+    def draw(self, batch_size: int, patch: int) -> Batch:
+        """The next one, whatever is asked for."""
+        self._next += 1
+        return self.batches[(self._next - 1) % len(self.batches)]
+
+
+def initial(recipe: Recipe, job: Job) -> EOVAE:
+    """The network a run starts from. ValueError where its sizes are not the recipe's, naming both."""
+    torch.manual_seed(recipe.seed)
+    if job.init == "linear":
+        raise ValueError("finetuning starts from weights: --init with a name, a path or hf://owner/name, or random")
+    if job.init == "random":
+        if recipe.config is None:
+            raise ValueError("the recipe states no config, and a random start has none to take it from")
+        return EOVAE(recipe.config)
+    vae = load_weights(job.init)
+    if recipe.config is not None and vae.config != recipe.config:
+        raise ValueError(f"{job.init} has {vae.config}, the recipe wants {recipe.config}")
+    return vae
+
+
+def known_sensors(meta: WeightsMeta | None) -> dict[str, TrainedSensor]:
+    """The sensors of weights as training takes them; without their native sampling, which weights do not say."""
+    return {
+        name: TrainedSensor(name, s.unit, s.bands, s.wavelengths, s.mean, s.std, (1,) * len(s.bands))
+        for name, s in (meta.sensors if meta is not None else {}).items()
+    }
+
+
+def metadata(vae: EOVAE, recipe: Recipe, job: Job, data: Data, figures: Mapping[str, object]) -> WeightsMeta:
+    """What the weights say of themselves: the sensors of this run alone, for others may have drifted."""
+    sensors = {
+        name: SensorMeta(s.bands, s.wavelengths, s.mean, s.std, s.unit, False, "as given, or of the training data")
+        for name, s in data.sensors.items()
+    }
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"held_out": dict(figures), "recipe": recipe_summary(recipe), "started_from": Path(job.init).name}
+    return WeightsMeta(job.name, vae.config, sensors, recipe.training_data, recipe.licence, created, about)
+
+
+@torch.no_grad()
+def score(vae: EOVAE, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
+    """Sensor -> mean over its held-out batches: Charbonnier loss, RMSE and spectral angle of z-scores, RMSE in the
+    sensor's physical unit. Reconstructions are of the posterior's mode, without the batch norm's round trip."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for batch in batches:
+        y = _decoded(vae, batch.x, batch)
+        a, b = (np.moveaxis(v.numpy(), 1, 0) for v in (y, batch.x))
+        row = {
+            "charbonnier": float(charbonnier(y, batch.x)),
+            "rmse": metrics.rmse(a, b),
+            "rmse_physical": metrics.rmse(batch.sensor.physical(a), batch.sensor.physical(b)),
+        }
+        if len(a) > 1:
+            row["sam"] = metrics.sam(a, b)
+        found.setdefault(batch.sensor.name, []).append(row)
+    return {name: {k: float(np.mean([r[k] for r in rows])) for k in rows[0]} for name, rows in found.items()}
+
+
+def _decoded(vae: EOVAE, x: Tensor, batch: Batch) -> Tensor:
+    """Pixels encoded and decoded on the network's device, back on the CPU."""
+    waves = batch.wavelengths
+    decoded: Tensor = vae.decode(vae.encode(x.to(next(vae.parameters()).device), waves).mode(), waves)
+    return decoded.cpu()
+
+
+def adapt(
+    recipe: Recipe, job: Job, vae: EOVAE, data: Data, *, team: Team | None = None, keeper: Keeper | None = None,
+    tracker: Tracker | None = None,
+) -> EOVAE:  # fmt: skip
+    """Run the recipe on `vae` from where `keeper` has a checkpoint, or from its beginning.
+
+    Returns the averaged network, which rank 0 has also written to `job.out`, with its held-out figures in its metadata
+    and in a JSON beside it.
+    """
+    team = team or Team.here(job.parallel)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    team.same_start(vae.to(team.device))
+    began = data.source.state_dict()
+    fixed = _Fixed([data.source.draw(4, recipe.stages[-1].patch) for _ in range(CALIBRATION)])
+    data.source.load_state_dict(began)
+
+    def finished(averaged: EOVAE) -> tuple[EOVAE, dict[str, dict[str, float]]]:
+        frozen = copy.deepcopy(averaged).requires_grad_(False).eval().to(team.device)
+        calibrate(frozen, fixed, batches=len(fixed.batches))
+        return frozen, score(frozen, data.held_out)
+
+    def judge(averaged: EOVAE, total: int) -> float | None:
+        frozen, figures = finished(averaged)
+        _write(frozen, job.out, recipe, job, data, figures)
+        if not figures:
+            return None
+        log.info("held out at step %d: %s", total, json.dumps({k: _rounded(v) for k, v in figures.items()}))
+        if tracker is not None:
+            _pictures(frozen, data.held_out, tracker, total)
+        return float(np.mean([row["charbonnier"] for row in figures.values()]))
+
+    def export(averaged: EOVAE, folder: Path) -> None:
+        frozen, figures = finished(averaged)
+        _write(frozen, folder / job.out.name, recipe, job, data, figures)
+
+    source = Prefetch(data.source, pin=team.device.type == "cuda")
+    loop = Loop(vae, recipe, source, team, keeper, judge, export, tracker)
+    if keeper is not None:
+        with keeper.restore() as folder:
+            if folder is not None:
+                loop.resume(read_snapshot(folder, team.rank, sliced=recipe.division == "slices"))
+                log.info("going on from step %d", loop.at.total)
+    averaged = loop.run()
+    source.close()
+    if team.leads:
+        frozen, figures = finished(averaged)
+        _write(frozen, job.out, recipe, job, data, figures)
+        return frozen
+    return averaged
+
+
+def _write(vae: EOVAE, out: Path, recipe: Recipe, job: Job, data: Data, figures: Mapping[str, object]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    meta = metadata(vae, recipe, job, data, figures)
+    save_weights(vae, out, meta, torch.float16 if recipe.dtype == "float16" else torch.float32)
+    out.with_suffix(".json").write_text(json.dumps(dict(meta.metrics), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _pictures(vae: EOVAE, batches: Sequence[Batch], tracker: Tracker, total: int) -> None:
+    shown: set[str] = set()
+    for batch in batches:
+        if batch.sensor.name in shown:
+            continue
+        shown.add(batch.sensor.name)
+        x = batch.x[:1]
+        y = _decoded(vae, x, batch)
+        tracker.picture(total, f"held_out/{batch.sensor.name}", panel(x[0].numpy(), y[0].numpy(), batch.sensor))
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 5) for key, value in values.items()}
+
+
+def with_job(recipe: Recipe, *, freeze_body: bool | None = None, precision: str | None = None) -> Recipe:
+    """The recipe with what the job's own options change."""
+    if freeze_body is not None:
+        recipe = replace(recipe, stages=tuple(replace(s, freeze_body=freeze_body) for s in recipe.stages))
+    return recipe if precision is None else replace(recipe, precision=precision)

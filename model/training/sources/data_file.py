@@ -1,0 +1,182 @@
+"""The data of a training run from one YAML file: sources, their shares, and the geographic split they obey.
+
+    sources:
+      - kind: terramesh                   # shards over any fsspec URL
+        url: s3://bucket/train/[S2L2A,S1RTC]/majortom_shard_{000001..000793}.tar
+        modalities: [S2L2A, S1RTC]
+        share: 0.7                        # chance of a batch (default 1, relative to the others)
+        mix: {S2L2A: 0.5, subset: 0.2, RGBN: 0.1, S1RTC: 0.2}
+        buffer: 512                       # samples that are shuffled among each other
+        corrected: false                  # the published EO-VAE*'s offset and clipping
+      - kind: rasters                     # local GeoTIFFs of any size, by a listing (model/training/data.py)
+        listing: listing.yaml
+        root: data
+        sensor: S2L2A
+        size: 256
+      - kind: stac                        # from a search; the job opens it, by eocube.patches
+        catalog: earth-search
+        sensor: S2L2A
+        bbox: [11.3, 48.0, 11.8, 48.3]
+        datetime: 2024-06-01/2024-08-31
+      - kind: cube                        # the source scenes of a cube, by its plan
+        url: s3://bucket/munich.zarr
+    split: {block: 50000, margin: 5000, shares: {train: 0.9, val: 0.05, test: 0.05}, seed: 0}
+    fit: crop                             # or resize (published)
+    turns: patch                          # or batch (published)
+    augment: false                        # brightness, tilt and clouds of the nano recipe
+
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.training.augment import Augmentation
+from model.training.sensors import SENSORS, TrainedSensor
+from model.training.sources.batching import PatchBatches
+from model.training.sources.indexed import IndexedFeed
+from model.training.sources.mixture import Mixture
+from model.training.sources.patch import Feed, PatchSet
+from model.training.sources.rasters import RasterPatches
+from model.training.sources.splits import BlockSplit
+from model.training.sources.stream import Worker
+from model.training.sources.terramesh import MODALITIES, TerraMesh
+
+Opener = Callable[[Mapping[str, Any]], PatchSet]
+_COMMON = ("kind", "share", "mix", "name")
+_TERRAMESH = ("url", "modalities", "buffer", "corrected", "storage_options")
+_RASTERS = ("listing", "root", "sensor", "size", "stride")
+
+
+def open_data(
+    path: Path,
+    *,
+    split: str | None = None,
+    seed: int = 0,
+    worker: Worker | None = None,
+    sensors: Mapping[str, TrainedSensor] | None = None,
+    kinds: Mapping[str, Opener] | None = None,
+) -> Mixture:
+    """The sources of a data file as one, of which `worker` sees its share.
+
+    Args:
+        path: the file.
+        split: which of the file's splits is wanted; None where it has none.
+        seed: of all order and chance; the same on every worker.
+        worker: which of how many readers this is.
+        sensors: sensors of one's own, over the built-in ones.
+        kinds: how sources of further kinds are opened ("stac" and "cube": `eocube.patches.KINDS`).
+
+    Raises:
+        ValueError: a file that is no such YAML, an unknown key or kind, or data that cannot serve; one line each.
+        FileNotFoundError: a file that is not there.
+    """
+    document = yaml.safe_load(path.read_text())
+    if not isinstance(document, dict) or not document.get("sources"):
+        raise ValueError(f"{path.name} lists no data: it needs a list `sources` with one entry at least")
+    _check(document, ("sources", "split", "fit", "turns", "augment"), path.name)
+    rule = _rule(document.get("split"), split, path.name)
+    known = {**SENSORS, **MODALITIES, **(sensors or {})}
+    worker = worker or Worker()
+    named: dict[str, PatchBatches] = {}
+    shares: dict[str, float] = {}
+    for number, entry in enumerate(document["sources"]):
+        where = f"{path.name}: source {number + 1}"
+        feed = _feed(entry, where, path.parent, rule, split, seed + number, worker, known, kinds or {})
+        name = str(entry.get("name", f"{number + 1} {entry['kind']}"))
+        named[name] = PatchBatches(
+            feed,
+            known,
+            {str(k): float(v) for k, v in (entry.get("mix") or {}).items()},
+            seed + number,
+            worker.index,
+            str(document.get("fit", "crop")),
+            str(document.get("turns", "patch")),
+            Augmentation() if document.get("augment") else None,
+        )
+        shares[name] = float(entry.get("share", 1.0))
+    return Mixture(named, shares, seed)
+
+
+def splits_of(path: Path) -> tuple[str, ...]:
+    """The names of a data file's splits; none where it has no split."""
+    document = yaml.safe_load(path.read_text())
+    split = document.get("split") if isinstance(document, dict) else None
+    shares = split.get("shares") if isinstance(split, dict) else None
+    return tuple(str(name) for name in shares or ())
+
+
+def _feed(
+    entry: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    rule: BlockSplit | None,
+    split: str | None,
+    seed: int,
+    worker: Worker,
+    sensors: Mapping[str, TrainedSensor],
+    kinds: Mapping[str, Opener],
+) -> Feed:
+    kind = entry.get("kind") if isinstance(entry, Mapping) else None
+    if kind == "terramesh":
+        given = _check(entry, (*_COMMON, *_TERRAMESH), where, need=("url", "modalities"))
+        return TerraMesh.open(
+            str(given["url"]),
+            [str(m) for m in given["modalities"]],
+            seed=seed,
+            worker=worker,
+            buffer=int(given.get("buffer", 512)),
+            corrected=bool(given.get("corrected", False)),
+            rule=rule,
+            split=split,
+            storage_options=given.get("storage_options"),
+        )
+    patches: PatchSet
+    if kind == "rasters":
+        given = _check(entry, (*_COMMON, *_RASTERS), where, need=("listing", "root", "sensor", "size"))
+        if given["sensor"] not in sensors:
+            raise ValueError(f"{where}: no sensor {given['sensor']!r}: there are {', '.join(sensors)}")
+        patches = RasterPatches.open(
+            folder / given["listing"],
+            folder / given["root"],
+            str(given["sensor"]),
+            int(given["size"]),
+            None if given.get("stride") is None else int(given["stride"]),
+            sensors=sensors,
+        )
+    elif str(kind) in kinds:
+        patches = kinds[str(kind)]({key: value for key, value in entry.items() if key not in _COMMON})
+    else:
+        raise ValueError(f"{where}: no kind {kind!r}: there are {', '.join(('terramesh', 'rasters', *kinds))}")
+    return IndexedFeed(patches, seed, worker, rule, split)
+
+
+def _rule(document: Any, split: str | None, where: str) -> BlockSplit | None:
+    if document is None:
+        if split is not None:
+            raise ValueError(f"{where} has no split, so there is no {split!r}: state block, margin and shares")
+        return None
+    need = ("block", "margin", "shares")
+    given = _check(document, (*need, "seed"), f"{where}: split", need=need)
+    shares = {str(name): float(share) for name, share in given["shares"].items()}
+    rule = BlockSplit(float(given["block"]), float(given["margin"]), shares, int(given.get("seed", 0)))
+    if split is None:
+        raise ValueError(f"{where} has a split: say which of {', '.join(shares)} is wanted")
+    rule.check(split)
+    return rule
+
+
+def _check(given: Any, known: tuple[str, ...], where: str, *, need: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected keys {', '.join(known)}")
+    strange = [key for key in given if key not in known]
+    missing = [key for key in need if given.get(key) is None]
+    if strange or missing:
+        wrong = f"unknown key {strange[0]!r}" if strange else f"{missing[0]} is missing"
+        raise ValueError(f"{where}: {wrong}; keys are {', '.join(known)}")
+    return given

@@ -1,0 +1,142 @@
+"""`jobs/finetune.py --data data.yaml`: searches mixed, split by ground, statistics of a sensor that has none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+from eocube.patches import KINDS
+from model.training.feeds import from_file
+from model.training.recipe import RECIPES, Recipe
+from model.training.sensors import SENSORS, TrainedSensor
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLIT = {"block": 2400, "margin": 50, "shares": {"train": 0.6, "val": 0.4}, "seed": 9}
+
+
+@pytest.fixture(scope="module")
+def job() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("finetune_job", ROOT / "jobs" / "finetune.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finetuning in small: the demo's ground is too small for blocks of larger patches."""
+    document = yaml.safe_load((RECIPES / "adapt.yaml").read_text())
+    (stage,) = document["stages"]
+    document["stages"] = [stage | {"patch": 80, "batch": 2, "loss": {"charbonnier": 1.0}, "ms_ssim_step": None}]
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def data_file(target: Path, catalog: Path, **changes: Any) -> Path:
+    """A file with a search of the demo scenes, in two sensors."""
+    common = {"kind": "stac", "catalog": str(catalog), "bbox": list(DEMO_BBOX), "datetime": DEMO_DATETIME, "size": 96}
+    document = {
+        "sources": [
+            common | {"sensor": "RGBN", "share": 2},
+            common | {"sensor": "S1RTC", "share": 1},
+        ],
+        "split": SPLIT,
+    } | changes
+    target.write_text(yaml.safe_dump(document))
+    return target
+
+
+def test_a_search_trains_and_holds_out_other_ground(recipe: Path, demo_catalog: Path, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "data.yaml", demo_catalog)
+    data = from_file(Recipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS)
+    names = [data.source.draw(2, 80).sensor.name for _ in range(20)]
+    assert set(names) == {"RGBN", "S1RTC"} == set(data.sensors)
+    assert len(data.held_out) == 8
+    feeds = [s.feed for s in data.source.sources.values()]  # type: ignore[attr-defined]
+    assert all(f.split == "train" and f.rule.margin == 50 for f in feeds)
+    x = torch.cat([b.x.flatten() for b in data.held_out])
+    assert torch.isfinite(x).all() and abs(float(x.mean())) < 3
+    # the second date's swath ends within the region
+    assert {why for f in feeds for _, _, why in f.ledger.entries} <= {"nodata wherever it was cut"}
+
+
+def test_statistics_that_a_sensor_lacks_are_taken_from_its_training_patches(
+    recipe: Path, demo_catalog: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = data_file(tmp_path / "data.yaml", demo_catalog)
+    rgbn = SENSORS["RGBN"]
+    bare = TrainedSensor("RGBN", rgbn.unit, rgbn.bands, rgbn.wavelengths, (0.0,) * 4, (1.0,) * 4, rgbn.gsd)
+    with caplog.at_level(logging.INFO):
+        data = from_file(Recipe.load(str(recipe)), path, 0, 1, {**SENSORS, "RGBN": bare}, KINDS, measure="RGBN")
+    assert sum("RGBN has no statistics" in r.message for r in caplog.records) == 1
+    batches = [b for b in (data.source.draw(8, 80) for _ in range(9)) if b.sensor.name == "RGBN"]
+    z = torch.cat([b.x for b in batches])
+    assert abs(float(z.mean())) < 0.5 and 0.5 < float(z.std()) < 1.5
+    with pytest.raises(ValueError, match=r"data\.yaml has no source of S2L1C, the sensor to train for"):
+        from_file(Recipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS, measure="S2L1C")
+
+
+@pytest.mark.slow
+def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
+    job: ModuleType, recipe: Path, demo_catalog: Path, tmp_path: Path
+) -> None:
+    path = data_file(tmp_path / "data.yaml", demo_catalog)
+    out = tmp_path / "out" / "mine.safetensors"
+    options = job.Options(
+        data=str(path),
+        out=out,
+        recipe=str(recipe),
+        name="mine",
+        workers=0,
+        steps=2,
+        threads=1,
+        storage=str(tmp_path / "runs"),
+    )
+    assert job.main(options) == 0
+    from model.weights import load_weights
+
+    meta = load_weights(out).meta
+    assert meta is not None and set(meta.sensors) == {"RGBN", "S1RTC"}
+    assert json.loads(out.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sources": []}, "lists no data"),
+        ({"sources": [{"kind": "stac", "sensor": "RGBN"}]}, "catalog is missing"),
+        ({"split": SPLIT | {"shares": {"a": 1}}}, "its split has a, but training needs one called train"),
+    ],
+)
+def test_a_file_that_cannot_serve_ends_with_one_line(
+    job: ModuleType, demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Any, said: str
+) -> None:
+    path = data_file(tmp_path / "data.yaml", demo_catalog, **changes)
+    options = job.Options(
+        data=str(path), out=tmp_path / "o.safetensors", name="x", workers=0, storage=str(tmp_path / "r")
+    )
+    assert job.main(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ") and said in line
+
+
+def test_a_data_file_that_is_not_there_is_said(
+    job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = job.Options(data=str(tmp_path / "gone.yaml"), out=tmp_path / "o.safetensors", name="x", workers=0)
+    assert job.main(options) == 2
+    assert "no file" in capsys.readouterr().err

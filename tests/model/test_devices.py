@@ -1,0 +1,99 @@
+"""Choices that depend on the machine: precision by CPU flags, batches by measured memory, compilation on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import fused_gpu
+from model.chip import cpu_flags, fastest_cpu_dtype
+from model.eo_vae import EOVAE
+from model.fused import FusedEncoder
+from model.fused_gpu import GpuEncoder, compiled, compiler_missing
+from model.memory import MemoryModel
+from model.native import NativeUnavailableError
+from tests.model.test_fused import OPTICAL, native_pixels
+
+
+def test_flags_decide_and_nothing_else(tmp_path: Path) -> None:
+    """AVX512 alone is not enough: there bfloat16 is emulated, and still reported as supported."""
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, expected in (
+        ("fpu avx2 avx512f avx512bw", torch.float32),
+        ("fpu avx2 avx512f avx512_bf16 fsrm", torch.bfloat16),
+        ("fpu avx512f amx_tile amx_bf16", torch.bfloat16),
+    ):
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n\nprocessor\t: 1\nflags\t\t: other\n")
+        assert cpu_flags(cpuinfo) == frozenset(flags.split())
+        assert fastest_cpu_dtype(cpu_flags(cpuinfo)) == expected
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\n")
+    assert fastest_cpu_dtype(cpu_flags(cpuinfo)) == torch.float32
+    assert fastest_cpu_dtype(cpu_flags(tmp_path / "nowhere")) == torch.float32
+
+
+def test_batches_follow_from_a_line_through_two_measurements() -> None:
+    asked: list[int] = []
+
+    def probe(batch: int) -> int:
+        asked.append(batch)
+        return 100 + 30 * batch
+
+    model = MemoryModel.measured(probe)
+    assert asked == [1, 3] and (model.fixed, model.per_window) == (100, 30)
+    assert model.bytes(10) == 400
+    # 0.8 * 1000 hold one batch of 16 (580), two of 8 (680), none of 32 (1060)
+    assert model.largest_batch(1000) == 16
+    assert model.largest_batch(1000, at_once=2) == 8
+    assert model.largest_batch(1100, at_once=2) == 8, "a little more memory changes nothing"
+    assert model.largest_batch(10**9) == 64
+    assert model.largest_batch(1) == 1
+
+
+def test_a_probe_that_measures_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="measures nothing"):
+        MemoryModel.measured(lambda batch: 500)
+
+
+def test_on_a_cpu_there_is_no_batch_to_choose(small_vae: EOVAE) -> None:
+    encoder = FusedEncoder(small_vae, OPTICAL, device="cpu", dtype=torch.float32)
+    with pytest.raises(ValueError, match="one by one"):
+        encoder.memory_model({})
+
+
+def test_without_a_compiler_the_gpu_path_runs_as_it_is_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fused_gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fused_gpu.importlib.util, "find_spec", lambda name: object())
+    assert "no C compiler" in (compiler_missing() or "")
+
+    def double(groups: dict[int, Tensor]) -> Tensor:
+        return groups[0] * 2
+
+    with caplog.at_level(logging.WARNING, "model.fused_gpu"):
+        function, name = compiled(double, "auto")
+    assert function is double and name == "torch" and "no C compiler" in caplog.text
+    with pytest.raises(NativeUnavailableError, match="no C compiler"):
+        compiled(double, "on")
+    assert compiled(double, "off") == (double, "torch")
+    monkeypatch.setattr(fused_gpu.importlib.util, "find_spec", lambda name: None)
+    assert compiler_missing() == "triton is not installed"
+
+
+@pytest.mark.slow
+def test_what_a_gpu_runs_is_one_graph_for_the_compiler(small_vae: EOVAE) -> None:
+    """Traced whole, native samplings included, without code generation: a break would raise."""
+    plain = FusedEncoder(small_vae, OPTICAL, device="cpu", dtype=torch.float32, window=64, compile="off")
+    waves = [band.wavelength for band in OPTICAL.bands]
+    first = small_vae.encoder.conv_in.kernel(waves)
+    device = torch.device("cpu")
+    gpu = GpuEncoder(small_vae.encoder, first, plain.channels, plain.pixels, device, torch.float32, "off")
+    traced = torch.compile(gpu._latents, fullgraph=True, dynamic=False, backend="aot_eager")
+    pixels = {s: fused_gpu._widened(t) for s, t in native_pixels(2).items()}
+    with torch.inference_mode():
+        found = traced(pixels)
+    torch.testing.assert_close(found, plain(native_pixels(2)), rtol=1e-4, atol=1e-5)

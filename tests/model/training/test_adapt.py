@@ -1,0 +1,182 @@
+"""Finetuning to a sensor of one's own: from rasters to weights that say what they are; bad input by name."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from rasterio.transform import from_origin
+
+from jobs.finetune import Options, main
+from model.eo_vae import EOVAE, EOVAEConfig
+from model.training.adapt import initial, known_sensors
+from model.training.feeds import as_trained
+from model.training.recipe import Job, Recipe
+from model.training.sensors import SENSORS
+from model.training.tracking import read_history
+from model.weights import load_weights, published_meta, save_weights
+from tests.model.training.conftest import landscape
+from tests.model.training.sources import TINY
+
+BANDS = ("blue", "green", "red", "nir")
+
+
+def raster(path: Path, seed: int, bands: int = 4, east: float = 0.0, described: bool = False) -> None:
+    data = landscape(seed, bands, 96).astype(np.uint16)
+    profile = dict(driver="GTiff", count=bands, height=96, width=96, dtype="uint16", crs="EPSG:32633", nodata=0,
+                   transform=from_origin(500_000 + east, 5_300_000, 10, 10))  # fmt: skip
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(data)
+        if described:
+            dataset.descriptions = ("extra", *BANDS)
+
+
+@pytest.fixture
+def sensor_file(tmp_path: Path) -> Path:
+    waves = (0.49, 0.56, 0.665, 0.842)
+    bands = [dict(name=n, wavelength=w, gsd=10) for n, w in zip(BANDS, waves, strict=True)]
+    path = tmp_path / "dove.yaml"
+    path.write_text(yaml.safe_dump(dict(name="Dove4", unit="reflectance", scale=0.0001, bands=bands)))
+    return path
+
+
+@pytest.fixture
+def options(tmp_path: Path, sensor_file: Path) -> Options:
+    """A short finetuning on rasters of two places 60 km apart, from tiny weights, without Ray."""
+    data = tmp_path / "rasters"
+    data.mkdir()
+    for number in range(4):
+        raster(data / f"r{number}.tif", number, east=60_000.0 * number)
+    torch.manual_seed(0)
+    save_weights(EOVAE(TINY), tmp_path / "tiny.safetensors", replace(published_meta(TINY), name="tiny"))
+    stage = dict(name="adapt", steps=4, batch=2, patch=48, optimiser="adam", schedule="warmup_cosine", warmup=1,
+                 margin=4, lr=1e-3, loss={"charbonnier": 1.0})  # fmt: skip
+    recipe = dict(stages=[stage], precision="fp32", division="shares", augment="symmetries", ema=0.5, seed=1,
+                  held_out_share=0.4, dtype="float32")  # fmt: skip
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
+    return Options(
+        str(data), tmp_path / "dove.safetensors", str(tmp_path / "short.yaml"), sensor_file,
+        init=str(tmp_path / "tiny.safetensors"), name="dove", workers=0, threads=1, storage=str(tmp_path / "runs"),
+    )  # fmt: skip
+
+
+def refused(options: Options, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(options) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: ")
+    return said
+
+
+def test_a_new_sensor_gets_weights_of_its_own(
+    options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert main(options) == 0
+    assert "Dove4 has no statistics: mean / std computed" in caplog.text
+    vae = load_weights(options.out)
+    assert vae.config == TINY and vae.meta is not None and set(vae.meta.sensors) == {"Dove4"}
+    sensor = vae.meta.sensors["Dove4"]
+    assert sensor.bands == BANDS and sensor.unit == "reflectance*1e4" and sensor.wavelengths[3] == 0.842
+    assert 300 < sensor.mean[0] < 1500 < sensor.mean[3]  # in the weights' unit: the scale's 1e-4 times 1e4
+    figures = vae.meta.metrics["held_out"]
+    assert isinstance(figures, dict) and {"charbonnier", "rmse", "sam", "rmse_physical"} == set(figures["Dove4"])
+    assert vae.bn.running_var is not None and not torch.allclose(vae.bn.running_var, torch.ones(32))
+    losses = [line["loss"] for line in read_history(str(tmp_path / "runs" / "dove")) if "loss" in line]
+    assert len(losses) == 4
+    assert (tmp_path / "runs" / "dove" / "best" / "dove.safetensors").is_file()
+    # a finished run is not done again, but only with --resume can it be asked to
+    before = options.out.read_bytes()
+    assert main(options) == 2 and main(replace(options, resume=True)) == 0
+    assert torch.equal(load_weights(options.out).encoder.conv_out.weight, vae.encoder.conv_out.weight) and before
+
+
+@pytest.mark.slow
+def test_a_finetuning_goes_on_from_its_checkpoint(options: Options, tmp_path: Path) -> None:
+    """The state of the patches' order, read ahead as they are, is part of it."""
+    values = yaml.safe_load((tmp_path / "short.yaml").read_text()) | {"checkpoint_steps": 2}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(values))
+    assert main(options) == 0
+    run = tmp_path / "runs" / "dove"
+    whole, lines = load_weights(options.out).state_dict(), read_history(str(run))
+    shutil.rmtree(run / "checkpoint_000000004")
+    (run / "latest.json").write_text('{"checkpoint": "checkpoint_000000002"}')
+    assert main(replace(options, resume=True)) == 0
+    again = load_weights(options.out).state_dict()
+    assert read_history(str(run)) == lines and all(torch.equal(again[key], tensor) for key, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_bands_are_found_by_their_descriptions(options: Options, tmp_path: Path) -> None:
+    for path in Path(options.data).iterdir():
+        raster(path, 1, bands=5, east=60_000.0 * int(path.stem[1]), described=True)
+    assert main(replace(options, steps=3, freeze_body=True)) == 0
+    start, end = (load_weights(p).state_dict() for p in (tmp_path / "tiny.safetensors", options.out))
+    assert torch.equal(start["decoder.conv_in.weight"], end["decoder.conv_in.weight"])
+    assert not torch.equal(start["encoder.conv_in.weight_generator.fc_bias.bias"],
+                           end["encoder.conv_in.weight_generator.fc_bias.bias"])  # fmt: skip
+
+
+def test_fewer_bands_than_the_sensor(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    raster(Path(options.data) / "r9.tif", 1, bands=3)
+    said = refused(options, capsys)
+    assert "r9.tif has 3 bands, fewer than the 4 of Dove4" in said
+
+
+def test_no_data(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no GeoTIFF in" in refused(replace(options, data=str(tmp_path / "empty")), capsys)
+    assert "no folder" in refused(replace(options, data=str(tmp_path / "none")), capsys)
+    assert "no shards" in refused(
+        replace(options, data=str(tmp_path / "empty"), sensor=None, recipe=_shards(tmp_path)), capsys
+    )
+
+
+def _shards(tmp_path: Path) -> str:
+    values = yaml.safe_load((tmp_path / "short.yaml").read_text()) | {"shards": "train/[S2L2A]/*.tar"}
+    (tmp_path / "shards.yaml").write_text(yaml.safe_dump(values))
+    return str(tmp_path / "shards.yaml")
+
+
+def test_weights_of_another_config(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load((tmp_path / "short.yaml").read_text()) | {"config": TINY.to_dict() | {"z_channels": 4}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(values))
+    said = refused(replace(options, recipe=str(tmp_path / "other.yaml")), capsys)
+    assert "tiny.safetensors has" in said and "z_channels=8" in said and "z_channels=4" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "linear"}, "starts from weights"),
+        ({"steps": 0}, "must be above 0"),
+        ({"recipe": "published", "init": None, "sensor": None}, "--init"),
+        ({"recipe": "adapt", "sensor": None}, "names no data of its own"),
+        ({"recipe": "nanoo"}, "adapt, nano, published"),
+        ({"sensor": Path("none.yaml")}, "none.yaml"),
+    ],
+)
+def test_contradictions(
+    options: Options, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str
+) -> None:
+    assert message in refused(replace(options, **changes), capsys)  # type: ignore[arg-type]
+
+
+def test_weights_keep_the_wavelengths_they_know() -> None:
+    """The released EO-VAE knows three of S2L2A's bands by other wavelengths; finetuning it must not turn them over."""
+    known = known_sensors(published_meta(EOVAEConfig()))
+    used = as_trained({"S2L2A": SENSORS["S2L2A"]}, known)
+    assert used["S2L2A"].wavelengths[-3:] == (1.610, 2.190, 0.945) and used["S2L2A"].gsd == SENSORS["S2L2A"].gsd
+    assert as_trained({"S2L2A": SENSORS["S2L2A"]}, {})["S2L2A"].wavelengths[-3:] == (0.945, 1.610, 2.190)
+
+
+def test_a_random_start_needs_sizes(tmp_path: Path) -> None:
+    job = Job(tmp_path, tmp_path / "o", "random")
+    with pytest.raises(ValueError, match="no config"):
+        initial(replace(Recipe.load("adapt"), config=None), job)
+    assert initial(replace(Recipe.load("adapt"), config=TINY), job).config == TINY

@@ -1,0 +1,242 @@
+"""The loop: it overfits, accumulates, scales, freezes and disturbs as it says, and goes on where it was left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.eo_vae import EOVAE
+from model.layouts import is_dynamic
+from model.training.checkpoint import Position, Store, read_snapshot
+from model.training.distributed import Team
+from model.training.ema import Average
+from model.training.loop import Loop
+from model.training.objective import Disturbance, Reconstruction, Turn, draw_disturbance
+from model.training.recipe import Recipe
+from model.training.tracking import Tracker, read_history
+from tests.model.training.sources import TINY, Fixed, Random, recipe
+
+
+def network(seed: int = 0) -> EOVAE:
+    torch.manual_seed(seed)
+    return EOVAE(TINY)
+
+
+class Notes(Tracker):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def open(self, total: int) -> None:
+        pass
+
+    def scalars(self, step: int, stage: str, values: Mapping[str, float]) -> None:
+        self.lines.append({"step": step, **values})
+
+    def sync(self) -> None:
+        pass
+
+
+def run(how: Recipe, source: Random, **more: Any) -> tuple[EOVAE, list[dict[str, float]]]:
+    notes = Notes()
+    vae = network()
+    Loop(vae, how, source, tracker=notes, **more).run()
+    return vae, notes.lines
+
+
+def difference(a: EOVAE, b: EOVAE) -> float:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
+
+
+def test_it_overfits_one_batch() -> None:
+    how = recipe({"steps": 150, "lr": 3e-3, "batch": 1, "warmup": 5}, clip=10.0)
+    _, lines = run(how, Fixed(1, 32))
+    assert len(lines) == 150 and lines[-1]["charbonnier"] < 0.2 * lines[0]["charbonnier"]
+
+
+def test_accumulated_parts_equal_the_whole_batch() -> None:
+    _, whole = run(recipe({"steps": 3}), Fixed(4, 32))
+    _, parts = run(recipe({"steps": 3, "accumulate": 4}), Fixed(4, 32))
+    # not parameter by parameter: Adam makes a whole step of a gradient that is nothing but rounding
+    for a, b in zip(whole, parts, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["norm"] == pytest.approx(a["norm"], rel=1e-3)
+
+
+def test_clipping_follows_unscaling() -> None:
+    """In fp16 the norm noted is that of the true gradient, whatever the loss is scaled by."""
+    _, exact = run(recipe({"steps": 2}, clip=1e-3), Fixed(4, 32))
+    _, half = run(recipe({"steps": 2}, clip=1e-3, precision="fp16"), Fixed(4, 32))
+    assert half[0]["loss_scale"] > 1000 and "loss_scale" not in exact[0]
+    assert half[0]["norm"] == pytest.approx(exact[0]["norm"], rel=0.05)
+
+
+def test_the_scaler_leaves_out_a_step_that_overflows() -> None:
+    how = recipe({"steps": 1}, precision="fp16")
+    source = Fixed(4, 32)
+    source.whole = replace(source.whole, x=source.whole.x * 1e30)
+    start, (vae, lines) = network(), run(how, source)
+    assert not math.isfinite(lines[0]["norm"]) and lines[0]["loss_scale"] == 2.0**15
+    assert difference(start, vae) == 0
+
+
+def test_freezing_the_body_trains_the_generated_convolutions_alone() -> None:
+    start, (vae, _) = network(), run(recipe({"freeze_body": True}), Fixed(4, 32))
+    changed = {k for k, v in vae.state_dict().items() if not torch.equal(v, start.state_dict()[k])}
+    assert changed and all(is_dynamic(key) for key in changed)
+
+
+def test_the_average_lags_and_zero_decay_does_not() -> None:
+    vae = network()
+    loop = Loop(vae, recipe(ema=0.9), Fixed(4, 32))
+    averaged = loop.run()
+    assert 0 < difference(averaged, vae) < 0.1
+    live = network()
+    assert difference(Loop(live, recipe(), Fixed(4, 32)).run(), live) < 1e-7
+
+
+def test_average_by_hand() -> None:
+    live, average = network(0), Average(network(0), decay=0.5)
+    name, p = next(iter(live.named_parameters()))
+    first = p.detach().clone()
+    with torch.no_grad():
+        p.add_(1.0)
+    average.update(live)  # the first decay is (1 + 1) / (10 + 1)
+    assert torch.allclose(dict(average.vae.named_parameters())[name], first + 9 / 11, atol=1e-6)
+
+
+def test_ms_ssim_joins_at_its_step() -> None:
+    stage = {"patch": 96, "batch": 1, "steps": 3, "loss": {"charbonnier": 1.0, "ms_ssim": 1.0}, "ms_ssim_step": 2}
+    _, lines = run(recipe(stage), Fixed(1, 96))
+    assert ["ms_ssim" in line for line in lines] == [False, False, True]
+    assert lines[2]["loss"] == pytest.approx(lines[2]["charbonnier"] + lines[2]["ms_ssim"], rel=1e-6)
+
+
+def test_posterior_sample_and_noise_are_what_they_say() -> None:
+    vae = network().eval()
+    module = Reconstruction(vae, "fp32")
+    batch = Random(1).draw(2, 32)
+    posterior = vae.encode(batch.x, batch.wavelengths)
+    normal = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        sampled = module(batch.x, batch.wavelengths, Disturbance(normal=normal))
+        z = posterior.mean + torch.exp(0.5 * posterior.logvar) * normal
+        assert torch.allclose(sampled, vae.decode(z, batch.wavelengths), atol=1e-5)
+        noisy = module(batch.x, batch.wavelengths, Disturbance(noise=0.1 * normal))
+        spread = posterior.mean.flatten(1).std(1)[:, None, None, None]
+        expected = vae.decode(posterior.mean + 0.1 * normal * spread, batch.wavelengths)
+        assert torch.allclose(noisy, expected, atol=1e-5)
+
+
+def test_equivariance_turns_latents_and_target_alike() -> None:
+    module = Reconstruction(network().eval(), "fp32")
+    batch = Random(1).draw(2, 32)
+    turn = Turn(quarters=1, side=8)
+    with torch.no_grad():
+        prediction = module(batch.x, batch.wavelengths, Disturbance(turn=turn))
+    target = turn(batch.x, stride=2)
+    assert prediction.shape == target.shape == (2, 3, 16, 16)
+    assert torch.equal(Turn(1, 32)(batch.x), torch.rot90(batch.x, 1, (-2, -1)))
+    stage = recipe({"equivariance": 0.5, "latent_noise": 0.2, "sample": True}).stages[0]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_disturbance(stage, (4, 8, 16, 16), slice(0, 2), generator, torch.device("cpu")) for _ in range(200)]
+    turns = [d.turn for d in drawn if d.turn is not None]
+    assert 70 < len(turns) < 130 and {t.quarters for t in turns} == {0, 1, 2, 3}
+    assert all(4 <= t.side <= 16 for t in turns) and all(d.normal is not None and len(d.normal) == 2 for d in drawn)
+    levels = [float(d.noise.std()) for d in drawn if d.noise is not None]
+    assert 0.05 < sum(levels) / len(levels) < 0.15 and max(levels) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("precision", "extra"),
+    [
+        ("fp32", {}),
+        ("fp32", {"sample": True, "latent_noise": 0.1, "equivariance": 0.5}),
+        pytest.param("fp16", {"sample": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: dict[str, Any], precision: str) -> None:
+    how = recipe({"steps": 7, **extra}, ema=0.9, precision=precision, checkpoint_steps=2)
+    whole = Loop(network(), how, Random(5, mixed=True)).run()
+
+    class KilledError(Exception):
+        pass
+
+    class Dying(Random):
+        def draw(self, batch_size: int, patch: int) -> Any:
+            if self.drawn == 5:
+                raise KilledError
+            return super().draw(batch_size, patch)
+
+    url = str(tmp_path / "run")
+    tracker = Tracker(url, "run")
+    with pytest.raises(KilledError):
+        Loop(network(), how, Dying(5, mixed=True), keeper=Store(url), tracker=tracker).run()
+    tracker.close()
+    torch.manual_seed(99)
+    source, tracker = Random(5, mixed=True), Tracker(url, "run")
+    again = Loop(network(1), how, source, keeper=Store(url), tracker=tracker)
+    with Store(url).restore() as folder:
+        assert folder is not None
+        again.resume(read_snapshot(folder, 0, sliced=False))
+    assert again.at.total == 4 and source.drawn == 4
+    assert difference(again.run(), whole) == 0
+    tracker.close()
+    assert [line["step"] for line in read_history(url)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_two_stages_and_a_finished_run(tmp_path: Path) -> None:
+    how = recipe()
+    how = replace(how, stages=(replace(how.stages[0], steps=2), replace(how.stages[0], name="t", steps=3)))
+    keeper = Store(str(tmp_path))
+    first = Loop(network(), how, Random(), keeper=keeper).run()
+    again = Loop(network(1), how, Random(), keeper=keeper)
+    with keeper.restore() as folder:
+        assert folder is not None
+        again.resume(read_snapshot(folder, 0, sliced=False))
+    assert again.at.stage == 2 and difference(again.run(), first) == 0
+
+
+def test_best_is_the_lowest_score(tmp_path: Path) -> None:
+    scores = iter([3.0, 1.0, 2.0])
+    exported: list[int] = []
+    how = recipe({"steps": 3}, evaluate_minutes=0.0)
+
+    def export(vae: EOVAE, folder: Path) -> None:
+        (folder / "best.txt").write_text(str(len(exported)))
+        exported.append(1)
+
+    judge: Callable[[EOVAE, int], float | None] = lambda vae, total: next(scores, 5.0)  # noqa: E731
+    loop = Loop(network(), how, Random(), keeper=Store(str(tmp_path)), judge=judge, export=export)
+    loop.run()
+    assert loop.at.best == 1.0 and len(exported) == 2 and (tmp_path / "best" / "best.txt").read_text() == "1"
+
+
+def test_a_checkpoint_of_another_network_is_named() -> None:
+    loop = Loop(network(), recipe(), Random())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    other = replace(TINY, z_channels=4)
+    snapshot = Loop(EOVAE(other), replace(recipe(), config=other), Random()).snapshot(None, scaler)
+    with pytest.raises(ValueError, match="'z_channels': 4"):
+        loop.resume(snapshot)
+
+
+def test_what_workers_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 3"):
+        Loop(network(), recipe(division="slices"), Random(), Team(0, 3))
+    with pytest.raises(ValueError, match="use ddp"):
+        Loop(network(), recipe({"optimiser": "muon"}), Random(), Team(strategy="fsdp"))
+    with pytest.raises(ValueError, match="ddp, fsdp"):
+        Team.here("pipeline")
+
+
+def test_position_round_trip() -> None:
+    at = Position(1, 2, 3, 4.5, 0.5, {"loss": 1.0})
+    assert Position.from_dict(at.to_dict()) == at
