@@ -35,6 +35,11 @@ def scheme(place: str) -> str:
     return found[1].lower() if found else ""
 
 
+def here(place: str) -> bool:
+    """Whether a place is a path of this machine."""
+    return scheme(place) in _HERE
+
+
 def check_href(href: str, base: str, *, allow_local: bool = False) -> str:
     """An absolute href that a document at `base` gave; SourceError where it must not be followed.
 

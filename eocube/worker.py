@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from eocube.reader import WindowPixels, WindowReader
 from eocube.seams import Seams
 from eocube.selfcheck import BorderBook, Checked, Scores, SelfCheck
 from eocube.store import LatentStore
+from eocube.untrusted import here
 
 Pixels = Mapping[int, torch.Tensor]
 
@@ -88,6 +90,16 @@ class _Read:
     asset: str | None = None
 
 
+def reading_threads(plan: Plan, limits: Limits) -> int:
+    """Threads that read windows: no more than cores where every scene is a local file.
+
+    Distant reads wait, and eight of them wait together; local ones compute, and each thread opens the files and unpacks
+    the blocks that windows share anew.
+    """
+    local = all(here(source.href) for scene in plan.scenes for source in scene.sources)
+    return min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
+
+
 class UnitRunner:
     """Runs work units of one plan. Safe to call from several threads at once.
 
@@ -115,7 +127,7 @@ class UnitRunner:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
         self.busy = busy or BusyClock()
         self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
-        self._readers = ThreadPoolExecutor(limits.read_threads, thread_name_prefix="read")
+        self._readers = ThreadPoolExecutor(reading_threads(plan, limits), thread_name_prefix="read")
         # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
         # On a GPU two threads: while one batch is computed, the next one crosses the bus.
         threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
