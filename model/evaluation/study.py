@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from model.evaluation.terramind import TerraMind, clamp_alone
 from model.training.data import Image, read_listing
 from model.training.evaluate import RANGES, Place, held_out_places, reconstruct
 from model.training.klt import BLOCK, Klt, fit_klt
-from model.training.sensors import SENSORS, Floats, TrainedSensor, true_colour
+from model.training.sensors import SENSORS, Floats, TrainedSensor
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}
@@ -127,13 +127,9 @@ class Study:
         return None if klt is None else Klt(klt.mean, np.ascontiguousarray(klt.basis[:, :coefficients]))
 
     def _trained(self, sensor: TrainedSensor) -> list[Image]:
-        """Training images that have the sensor's bands, 8-bit true colour made of the reflectances."""
-        if sensor.unit != "dn8":
-            like = [i for i in self.images if SENSORS[i.sensor].unit == sensor.unit]
-            return [i for i in like if not i.held_out and set(sensor.bands) <= set(i.bands)]
-        red_green_blue = ("B04", "B03", "B02")
-        whole = [i for i in self.images if not i.held_out and set(red_green_blue) <= set(i.bands)]
-        return [replace(i, bands=sensor.bands, data=true_colour(i.select(red_green_blue))) for i in whole]
+        """Training images of the sensor's kind."""
+        units = (sensor.unit,) if sensor.unit != "dn8" else ("dn8", "reflectance*1e4")
+        return [i for i in self.images if not i.held_out and SENSORS[i.sensor].unit in units]
 
     def methods(self, sensor: TrainedSensor) -> dict[str, Method]:
         """Everything that is measured on a sensor's tiles, by name; a method gives None for what it cannot code."""
@@ -228,7 +224,9 @@ class Study:
         tiles: dict[str, Floats] = {}
         side = _CALIBRATION_SIDE
         for image in self._trained(sensor):
-            z = sensor.zscore(image.select(sensor.bands))
+            z = image.seen_by(sensor)
+            if z is None:
+                continue
             row, column = ((n - side) // 2 for n in z.shape[1:])
             if min(row, column) >= 0 and image.place not in tiles:
                 tile = z[:, row : row + side, column : column + side]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 
-from model.training.sensors import SENSORS, Floats, TrainedSensor
+from model.training.sensors import COLOURS, SENSORS, Floats, TrainedSensor, true_colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,16 @@ class Image:
     def select(self, bands: Sequence[str]) -> Floats:
         """Channels `bands` in that order."""
         return self.data[[self.bands.index(b) for b in bands]]
+
+    def seen_by(self, sensor: TrainedSensor) -> Floats | None:
+        """(C, H, W) z-scores of the sensor's bands, an 8-bit sensor's from the picture of the reflectances; None where
+        the image lacks one of them."""
+        picture = sensor.unit == "dn8"
+        wanted = COLOURS if picture else sensor.bands
+        if not set(wanted) <= set(self.bands):
+            return None
+        data = self.select(wanted)
+        return sensor.zscore(true_colour(data) if picture else data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,13 @@ def read_listing(path: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> 
 def load_images(listing: Path, root: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> list[Image]:
     """Every image of the listing found under `root`; FileNotFoundError names what is missing."""
     return [image for source in read_listing(listing, sensors) for image in load_source(source, root, sensors)]
+
+
+def favoured(images: Sequence[Image], favour: Mapping[str, float]) -> list[Image]:
+    """The images with the weights of each place in `favour` multiplied. ValueError names a place that has no image."""
+    if unknown := sorted(set(favour) - {i.place for i in images}):
+        raise ValueError(f"favour names {', '.join(unknown)}: the listing has no such place")
+    return [replace(i, weight=i.weight * favour.get(i.place, 1.0)) for i in images]
 
 
 def load_source(source: Source, root: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> Iterator[Image]:

@@ -14,7 +14,7 @@ from model import metrics
 from model.eo_vae import EOVAE
 from model.training.data import Image
 from model.training.klt import BLOCK, Klt, fit_klt
-from model.training.sensors import SENSORS, Floats, TrainedSensor, true_colour
+from model.training.sensors import SENSORS, Floats, TrainedSensor
 
 HALO = 32
 SIDE = 192
@@ -48,10 +48,8 @@ def held_out_places(images: Sequence[Image]) -> list[Place]:
         if image.sensor == "S2L2A" and len(image.bands) == len(SENSORS["S2L2A"].bands):
             sensors += [SENSORS["RGBN"], SENSORS["S2RGB"]]
         for sensor in sensors:
-            wanted = ("B04", "B03", "B02") if sensor.unit == "dn8" else sensor.bands
-            data = image.select(wanted)
-            z = sensor.zscore(true_colour(data) if sensor.unit == "dn8" else data)
-            tiles = tuple(_tiles(z))
+            z = image.seen_by(sensor)
+            tiles = () if z is None else tuple(_tiles(z))
             if tiles:
                 name = f"{image.name} {sensor.name} {len(sensor.bands)}"
                 places.append(Place(name, sensor, tiles, image.name, image.place))

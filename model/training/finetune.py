@@ -18,7 +18,7 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.training.batch_norm import calibrate
 from model.training.checkpoint import Keeper, read_snapshot
-from model.training.data import Image, complete, load_images
+from model.training.data import Image, complete, favoured, load_images
 from model.training.distill import distil
 from model.training.distributed import Team
 from model.training.evaluate import MODEL, Evaluator, ratios, reconstruct
@@ -103,7 +103,7 @@ def train(
         torch.set_num_threads(job.threads)
     team = team or Team.here(job.parallel)
     recipe = limited(recipe, job)
-    images: list[Image] = load_images(Path(recipe.listing), Path(job.data))
+    images: list[Image] = favoured(load_images(Path(recipe.listing), Path(job.data)), recipe.favour)
     extra = []
     if recipe.complete_bands:
         level1 = [i for i in images if i.sensor == "S2L1C"]

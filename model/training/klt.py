@@ -45,9 +45,10 @@ def fit_klt(
     """
     places: dict[str, list[Floats]] = {}
     for image in images:
-        if image.held_out or not set(sensor.bands) <= set(image.bands):
+        seen = None if image.held_out else image.seen_by(sensor)
+        if seen is None:
             continue
-        blocks = to_blocks(sensor.zscore(image.select(sensor.bands)))
+        blocks = to_blocks(seen)
         places.setdefault(image.place, []).append(blocks[np.isfinite(blocks).all(axis=1)])
     if not places:
         return None

@@ -92,7 +92,8 @@ class Recipe:
 
     `config` None takes the sizes of the weights a run starts from.
     `listing` names local rasters (see
-    `model.training.data`); a recipe without one trains on what the job is told to read.
+    `model.training.data`); a recipe without one trains on what the job is told to read. `favour` multiplies the weights
+    that the listing gives a place's images.
     `division` says what a stage's `batch` means with several workers: "streams", a batch of each worker's own random
     stream (more workers, larger batch); "slices", one batch of all workers together, of which each computes its part,
     so that their number does not change the run. `precision` is that of the bodies: bf16, fp16 (with a loss scaler) or
@@ -103,6 +104,7 @@ class Recipe:
     config: EOVAEConfig | None
     stages: tuple[Stage, ...]
     listing: str = ""
+    favour: Mapping[str, float] = field(default_factory=dict)
     shards: str = ""
     held_out_shards: str = ""
     block: float = 20_000.0
@@ -200,5 +202,6 @@ def recipe_summary(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON can hold it, without local paths."""
     config = None if recipe.config is None else recipe.config.to_dict()
     values = asdict(recipe) | {"config": config, "listing": Path(recipe.listing).name}
-    values["mix"], values["stages"] = dict(recipe.mix), [asdict(s) | {"loss": dict(s.loss)} for s in recipe.stages]
+    values["mix"], values["favour"] = dict(recipe.mix), dict(recipe.favour)
+    values["stages"] = [asdict(s) | {"loss": dict(s.loss)} for s in recipe.stages]
     return values

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.training.augment import Augmentation, dihedral, optical, radar
 from model.training.data import Image
-from model.training.sensors import S2L2A, SENSORS, Floats, TrainedSensor, true_colour
+from model.training.sensors import COLOURS, S2L2A, SENSORS, Floats, TrainedSensor, true_colour
 
 DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
 # Sets of bands that archives and papers use: 10 and 20 m, VIS to SWIR at 10 m, no SWIR, all but B08, NDVI's two.
@@ -24,7 +24,6 @@ COMMON_SUBSETS = (
     ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B09", "B11", "B12"),
     ("B04", "B08"),
 )
-_COLOURS = ("B04", "B03", "B02")
 _CHECKED = 8
 
 
@@ -122,7 +121,7 @@ class Sampler:
     def _search(self, sensor: TrainedSensor) -> list[Image]:
         if sensor.unit == "dB":
             return [i for i in self.images if i.sensor == sensor.name]
-        need = set(_COLOURS if sensor.unit == "dn8" else sensor.bands)
+        need = set(COLOURS if sensor.unit == "dn8" else sensor.bands)
         return [i for i in self.images if SENSORS[i.sensor].unit == "reflectance*1e4" and need <= set(i.bands)]
 
     def _patch(self, sensor: TrainedSensor, size: int) -> Floats:
@@ -135,7 +134,7 @@ class Sampler:
                 break
         else:
             raise ValueError(f"no valid patch of {size} px for {sensor.name}: every draw met nodata")
-        bands = list(_COLOURS) if sensor.unit == "dn8" else list(sensor.bands)
+        bands = list(COLOURS) if sensor.unit == "dn8" else list(sensor.bands)
         x = dihedral(cut[[image.bands.index(b) for b in bands]], self._rng)
         if sensor.unit == "dB":
             return sensor.zscore(radar(x, self.how, self._rng))

@@ -99,6 +99,9 @@ S2RGB = TrainedSensor(
 SENSORS = {s.name: s for s in (S2L2A, S2L1C, RGBN, S1RTC, S2RGB)}
 
 
+COLOURS = ("B04", "B03", "B02")
+
+
 def true_colour(reflectance_dn: Floats) -> Floats:
     """8-bit true colour as ESA's TCI makes it: reflectance 0..0.3558 -> 1..255, saturating. (3, ...) R, G, B DN."""
     counts: Floats = np.round(np.clip(reflectance_dn / np.float32(3558.0), 0, 1) * 254).astype(np.float32) + 1

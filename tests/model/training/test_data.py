@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from model.training.augment import Augmentation, dihedral, optical, radar
-from model.training.data import complete, load_images, upsample
+from model.training.data import complete, favoured, load_images, upsample
 from model.training.sampler import Sampler
 from model.training.sensors import S1RTC, S2L2A, SENSORS, true_colour
 
@@ -56,6 +56,26 @@ def test_completion_keeps_real_bands_and_is_close(world: World) -> None:
     assert np.allclose(filled.select(kept), partial.data, rtol=1e-4, atol=0.5)
     error = np.abs(filled.select(["B07"]) - whole.select(["B07"])).mean()
     assert error < 0.5 * whole.select(["B07"]).std()
+
+
+def test_favour_multiplies_the_weights_of_a_place_and_names_one_that_is_not_there(world: World) -> None:
+    images = load_images(*world)
+    weights = {i.name: i.weight for i in favoured(images, {"p1": 3})}
+    assert weights == {i.name: i.weight * (3 if i.place == "p1" else 1) for i in images}
+    assert sum(i.place == "p1" for i in images) == 2
+    with pytest.raises(ValueError, match="favour names p9"):
+        favoured(images, {"p9": 2})
+
+
+def test_an_image_is_seen_in_another_sensors_bands_and_as_a_picture(world: World) -> None:
+    image = next(i for i in load_images(*world) if i.name == "s2_1")
+    sensor = SENSORS["RGBN"]
+    rgbn = image.seen_by(sensor)
+    assert rgbn is not None and np.allclose(sensor.physical(rgbn), image.select(sensor.bands) / 1e4, atol=1e-5)
+    picture = image.seen_by(SENSORS["S2RGB"])
+    assert picture is not None
+    assert np.allclose(SENSORS["S2RGB"].physical(picture), true_colour(image.select(["B04", "B03", "B02"])), atol=1e-3)
+    assert image.seen_by(S1RTC) is None
 
 
 def test_sampler_never_draws_held_out_places_and_repeats_by_seed(world: World) -> None:

@@ -94,6 +94,7 @@ def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: Wor
     assert set(meta.sensors) == {"S2L2A", "S1RTC"} and meta.sensors["S2L2A"].wavelengths[-2:] == (1.61, 2.19)
     table = meta.metrics["held_out"]
     assert isinstance(table, dict) and set(table) == {"s2_2 S2L2A 12", "s2_2 RGBN 4", "s2_2 S2RGB 3"}
+    assert all(LINEAR in row for row in table.values())
     row = table["s2_2 S2L2A 12"]
     assert {MODEL, LINEAR} == set(row) and {"rmse", "sam", "psnr_physical", "ndvi_mae"} <= set(row[MODEL])
     assert json.loads(out.with_suffix(".json").read_text())["held_out"] == json.loads(json.dumps(table))
@@ -117,8 +118,10 @@ def test_recipe_errors_name_the_key(recipe_file: Path) -> None:
         Recipe.load("no-such-recipe")
 
 
-def test_shipped_recipe_loads_and_fits_the_limit() -> None:
-    recipe = Recipe.load("nano")
+@pytest.mark.parametrize("name", ["nano", "nano_more"])
+def test_shipped_recipe_loads_and_fits_the_limit(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.config == Recipe.load("nano").config  # one goes on from the other
     parameters = sum(p.numel() for p in EOVAE(recipe.config).parameters())
     assert 2 * parameters < 16e6 and Path(recipe.listing).is_file()
     assert recipe.config.ch // recipe.config.norm_groups >= 4
