@@ -1,11 +1,16 @@
 """Training steps a second with patches streamed from shards, against the same steps on data already in memory.
 
-    python -m benchmarks.loader [--steps 12] [--rounds 5] [--batch 8] [--patch 128] [--device cpu]
+    python -m benchmarks.loader [--steps 24] [--rounds 5] [--batch 8] [--patch 128] [--threads 2] [--device cpu]
 
-Makes TerraMesh shards on the spot (12 bands, 264 px, Blosc), trains the shipped network's architecture on them, and
-prints one JSON object: the ratio of step rates, streamed over in memory, each pair timed back to back so that what
-disturbs the machine disturbs both; the same ratio of the process's CPU seconds, which others' work hardly touches (on
-a CPU, whose cores a step fills, it is what the ratio becomes when all is quiet); the rate of the loader by itself; and
+Makes TerraMesh shards on the spot (12 bands, 264 px, Blosc) and finetunes `nano` on them by the recipe `adapt` in the
+loop that `jobs/finetune.py` runs, once with the batches made beforehand and once with the very same batches streamed,
+as the job streams them; each pair back to back, so that what disturbs the machine disturbs both, in turns of order.
+Nothing is read ahead before a run begins or while the other one is timed, and its first steps are not counted: as many
+batches are made in the time that counts as are used.
+
+Prints one JSON object: the ratio of step rates, streamed over in memory; the same ratio of the process's CPU seconds,
+which others' work hardly touches (on a CPU, whose cores a step fills, it is what the ratio becomes when all is quiet);
+the largest difference between the two runs' weights, 0 where they took the same steps; the loader's rate by itself; and
 how busy the machine was (`load_before`). The ratio of rates is to be believed on a quiet machine alone: run it there.
 """
 
@@ -19,38 +24,45 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numcodecs
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 
 from benchmarks.machine import describe
 from model.eo_vae import EOVAE
-from model.losses import charbonnier
+from model.training.distributed import Team
+from model.training.loop import Loop
+from model.training.recipe import Recipe
 from model.training.sampler import Batch
 from model.training.sensors import S2L2A, SENSORS
 from model.training.sources.batching import PatchBatches
+from model.training.sources.patch import BatchSource
 from model.training.sources.prefetch import Prefetch
 from model.training.sources.terramesh import SIDE, TerraMesh
 from model.weights import load_weights
 
-SAMPLES, SHARDS = 48, 3
+SAMPLES, SHARDS, BUFFER = 48, 3, 64
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="training steps a timing")
+    parser.add_argument("--steps", type=int, default=24, help="training steps a timing")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of timings")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--patch", type=int, default=128, help="pixels a side")
     parser.add_argument("--depth", type=int, default=4, help="batches made ahead")
+    parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: its own)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args()
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)
     machine = describe(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,87 +107,132 @@ def pack(data: np.ndarray, target: Path) -> bytes:
     return packed.getvalue()
 
 
+@dataclass(slots=True)
+class Held:
+    """Batches that lie in memory, one after the other."""
+
+    batches: Sequence[Batch]
+    _next: int = field(init=False, default=0)
+
+    def draw(self, batch_size: int, patch: int) -> Batch:
+        """The next one: it has this size."""
+        self._next += 1
+        return self.batches[self._next - 1]
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        """All of them."""
+        return len(self.batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which is next."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on there."""
+        self._next = int(state["next"])
+
+
+@dataclass(slots=True)
+class Timed:
+    """A source that notes (seconds, CPU seconds of all the process's threads) whenever a batch is asked for."""
+
+    source: BatchSource
+    device: torch.device
+    marks: list[tuple[float, float]] = field(default_factory=list)
+
+    def draw(self, batch_size: int, patch: int) -> Batch:
+        """The source's."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.marks.append((time.perf_counter(), time.process_time()))
+        return self.source.draw(batch_size, patch)
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        """The source's."""
+        return self.source.steps_per_epoch(batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The source's."""
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The source's."""
+        self.source.load_state_dict(state)
+
+
+def train(source: BatchSource, recipe: Recipe, device: torch.device, warm: int) -> tuple[float, float, EOVAE]:
+    """Seconds and CPU seconds a step after the first `warm`, and the network that the run came to."""
+    timed = Timed(source, device)
+    vae = load_weights("nano").requires_grad_(True)
+    Loop(vae, recipe, timed, Team(device=device)).run()
+    (began, busy), (ended, done) = timed.marks[warm], timed.marks[-1]
+    steps = len(timed.marks) - 1 - warm
+    return (ended - began) / steps, (done - busy) / steps, vae
+
+
 def measure(asked: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, object]:
     """The ratio of each round, and the loader's own rate."""
+    warm = asked.depth + 1
+    recipe = Recipe.load("adapt")
+    stage = replace(recipe.stages[0], steps=warm + asked.steps + 1, batch=asked.batch, patch=asked.patch)
+    recipe = replace(recipe, stages=(stage,), evaluate_minutes=float("inf"))
+    pin = device.type == "cuda"
 
     def source() -> PatchBatches:
-        feed = TerraMesh.open(f"{folder}/S2L2A/*.tar", ["S2L2A"], buffer=64)
-        return PatchBatches(feed, SENSORS)
+        feed = TerraMesh.open(f"{folder}/S2L2A/*.tar", ["S2L2A"], buffer=BUFFER)
+        return PatchBatches(feed, SENSORS, turns="batch")
 
     ready = source()
-    held = [on(ready.draw(asked.batch, asked.patch), device) for _ in range(asked.depth)]
-    step = trainer(device)
-    streamed = Prefetch(source(), asked.depth, pin=device.type == "cuda")
-    turns = {"memory": 0}
+    held = [ready.draw(asked.batch, asked.patch) for _ in range(stage.steps or 0)]
+    if pin:
+        held = [replace(batch, x=batch.x.pin_memory()) for batch in held]
+    began, busy = time.perf_counter(), time.process_time()
+    for _ in range(asked.steps):
+        ready.draw(asked.batch, asked.patch)
+    alone, alone_busy = time.perf_counter() - began, time.process_time() - busy
 
-    def in_memory() -> None:
-        turns["memory"] += 1
-        step(held[turns["memory"] % len(held)])
+    def in_memory() -> tuple[float, float, EOVAE]:
+        return train(Held(held), recipe, device, warm)
 
-    def from_shards() -> None:
-        step(on(streamed.draw(asked.batch, asked.patch), device))
+    def from_shards() -> tuple[float, float, EOVAE]:
+        streamed = Prefetch(source(), asked.depth, pin=pin)
+        try:
+            return train(streamed, recipe, device, warm)
+        finally:
+            streamed.close()
 
-    for work in (in_memory, from_shards):
-        spent(work, 3, device)
-    pairs, processor = [], []
+    train(Held(held), replace(recipe, stages=(replace(stage, steps=warm + 2),)), device, warm)  # libraries' first calls
+    pairs, processor, apart = [], [], 0.0
     for turn in range(asked.rounds):
         order = (in_memory, from_shards) if turn % 2 == 0 else (from_shards, in_memory)
-        taken = {work: spent(work, asked.steps, device) for work in order}
-        pairs.append((taken[in_memory][0], taken[from_shards][0]))
-        processor.append((taken[in_memory][1], taken[from_shards][1]))
-    streamed.close()
-    alone, alone_busy = spent(lambda: ready.draw(asked.batch, asked.patch), asked.steps, torch.device("cpu"))
+        taken = {work: work() for work in order}
+        memory, shards = taken[in_memory], taken[from_shards]
+        pairs.append((memory[0], shards[0]))
+        processor.append((memory[1], shards[1]))
+        apart = max(apart, difference(memory[2], shards[2]))
     return {
         "ratio": round(statistics.median(m / s for m, s in pairs), 3),
         "ratios": [round(m / s, 3) for m, s in pairs],
         "ratio_cpu_seconds": round(statistics.median(m / s for m, s in processor), 3),
         "ratios_cpu_seconds": [round(m / s, 3) for m, s in processor],
+        "weights_apart": apart,
         "steps_per_second_in_memory": round(1 / min(m for m, _ in pairs), 3),
         "steps_per_second_streamed": round(1 / min(s for _, s in pairs), 3),
-        "loader_alone_patches_per_second": round(asked.batch / alone, 1),
+        "loader_alone_patches_per_second": round(asked.steps * asked.batch / alone, 1),
         "cpu_seconds_a_patch": {
-            "loader": round(alone_busy / asked.batch, 4),
+            "loader": round(alone_busy / asked.steps / asked.batch, 4),
             "step": round(min(m for m, _ in processor) / asked.batch, 4),
         },
         "batch": asked.batch,
         "patch": asked.patch,
         "ahead": asked.depth,
+        "precision": recipe.precision,
     }
 
 
-def trainer(device: torch.device) -> Callable[[Batch], None]:
-    """One step of training the shipped architecture: forward, Charbonnier, backward, Adam."""
-    vae: EOVAE = load_weights("nano").to(device).train().requires_grad_(True)
-    optimiser = torch.optim.Adam(vae.parameters(), lr=1e-6)
-    half = device.type == "cuda"
-
-    def step(batch: Batch) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            out = vae.reconstruct(batch.x, batch.wavelengths.to(device))
-        loss = charbonnier(out.float(), batch.x)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-
-    return step
-
-
-def on(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device."""
-    return Batch(batch.x.to(device, non_blocking=True), batch.sensor)
-
-
-def spent(work: Callable[[], object], count: int, device: torch.device) -> tuple[float, float]:
-    """Seconds a call, and seconds of CPU of all the process's threads."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began, busy = time.perf_counter(), time.process_time()
-    for _ in range(count):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / count, (time.process_time() - busy) / count
+def difference(one: EOVAE, other: EOVAE) -> float:
+    """The largest difference between two networks' parameters."""
+    return max(float((a - b).detach().abs().max()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 if __name__ == "__main__":

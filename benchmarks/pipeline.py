@@ -22,10 +22,9 @@ from benchmarks import probe
 from benchmarks.forward import ENCODER, choose_device, count_flops, positive
 from benchmarks.machine import describe
 from benchmarks.results import OURS, Report, Variant
-from benchmarks.scenes import scenes
-from benchmarks.subjects import Subject, subject
+from benchmarks.shard_scenes import shard_scenes
+from benchmarks.subjects import Asked, Subject, subject
 from eocube.commits import State
-from eocube.demo import DEMO_BBOX
 from eocube.encode import EncodeOptions
 from eocube.encoders import load, models_for
 from eocube.errors import EncodeError
@@ -38,21 +37,14 @@ from model.weights import save_weights
 
 ALONE = "encoder alone"
 READERS = 8
+SIDES = {"nano": 10}
+"""Windows a side of what is encoded at each date: a whole shard of the small network's, a quarter of others'."""
+SIDE = 5
 
 
-class Options(Protocol):
-    """What of the command line decides a run."""
+class Options(Asked, Protocol):
+    """What of the command line decides a run of the job."""
 
-    @property
-    def model(self) -> str: ...
-    @property
-    def quick(self) -> bool: ...
-    @property
-    def repeats(self) -> int | None: ...
-    @property
-    def threads(self) -> int | None: ...
-    @property
-    def device(self) -> str | None: ...
     @property
     def precision(self) -> str | None: ...
     @property
@@ -93,18 +85,19 @@ def measure(options: Options, console: Console) -> Report:
     machine = describe(device)
     threads = options.threads or torch.get_num_threads()
     repeats = options.repeats or (1 if options.quick else 3)
-    dates = options.dates or ((50 if options.quick else 200) if gpu else (2 if options.quick else 4))
+    dates = options.dates or ((6 if options.quick else 24) if gpu else (2 if options.quick else 3))
+    side = 10 if gpu else SIDES.get(what.name, SIDE)
     jobs: list[_Job] = []
     alone: list[float] = []
     with tempfile.TemporaryDirectory() as name, _ray(threads, Path(name) / "spans", gpu=gpu):
         folder = Path(name)
         console.print(f"making scenes of {dates} dates")
-        index, interval = scenes(folder / "scenes", dates)
+        index, interval, box = shard_scenes(folder / "scenes", dates, side)
         weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
             asked = EncodeOptions(
-                bbox=tuple(map(str, DEMO_BBOX)), datetime=interval, catalog=str(index), weights=weights,
+                bbox=tuple(map(str, box)), datetime=interval, catalog=str(index), weights=weights,
                 out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, verify_fraction="0",
                 gpus_per_actor=1.0 if gpu else 0.0, actors=1, quiet=True,
             )  # fmt: skip

@@ -23,7 +23,8 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from eocube.gdal_env import RasterCache, gdal_environment
+from eocube.gdal_env import gdal_environment
+from eocube.raster_cache import RasterCache
 
 
 class _Ranges(BaseHTTPRequestHandler):

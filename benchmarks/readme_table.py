@@ -1,7 +1,7 @@
-"""The README's benchmark section, made from the JSON results beside this file.
+"""The README's benchmark section, and the rates that `eocube plan` knows, made from the JSON results beside this file.
 
-python benchmarks/readme_table.py --check    says whether the README is up to date (exit 1 when not)
-python benchmarks/readme_table.py --write    brings it up to date
+python benchmarks/readme_table.py --check    says whether both are up to date (exit 1 when not)
+python benchmarks/readme_table.py --write    brings them up to date
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 BEGIN, END = "<!-- benchmarks: made by benchmarks/readme_table.py -->", "<!-- /benchmarks -->"
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
+RECORDED = Path("eocube", "recorded")
+"""Where, from the README, the results of whole jobs go that ship with the package."""
 ORDER = ("encoder", "decoder", "pipeline", "store")
 FORWARD = ("encoder", "decoder")
 SPELLED = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX", "avx512f": "AVX512", "avx2": "AVX2"}
@@ -141,6 +143,12 @@ def renewed(readme: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
+def whole_jobs(folder: Path) -> dict[str, str]:
+    """The results of the pipeline in a folder, by the files' names."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))}
+    return {name: text for name, text in texts.items() if json.loads(text).get("benchmark") == "pipeline"}
+
+
 def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int:
     """Exit status 0: up to date or written; 1: out of date; 2: cannot be made."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -151,17 +159,25 @@ def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int
     try:
         old = readme.read_text(encoding="utf-8")
         new = renewed(old, section(load(folder)))
+        measured, recorded = whole_jobs(folder), readme.parent / RECORDED
+        known = whole_jobs(recorded)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if asked.write:
         readme.write_text(new, encoding="utf-8")
+        recorded.mkdir(parents=True, exist_ok=True)
+        for name in known.keys() - measured.keys():
+            (recorded / name).unlink()
+        for name, text in measured.items():
+            (recorded / name).write_text(text, encoding="utf-8")
         return 0
-    if old != new:
+    current = old == new and measured == known
+    if not current:
         print(
             "error: the README's benchmarks are out of date: python benchmarks/readme_table.py --write", file=sys.stderr
         )
-    return int(old != new)
+    return int(not current)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def scenes(folder: Path, dates: int) -> tuple[Path, str]:
         item = _read(path)
         for turn in sorted(turn for day, turn in kept if day == _day(item)):
             days.append(_day(item) + timedelta(days=EVERY * turn))
-            copy = _redated(item, _day(item), days[-1])
+            copy = redated(item, _day(item), days[-1])
             write_json(path.with_name(f"{copy['id']}.json"), copy)
             href = f"./{path.parent.name}/{copy['id']}.json"
             links.append({"rel": "item", "href": href, "type": "application/geo+json"})
@@ -53,7 +53,7 @@ def _day(item: dict[str, Any]) -> date:
     return date.fromisoformat(item["properties"]["datetime"][:10])
 
 
-def _redated(item: dict[str, Any], old: date, new: date) -> dict[str, Any]:
+def redated(item: dict[str, Any], old: date, new: date) -> dict[str, Any]:
     """The item as if it had been seen on another day; its assets stay the same files."""
     text = json.dumps({k: v for k, v in item.items() if k != "assets"})
     for form in ("%Y-%m-%d", "%Y%m%d"):

@@ -1,11 +1,12 @@
 """What scheduling costs the driver: units a second with actors that do nothing, and its memory over a long plan.
 
-    python benchmarks/scheduling.py [--units 10000] [--plan 1000000] [--actors 2] [--seconds 60]
+    python benchmarks/scheduling.py [--units 10000] [--plan 1000000] [--dispatch 100000] [--actors 2]
 
 Prints one JSON object. The engine's rate (units drawn from a plan, dispatched, receipts parsed, logged to a store on
 disk in segments) is set against bare Ray calls to the same actors, with as many in flight, in turns in the same run.
 The memory is the driver's resident set while a plan of that many units goes through: first its units without data,
-which need no actor, to the end of the plan, then units with data for some seconds.
+which need no actor, to the end of the plan, then `--dispatch` units with data through the actors, with their rate in
+wall time and in processor seconds of the driver: the second does not hang on what else the machine does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from eocube.nodes import Place, here
 from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
 from eocube.pool import UNITS_PER_ACTOR
 from eocube.sensors import get_sensor
+from eocube.session import ray_session
 from eocube.store import LatentStore
 
 
@@ -80,9 +82,9 @@ def bare_rate(ray: Any, actors: list[Any], units: list[WorkUnit]) -> float:
         (ref,), _ = ray.wait(list(flight), num_returns=1)
         actor = flight.pop(ref)
         ray.get(ref)
-        unit = next(source, None)
-        if unit is not None:
-            flight[actor.run.remote(0, unit)] = actor
+        following = next(source, None)
+        if following is not None:
+            flight[actor.run.remote(0, following)] = actor
     return len(units) / (time.perf_counter() - start)
 
 
@@ -93,30 +95,40 @@ def with_data(plan: Plan, count: int) -> Iterator[tuple[int, WorkUnit]]:
 
 
 class Memory:
-    """The driver's resident set, looked at now and then, in megabytes."""
+    """The driver's resident set, looked at now and then, in megabytes; and its time from the first look on."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self.curve: list[int] = []
+        self._marks: list[tuple[int, float, float]] = []
 
     def watch(self, units: Iterator[tuple[int, WorkUnit]], every: int) -> Iterator[tuple[int, WorkUnit]]:
         """The units, with a look after each `every` of them."""
         for k, unit in enumerate(units):
             if k % every == 0:
                 self.curve.append(round(self._process.memory_info().rss / 1e6))
+                used = self._process.cpu_times()
+                self._marks.append((k, time.perf_counter(), used.user + used.system))
             yield unit
 
+    def rates(self) -> dict[str, int]:
+        """Units a second from the second look (the actors have started) to the last: of wall time, of the driver's."""
+        (k0, wall0, used0), (k1, wall1, used1) = self._marks[1], self._marks[-1]
+        return {
+            "dispatched_per_second": round((k1 - k0) / (wall1 - wall0)),
+            "dispatched_per_driver_cpu_second": round((k1 - k0) / (used1 - used0)),
+        }
 
-def measure(units: int, planned: int, actors: int, seconds: float, folder: Path) -> dict[str, Any]:
+
+def measure(units: int, planned: int, actors: int, dispatch: int, folder: Path) -> dict[str, Any]:
     """All figures."""
     import ray
 
     options = EngineOptions(actors=actors, quiet=True)
     small = plan_of(units)
     rates: dict[str, list[float]] = {"engine": [], "bare": []}
-    handles = [
-        ray.remote(NoOp).options(num_cpus=0, max_concurrency=UNITS_PER_ACTOR + 1).remote() for _ in range(actors)
-    ]
+    remote: Any = ray.remote(NoOp)
+    handles = [remote.options(num_cpus=0, max_concurrency=UNITS_PER_ACTOR + 1).remote() for _ in range(actors)]
     ray.get([h.ready.remote() for h in handles])
     some = [unit for _, unit in with_data(small, units)]
     for turn in range(3):
@@ -145,9 +157,8 @@ def measure(units: int, planned: int, actors: int, seconds: float, folder: Path)
     tally = engine.run([Cube(long, store)], options, memory.watch(empty, planned // 20), "bench", actor_class=NoOp)
     walked = time.perf_counter() - start
     busy = Memory()
-    stop = time.perf_counter() + seconds
-    drawn = (item for item in with_data(long, planned) if time.perf_counter() < stop)
-    dispatched = engine.run([Cube(long, store)], options, busy.watch(drawn, 2000), "more", actor_class=NoOp)
+    drawn = busy.watch(with_data(long, dispatch), dispatch // 25)
+    dispatched = engine.run([Cube(long, store)], options, drawn, "more", actor_class=NoOp)
     best = {name: max(values) for name, values in rates.items()}
     return {
         "engine_units_per_second": [round(r) for r in rates["engine"]],
@@ -158,6 +169,7 @@ def measure(units: int, planned: int, actors: int, seconds: float, folder: Path)
         "plan_seconds": round(walked, 1),
         "plan_rss_mb": memory.curve,
         "dispatched": dispatched.units,
+        **busy.rates(),
         "dispatched_rss_mb": busy.curve,
     }
 
@@ -167,11 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--units", type=int, default=10_000)
     parser.add_argument("--plan", type=int, default=1_000_000)
+    parser.add_argument("--dispatch", type=int, default=100_000)
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, engine.ray_session(gpus=False):
-        figures = measure(given.units, given.plan, given.actors, given.seconds, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ray_session(gpus=False):
+        figures = measure(given.units, given.plan, given.actors, given.dispatch, Path(folder))
     import torch  # after the measuring: it would be most of the memory
 
     from benchmarks.machine import describe

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -29,7 +29,7 @@ from benchmarks.forward import choose_device, positive, relative_error
 from benchmarks.machine import describe, has_native_bf16
 from benchmarks.results import OURS, Report, Variant
 from benchmarks.scenes import scenes
-from benchmarks.subjects import Subject, subject
+from benchmarks.subjects import Asked, Subject, subject
 from benchmarks.timing import Timed, interleave
 from eocube import decoders
 from eocube.commits import State
@@ -52,21 +52,6 @@ START_PATIENCE = 30.0
 """Seconds to wait for the S3 server."""
 
 
-class Options(Protocol):
-    """What of the command line decides a run."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def quick(self) -> bool: ...
-    @property
-    def repeats(self) -> int | None: ...
-    @property
-    def threads(self) -> int | None: ...
-    @property
-    def device(self) -> str | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where shards go: a local folder or a bucket of a server that counts its requests."""
@@ -83,7 +68,7 @@ class _Place:
         return len(re.findall(r'"[A-Z]+ /\S*latent(?:/|%2F)c', self.log.read_text(errors="replace")))
 
 
-def measure(options: Options, console: Console) -> Report:
+def measure(options: Asked, console: Console) -> Report:
     """Make a cube of the demo scenes, write its shards again and again, and decode it in both ways.
 
     Raises:
@@ -243,7 +228,7 @@ def _decoding(plan: Plan, url: str, device: torch.device, threads: int, repeats:
 
     with mock.patch.object(decoders, "decode_one", _Unfused(plan, device)):
         unfused = decoded("fp32")
-    faster = ("fp16", "bf16") if device.type == "cuda" else ("bf16",) if has_native_bf16() else ()
+    faster = ("fp16", "bf16") if device.type == "cuda" else ("bf16", "mixed") if has_native_bf16() else ()
     ways = {(DECODE_BASE, "fp32"): unfused, **{(f"{OURS}, decode", d): decoded(d) for d in (*faster, "fp32")}}
     exact = ways[DECODE_BASE, "fp32"]()
     errors = {}

@@ -1,4 +1,4 @@
-"""What is measured: the network by name, its sensor, windows to encode, and the reference it is held against."""
+"""What is measured, and against what: the network by name, its sensor, windows to encode, the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,21 @@ TINY = EOVAEConfig(
 )  # fmt: skip
 """For tests of the benchmark itself."""
 MODELS = {"published": EOVAEConfig(), "nano": None, "tiny": TINY}
+
+
+class Asked(Protocol):
+    """What of the command line decides a measurement, whatever it measures."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def quick(self) -> bool: ...
+    @property
+    def repeats(self) -> int | None: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def device(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def open(
     """Open a latent cube: what `xarray.open_zarr` gives, with chunks that fit the store, checked to be a cube.
 
     Latents are dask arrays whose chunks are whole shards (one object, one read each); `spatial_ref` is a coordinate, so
-    that rioxarray and odc-geo find the CRS; the small arrays (`status`, ...) are read when looked at.
+    that rioxarray and odc-geo find the CRS; the small arrays (`status`, ...) are read when looked at. Warns where time
+    steps are not in order of time: dates that a store is extended with go behind those that are there.
 
     Args:
         url: path or URL of the store, anything fsspec knows.
@@ -83,6 +85,12 @@ def open(
         decode_coords="all",
     )
     info = read_info(ds)
+    if not ds.indexes["time"].is_monotonic_increasing:
+        warnings.warn(
+            f'{shown}: its time steps are not in order of time, since it was extended backwards; ds.sortby("time") '
+            "sorts them and costs nothing",
+            stacklevel=2,
+        )
     if expect_space_id is not None and info.space_id != expect_space_id:
         raise StoreError(f"{shown} has space id {info.space_id}, not {expect_space_id}: its latents mean other things")
     latent = ds["latent"]
@@ -169,7 +177,9 @@ class EocubeAccessor:
         Args:
             bands: band names, in the order wanted; all by default.
             device: torch device; by default a GPU where there is one.
-            dtype: arithmetic of the network: "fp32" (default), "fp16", "bf16" or a torch dtype.
+            dtype: arithmetic of the network: "mixed" (default: fp32, but bf16 inside residual blocks where the CPU
+                multiplies that in hardware and the weights stand it, see `eocube.decoders.MIXED_ERROR`), "fp32",
+                "fp16", "bf16" or a torch dtype.
             blend: False leaves the seams: each core as its own window decodes it.
             crop: False keeps the whole shards that arrays cover; True crops to the cores that were asked for.
             weights: where the weights are now, if not where the store says; they must be the same ones.

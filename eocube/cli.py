@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from eocube.encode import EncodeOptions, Exit
-from eocube.errors import EocubeError, InputError, StoreError
+from eocube.errors import ClusterError, EocubeError, InputError, StoreError
 from eocube.storage_options import VARIABLE, parse_options
 
 Options = TypeVar("Options")
@@ -127,7 +127,7 @@ def guarded(command: Callable[[], int], storage_options: Sequence[str] = ()) -> 
         if given is not None:
             os.environ[VARIABLE] = json.dumps(given)
         return int(command())
-    except (InputError, StoreError) as error:
+    except (InputError, StoreError, ClusterError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return int(Exit.BAD_INPUT)
     except EocubeError as error:

@@ -6,7 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from math import isfinite
@@ -76,6 +76,7 @@ class WindowResult:
     asset: str | None = None
 
 
+_BY_VALUE = {int(state): state for state in State}
 _CHECK = b',"crc32":"'
 _DENSE = ("row", "col", "state", "valid_percent", "cloud_percent")
 _SPARSE = ("reason", "psnr", "sam", "valid_mask", "item", "asset")
@@ -201,12 +202,17 @@ def _is_given(value: str | float | None) -> bool:
 
 
 def _windows(columns: Mapping[str, Any]) -> tuple[WindowResult, ...]:
-    dense: list[Sequence[int]] = [columns[name] for name in _DENSE]
-    sparse = {name: columns[name] for name in _SPARSE if columns.get(name)}
-    results = []
-    for i, (row, col, state, valid, cloud) in enumerate(zip(*dense, strict=True)):
-        extra = {name: values[str(i)] for name, values in sparse.items() if str(i) in values}
-        results.append(WindowResult(row, col, State(state), valid_percent=valid, cloud_percent=cloud, **extra))
+    rows: list[Sequence[int]] = [columns[name] for name in _DENSE]
+    results = [
+        WindowResult(row, col, _BY_VALUE[state], None, valid, cloud)
+        for row, col, state, valid, cloud in zip(*rows, strict=True)
+    ]
+    extra: dict[int, dict[str, Any]] = {}
+    for name in _SPARSE:
+        for place, value in columns.get(name, {}).items():
+            extra.setdefault(int(place), {})[name] = value
+    for place, values in extra.items():
+        results[place] = replace(results[place], **values)
     return tuple(results)
 
 

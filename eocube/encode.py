@@ -87,9 +87,13 @@ class EncodeOptions:
     source_options: tuple[str, ...] = field(default=(), repr=False)
     """fsspec options of catalogue and sources, where they differ; `{}` for none."""
     max_requests_per_second: str | None = None
-    """To any one host, from the whole run; the actors divide it. Sources are then read one range a request."""
+    """To any one host, from the whole run: while it encodes, the driver keeps to a tenth and the actors share the rest
+    evenly, as many as there are at the time. Sources are then read one range a request."""
     patience: str = "600"
     """Seconds that a host which stops answering is waited for, the run pausing, before what needs it fails."""
+    unit_timeout: str = "3600"
+    """Seconds that an actor may take over a shard, beside --patience; then it counts as hung, is ended, and the shard
+    is done again. Three such ends (or deaths of the actor) and the shard is left for the next run."""
     allow_local_sources: bool = False
     """Let a catalogue from elsewhere lead to files of this machine."""
     price: float | None = None
@@ -121,6 +125,7 @@ class Request:
     retry: tuple[State, ...]
     verify_fraction: float
     network: NetworkLimits
+    unit_timeout: float
     device: str
     """What the actors encode on: "cuda" or "cpu"."""
     options: EncodeOptions = field(repr=False)
@@ -153,11 +158,14 @@ class Request:
         if precision == "auto":
             precision = "fp16" if on_gpu else fastest_on_cpu()
         one_of(options.storage, STORAGES, "--storage")
+        unit_timeout = number(options.unit_timeout, "--unit-timeout")
+        if unit_timeout <= 0:
+            raise InputError(f"--unit-timeout is a number of seconds above 0, not {options.unit_timeout}")
         retry = () if options.retry is None else tuple(retryable(r) for r in options.retry.split(","))
         return cls(
             sensor, parse_bbox(west, south, east, north), parse_interval(options.datetime), options.catalog,
             options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
-            retry, share, network_limits(options), "cuda" if on_gpu else "cpu", options,
+            retry, share, network_limits(options), unit_timeout, "cuda" if on_gpu else "cpu", options,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:

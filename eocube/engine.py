@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +22,12 @@ from eocube.limits import Limits
 from eocube.network import NetworkLimits, shared_network
 from eocube.nodes import Place, here
 from eocube.plan import Plan, WorkUnit
-from eocube.pool import ATTEMPTS, UNITS_PER_ACTOR, ActorPool, Depths, PoolTally, Start, Wanted
+from eocube.pool import UNIT_TIMEOUT, UNITS_PER_ACTOR, ActorPool
+from eocube.pool_types import Depths, Ended, PoolTally, Start, Wanted
 from eocube.progress import Progress, SaidBy
 from eocube.run_metrics import ActorMetrics, DriverMetrics
 from eocube.runlog import FileSink, RunLog, Sink, StoreSink, attached, event, log_in_actor, of_unit, warnings_in
+from eocube.session import ray_session
 from eocube.store import LatentStore
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 ACTOR_CPUS = 0.01
 """CPUs that an actor reserves where there is no GPU: it uses a node's all, and must fit beside whatever is there."""
-LOST = f"its actor died {ATTEMPTS} times with this unit"
-"""The reason of windows whose unit was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,9 @@ class EngineOptions:
     """fsspec options of the sources."""
     quiet: bool = False
     network: NetworkLimits = field(default_factory=NetworkLimits)
-    """How hosts are treated; a limit on requests is divided over the actors."""
+    """How hosts are treated; a limit on requests is shared out over driver and actors."""
+    unit_timeout: float = UNIT_TIMEOUT
+    """Seconds that an actor may take over a unit, beside the network's patience, before it counts as hung."""
     log_dir: str | None = None
     """A local folder for the run's log. None: in the first cube's store."""
 
@@ -78,7 +77,7 @@ class RunTally:
     seconds: float = 0.0
     interrupted: bool = False
     lost: list[str] = field(default_factory=list)
-    """Units that killed their actor every time."""
+    """Units with which an actor died or hung every time."""
     requeued: int = 0
     """Times a unit was done again because its actor or node went."""
     deaths: int = 0
@@ -107,7 +106,8 @@ class EncodeActor:
         from eocube.worker import UnitRunner
 
         self._lines, busy = log_in_actor(run_id, secrets_of(options)), BusyClock()
-        shared_network().configure(options.network)
+        self._network = options.network
+        shared_network().configure(self._network)
         self._runners: list[UnitRunner] = []
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
@@ -136,6 +136,10 @@ class EncodeActor:
         """What was logged since the last answer."""
         return self._lines.take()
 
+    def share(self, among: int) -> None:
+        """Take a part of the run's limit on requests, now that so many actors share it."""
+        shared_network().configure(self._network.shared(among))
+
     def run(self, cube: int, unit: WorkUnit) -> tuple[str, tuple[str, ...]]:
         """Do one unit; its receipt as one line of JSON, and what was logged since the last."""
         with of_unit(unit.key):
@@ -161,35 +165,6 @@ def secrets_of(options: EngineOptions) -> tuple[str, ...]:
 def by_state(receipt: Receipt) -> dict[str, int]:
     """Windows of a unit by the name of their state."""
     return {state.label: n for state, n in sorted(Counter(w.state for w in receipt.windows).items())}
-
-
-@contextmanager
-def ray_session(*, gpus: bool) -> Iterator[None]:
-    """Ray as it is found: the session in place, the cluster of RAY_ADDRESS, else a private one on this machine."""
-    cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if "ray" not in sys.modules and not cluster:
-        # Ray reads these as it is imported. A token of this run's own keeps other users of the machine out, and leaves
-        # none in the home directory, where a later `ray start` would find it and refuse `ray job submit`.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if cluster:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            object_store_memory=128 * 2**20, num_gpus=None if gpus else 0,
-        )  # fmt: skip
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run(
@@ -254,14 +229,17 @@ def run(
                     pool = ActorPool(
                         starter(cubes, options, run_id, actor_class), actors=options.actors,
                         gpus_per_actor=options.gpus_per_actor, look=settle.look_after, hear=hear,
+                        unit_timeout=options.unit_timeout + options.network.patience,
+                        sharing=options.network.requests_per_second is not None,
                     )  # fmt: skip
                     try:
-                        for ended in pool.map(chain([first], units)):
-                            hear(ended.lines)
-                            if ended.receipt is not None:
-                                settle(ended.cube, ended.receipt, "done")
-                            else:
-                                settle.give_up(ended.cube, cubes[ended.cube].plan, ended.unit, run_id)
+                        with shared_network().beside_actors():
+                            for ended in pool.map(chain([first], units)):
+                                hear(ended.lines)
+                                if ended.receipt is not None:
+                                    settle(ended.cube, ended.receipt, "done")
+                                else:
+                                    settle.give_up(ended, cubes[ended.cube].plan, run_id)
                     finally:
                         tally.add_pool(pool.tally)
                         settle.metrics.retried("unit", tally.requeued)
@@ -302,11 +280,11 @@ class _Settle:
         if self.metrics is not None:
             self.metrics.depths(depths)
 
-    def give_up(self, cube: int, plan: Plan, unit: WorkUnit, run_id: str) -> None:
-        """Mark a unit that killed its actor every time; one whose earlier receipt holds good windows keeps that one."""
-        receipt = unit_receipt(plan, unit, run_id, State.NOT_ATTEMPTED, LOST)
-        if unit.keep is None:
-            self._commits.add(cube, receipt)
+    def give_up(self, ended: Ended, plan: Plan, run_id: str) -> None:
+        """Mark a unit that ended its actor every time; one whose earlier receipt holds good windows keeps that one."""
+        receipt = unit_receipt(plan, ended.unit, run_id, State.NOT_ATTEMPTED, ended.reason)
+        if ended.unit.keep is None:
+            self._commits.add(ended.cube, receipt)
         self._progress.add(receipt)
         if self.metrics is not None:
             self.metrics.ended(receipt, "lost")

@@ -35,5 +35,9 @@ class LeaseError(StoreError):
     """Another run holds the store's lease, or took it over: this run may not write."""
 
 
+class ClusterError(EocubeError, RuntimeError):
+    """Ray cannot be started or reached; what is in the store stays, and the same command goes on. Exit status 2."""
+
+
 class EncodeError(EocubeError, RuntimeError):
     """A window's latents are not finite in any precision; the window ends `encode_failed`."""

@@ -1,23 +1,25 @@
-"""Opening rasters: GDAL's own fast path for local, https and s3, any other fsspec URL; one handle a thread."""
+"""Opening rasters: GDAL's own fast path for local, https and s3, any other fsspec URL."""
 
 from __future__ import annotations
 
 import io
 import threading
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import rasterio
 from affine import Affine
+from numpy.typing import NDArray
 from rasterio.abc import FileContainer
 from rasterio.crs import CRS
 from rasterio.session import Session
+from rasterio.windows import Window
 
 from eocube.network import Network, shared_network
 from eocube.ranged_file import RangedFile
@@ -31,6 +33,7 @@ from eocube.storage_options import (
     options_for,
     scheme_of,
 )
+from eocube.untrusted import decoded_sizes
 
 CURL_CACHE = 128 * 2**20
 """Bytes of a process's cache of what GDAL fetched."""
@@ -141,7 +144,8 @@ def _crs_name(wkt: str) -> str:
 class Raster:
     """An open dataset and what is asked of it again and again.
 
-    `crs` is "EPSG:32633", WKT where it has no code, or None; `overviews` the decimation factors of the first band.
+    `crs` is "EPSG:32633", WKT where it has no code, or None; `overviews` the decimation factors of the first band;
+    `nodata` is each band's.
     """
 
     dataset: rasterio.DatasetReader
@@ -151,10 +155,28 @@ class Raster:
     crs: str | None
     overviews: tuple[int, ...]
     georeferenced: bool
+    nodata: tuple[float | None, ...]
+    block_bytes: int
+    """What the largest block decodes to."""
+    item_bytes: int
+    """Bytes of the widest band's pixel."""
+    _context: Context = field(default_factory=copy_context, repr=False, compare=False)
+    """That it was opened in: rasterio looks there for the files of an opener, and dies where they are not."""
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def read(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[Any]:
+        """Pixels (C, rows, columns) of bands counted from 1, of half-open ranges; by one thread at a time.
+
+        GDAL allows no two threads in one dataset. Whatever it raises.
+        """
+        window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
+        with self._turn:
+            pixels: NDArray[Any] = self.dataset.read(list(bands), window=window)
+        return pixels
 
     def close(self) -> None:
-        """Close the dataset."""
-        self.dataset.close()
+        """Close the dataset, on any thread."""
+        self._context.copy().run(self.dataset.close)
 
 
 def _open(path: str, options: Mapping[str, Any], *, side_cars: bool) -> rasterio.DatasetReader:
@@ -188,6 +210,7 @@ def open_raster(
             dataset.close()
             dataset = _open(path, options, side_cars=True)
     transform = dataset.transform
+    block_bytes, item_bytes = decoded_sizes(dataset)
     return Raster(
         dataset=dataset,
         transform=transform,
@@ -196,49 +219,7 @@ def open_raster(
         crs=_crs_name(dataset.crs.to_wkt()) if dataset.crs else None,
         overviews=tuple(dataset.overviews(1)),
         georeferenced=transform != Affine.identity(),
+        nodata=dataset.nodatavals,
+        block_bytes=block_bytes,
+        item_bytes=item_bytes,
     )
-
-
-class RasterCache:
-    """Open rasters, kept per thread (a GDAL handle belongs to one thread) and bounded; keyed by unsigned href.
-
-    `sign` makes the href that is really opened, each time it is opened.
-    """
-
-    def __init__(self, storage_options: Mapping[str, Any], limit: int = 96, network: Network | None = None) -> None:
-        self._options, self._limit, self._network = storage_options, limit, network or shared_network()
-        self._local = threading.local()
-        self._all: list[OrderedDict[tuple[str, int | None], Raster]] = []
-        self._lock = threading.Lock()
-
-    def _mine(self) -> OrderedDict[tuple[str, int | None], Raster]:
-        mine: OrderedDict[tuple[str, int | None], Raster] | None = getattr(self._local, "rasters", None)
-        if mine is None:
-            mine = self._local.rasters = OrderedDict()
-            with self._lock:
-                self._all.append(mine)
-        return mine
-
-    def get(self, href: str, sign: Callable[[str], str], overview: int | None = None) -> Raster:
-        """The raster behind an unsigned href, from this thread's cache or newly opened."""
-        mine, key = self._mine(), (href, overview)
-        raster = mine.get(key)
-        if raster is None:
-            raster = mine[key] = open_raster(sign(href), self._options, overview, self._network)
-            while len(mine) > self._limit:
-                mine.popitem(last=False)[1].close()
-        mine.move_to_end(key)
-        return raster
-
-    def drop(self, href: str) -> None:
-        """Close and forget this thread's handles of an href, so that the next `get` signs and opens it anew."""
-        mine = self._mine()
-        for key in [key for key in mine if key[0] == href]:
-            mine.pop(key).close()
-
-    def close(self) -> None:
-        """Close the rasters of all threads. No thread may be reading."""
-        with self._lock:
-            for rasters in self._all:
-                while rasters:
-                    rasters.popitem()[1].close()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import eocube
-from eocube.commits import State
+from eocube.commits import Receipt, State
 from eocube.errors import StoreError
 from eocube.history import History
 from eocube.plan import Plan
 from eocube.quality_sample import SAMPLE, fidelity, truth_pixels
 from eocube.source import read_source
 from eocube.store import LatentStore
-from eocube.tables import Failure
+from eocube.tables import Failure, Totals
 
 __all__ = ["cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify"]
 
@@ -75,18 +75,24 @@ def status(url: str, group: str | None = None) -> dict[str, Any]:
     plan = plan_of(url, group)
     store = LatentStore.open(cube_url(url, group))
     latest = store.log.latest()
-    summary = store.summarise(latest)
+    totals, breaches = Totals(store.requested), Counter[str]()
+
+    def counted() -> Iterator[Receipt]:
+        for receipt in latest:
+            totals.add(receipt)
+            breaches.update(w.reason for w in receipt.windows if w.state is State.OK and w.reason is not None)
+            yield receipt
+
+    run = History.of(counted()).last
+    summary = totals.summary(len(plan.times))
     counts = {State(s).label: int(n) for s, n in summary.counts.items()}
-    breaches: Counter[str] = Counter()
-    for receipt in latest:
-        breaches.update(w.reason for w in receipt.windows if w.state is State.OK and w.reason is not None)
     left = counts["not_attempted"]
     attempted = sum(n for name, n in counts.items() if name not in ("outside", "not_attempted"))
-    run = History.of(latest).last
     retry = [f"--retry {s.label}" for s in (State.READ_FAILED, State.ENCODE_FAILED) if counts[s.label]]
     return {
         "url": cube_url(url, group),
         "times": len(plan.times),
+        "time_order": in_order(plan.disorder),
         "windows": counts,
         "percent_done": round(100.0 * attempted / (attempted + left), 2) if attempted + left else 100.0,
         "rate": None if run is None else round(run.rate, 3),
@@ -103,6 +109,11 @@ def status(url: str, group: str | None = None) -> dict[str, Any]:
         "retryable": summary.retryable > 0,
         "to_do": [*(["the same command, for windows not attempted"] if left else []), *retry],
     }
+
+
+def in_order(behind: int) -> str:
+    """What is to be known of the time axis, by how many steps lie behind a later one."""
+    return "in order" if not behind else f'not in order: {behind} steps lie behind later ones; use ds.sortby("time")'
 
 
 def _failure(failure: Failure) -> str:

@@ -235,13 +235,15 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
         # CF allows one X and one Y axis: those of the latent pixels.
         return named if of == "window" else {**named, "axis": letter.upper()}
 
+    disordered = bool((np.diff(seconds) < 0).any())
+    order = {"comment": "in the order in which they were added, not in order of time: sortby"} if disordered else {}
     text = np.dtypes.StringDType()
     names = list(getattr(plan, "channel_names", ()))
     found: dict[str, tuple[tuple[str, ...], Block, dict[str, Any]]] = {
         "time": (
             ("time",), seconds,
             {"long_name": "start of the acquisition, UTC", "standard_name": "time", "axis": "T",
-             "units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian"},
+             "units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian", **order},
         ),
         "channel": (("channel",), np.arange(plan.channels), {"long_name": "latent channel", "names": names}),
         "y": (("y",), grid.y, axis("y", "latent pixel")),

@@ -21,13 +21,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DRIVER_PART = 0.1
+"""The driver's part of the run's limit on requests while actors are at work; these have the rest in equal parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkLimits:
     """Bounds of what one process asks of one host."""
 
     requests_per_second: float | None = None
-    """None: as many as the threads make."""
+    """Of the whole run. None: as many as the threads make."""
+    part: float = 1.0
+    """This process's part of them."""
     tries: int = 6
     """Times a request is made before it has failed, unless its host is down."""
     first_wait: float = 0.25
@@ -41,11 +46,18 @@ class NetworkLimits:
     patience: float = 600.0
     """Seconds that a host which is down is waited for; after them requests to it fail."""
 
+    @property
+    def own_rate(self) -> float | None:
+        """Requests a second of this process; None where there is no limit."""
+        return None if self.requests_per_second is None else self.requests_per_second * self.part
+
     def shared(self, among: int) -> NetworkLimits:
-        """One process's part when several share the limit on requests."""
-        if self.requests_per_second is None:
-            return self
-        return replace(self, requests_per_second=self.requests_per_second / max(1, among))
+        """One actor's part when so many are at work beside the driver."""
+        return replace(self, part=(1.0 - DRIVER_PART) / max(1, among))
+
+    def beside_actors(self) -> NetworkLimits:
+        """The driver's part while actors are at work: all it does then is to write the log and renew its lease."""
+        return replace(self, part=DRIVER_PART)
 
 
 @dataclass(slots=True)
@@ -116,6 +128,16 @@ class Network:
     def configure(self, limits: NetworkLimits) -> None:
         """Take other bounds from now on."""
         self.limits = limits
+
+    @contextmanager
+    def beside_actors(self) -> Iterator[None]:
+        """Inside, keep to the driver's part of a limit that actors share."""
+        before = self.limits
+        self.configure(before.beside_actors())
+        try:
+            yield
+        finally:
+            self.configure(before)
 
     @property
     def limited(self) -> bool:
@@ -213,7 +235,7 @@ class Network:
                     at.probing = True
                     break
                 at.changed.wait(max(left, 0.05) if not at.probing else 1.0)
-        rate = self.limits.requests_per_second
+        rate = self.limits.own_rate
         if rate is None or not request:
             return
         with at.changed:

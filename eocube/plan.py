@@ -180,6 +180,15 @@ class Plan:
         """(scale, offset) per channel of an int8 store."""
         return self.encoding.quantisation
 
+    @property
+    def disorder(self) -> int:
+        """Time steps that lie behind a later one, as dates do that a store was extended with backwards."""
+        seen, behind = "", 0
+        for step in self.times:
+            behind += step.time < seen
+            seen = max(seen, step.time)
+        return behind
+
     @cached_property
     def by_id(self) -> dict[str, Scene]:
         """The plan's scenes by their id."""

@@ -14,6 +14,7 @@ from eocube.commits import Receipt
 from eocube.errors import EocubeError
 from eocube.nodes import Node, Place, nodes_alive, placements
 from eocube.plan import WorkUnit
+from eocube.pool_types import Depths, Ended, PoolTally, Start, Wanted
 from eocube.runlog import event
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 UNITS_PER_ACTOR = 2
 """Units an actor works on at once: while one encodes, the other reads its first windows or writes its shard."""
 ATTEMPTS = 3
-"""Times a unit is given to an actor; one that kills its actor this often is left for a later run."""
+"""Times a unit is given to an actor; one with which an actor dies or hangs this often is left for a later run."""
+UNIT_TIMEOUT = 3600.0
+"""Seconds after which an actor that has not finished a unit counts as hung: many times what a shard takes on one slow
+core. What a host that is down is waited for comes on top."""
 START_PATIENCE = 60.0
 """Seconds without a started actor after which the run says what it waits for."""
 RECHECK = 2.0
@@ -32,43 +36,6 @@ FAILED_STARTS = 5
 """Actors that died one after the other as they started, after which the run gives up."""
 TICK = 0.5
 """Seconds that the driver waits for an answer before it looks after other things."""
-
-
-class Ended(NamedTuple):
-    """A unit that will not run again: with its receipt, or without one when it killed its actor every time."""
-
-    cube: int
-    unit: WorkUnit
-    receipt: Receipt | None
-    lines: Sequence[str] = ()
-    """What the actor logged meanwhile, as JSON lines."""
-
-
-class Wanted(NamedTuple):
-    """Where one more actor goes."""
-
-    node: str | None
-    """None: wherever Ray finds its GPU share, now or when a node is added."""
-    encode_threads: int
-    among: int
-    """Actors that there are to be in all: they share what is allowed to a run."""
-
-
-class Depths(NamedTuple):
-    """How full the pool is."""
-
-    flight: int
-    """Units with an actor."""
-    again: int
-    """Units that wait to run alone."""
-    ready: int
-    """Actors at work."""
-    starting: int
-
-
-Start = Callable[[Wanted], Any]
-"""Starts an actor and returns its handle: `ready()` gives its `Place`, `run(cube, unit)` a receipt as JSON and log
-lines, `heard()` the log lines alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,25 +55,25 @@ class _Worker:
 class _Job:
     cube: int
     unit: WorkUnit
-    killed: int = 0
-    """Actors that died while they had it."""
+    ends: list[str] = field(default_factory=list)
+    """How the actors ended that had it, one entry each."""
 
 
-@dataclass(slots=True)
-class PoolTally:
-    """What went wrong and was put right."""
+class _Flight(NamedTuple):
+    """A unit with its actor."""
 
-    requeued: int = 0
-    deaths: int = 0
-    started: int = 0
-    lost: list[str] = field(default_factory=list)
+    worker: _Worker
+    job: _Job
+    share: int
+    since: float
 
 
 class ActorPool:
     """Actors that follow the cluster as it grows and shrinks, each with a bounded number of units in flight.
 
     An actor that dies is replaced. Its units run again, each alone on an actor, so that it is known which one kills:
-    one that does so `ATTEMPTS` times is left. Units of a node that went away are not to blame and just run again.
+    one that does so `ATTEMPTS` times is left. An actor that takes too long over a unit is ended, and the unit counts
+    as if it had killed it. Units of a node that went away are not to blame and just run again.
 
     Args:
         start: starts an actor.
@@ -114,6 +81,8 @@ class ActorPool:
         gpus_per_actor: share of a GPU of each, 0 for none.
         look: called every `RECHECK` seconds, also while no unit ends; what it raises ends the run.
         hear: takes what actors log while their units run (that a host is down and waited for).
+        unit_timeout: seconds after which an actor that has not finished a unit is ended.
+        sharing: whether actors are told how many they are as that changes.
     """
 
     def __init__(
@@ -124,14 +93,17 @@ class ActorPool:
         gpus_per_actor: float = 0.0,
         look: Callable[[Depths], None] | None = None,
         hear: Callable[[Sequence[str]], None] | None = None,
+        unit_timeout: float = UNIT_TIMEOUT,
+        sharing: bool = False,
     ) -> None:
         self.tally = PoolTally()
         self._start, self._actors, self._gpus = start, actors, gpus_per_actor
         self._tell, self._hear = look, hear
+        self._unit_timeout, self._sharing = unit_timeout, sharing
         self._asked: dict[Any, _Worker] = {}
         self._workers: list[_Worker] = []
         self._starting: dict[Any, _Worker] = {}
-        self._flight: dict[Any, tuple[_Worker, _Job, int]] = {}
+        self._flight: dict[Any, _Flight] = {}
         self._next: deque[_Job] = deque()
         self._alone: deque[_Job] = deque()
         self._more = True
@@ -153,6 +125,7 @@ class ActorPool:
                     return
                 if time.monotonic() - self._looked >= RECHECK:
                     self._look()
+                    yield from self._end_the_hung()
                 self._dispatch()
                 yield from self._collect()
         finally:
@@ -160,6 +133,7 @@ class ActorPool:
 
     def close(self) -> None:
         """End every actor."""
+        self._sharing = False
         for worker in list(self._workers):
             self._end(worker)
 
@@ -192,7 +166,7 @@ class ActorPool:
 
     def _give(self, worker: _Worker, job: _Job, share: int) -> None:
         worker.load += share
-        self._flight[worker.handle.run.remote(job.cube, job.unit)] = (worker, job, share)
+        self._flight[worker.handle.run.remote(job.cube, job.unit)] = _Flight(worker, job, share, time.monotonic())
 
     def _collect(self) -> Iterator[Ended]:
         import ray
@@ -214,7 +188,7 @@ class ActorPool:
         import ray
         from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-        worker, job, share = self._flight.pop(ref)
+        worker, job, share, _ = self._flight.pop(ref)
         worker.load -= share
         try:
             line, lines = ray.get(ref)
@@ -225,27 +199,47 @@ class ActorPool:
             # Asked before anything else: the node's end is the reason, where it has ended.
             blameless = isinstance(error, ActorUnavailableError) or error.preempted or not self._is_alive(worker.node)
             self._died(worker, str(error), blameless)
-            return self._again(job, blameless)
+            return self._again(job, None if blameless else "its actor died")
         if worker.leaving and worker.load == 0:
             self._end(worker)
         return ended
 
-    def _again(self, job: _Job, blameless: bool) -> Ended | None:
-        if blameless:
+    def _again(self, job: _Job, end: str | None) -> Ended | None:
+        """Have a unit done again; `end` is how its actor ended where that is the unit's fault."""
+        if end is None:
             self._next.appendleft(job)
         else:
-            job.killed += 1
-            if job.killed >= ATTEMPTS:
+            job.ends.append(end)
+            if len(job.ends) >= ATTEMPTS:
                 self.tally.lost.append(job.unit.key)
+                reason = " and ".join(f"{how} {n} times with this unit" for how, n in Counter(job.ends).items())
                 event(
-                    "unit_lost", f"unit {job.unit.key} killed its actor {job.killed} times: left",
-                    level=logging.WARNING, unit=job.unit.key, cube=job.cube,
+                    "unit_lost", f"unit {job.unit.key} is left: {reason}", level=logging.WARNING, unit=job.unit.key,
+                    cube=job.cube,
                 )  # fmt: skip
-                return Ended(job.cube, job.unit, None)
+                return Ended(job.cube, job.unit, None, reason=reason)
             self._alone.append(job)
         self.tally.requeued += 1
-        event("unit_requeued", unit=job.unit.key, cube=job.cube, killed=job.killed, blameless=blameless)
+        event("unit_requeued", unit=job.unit.key, cube=job.cube, killed=len(job.ends), blameless=end is None)
         return None
+
+    def _end_the_hung(self) -> Iterator[Ended]:
+        """End actors that take too long over a unit; that unit is to blame, others that they had just run again."""
+        import ray
+
+        begun = time.monotonic() - self._unit_timeout
+        late = [ref for ref, flight in self._flight.items() if flight.since < begun]
+        if late:  # what has ended and only waits to be looked at is not late
+            _, late = ray.wait(late, num_returns=len(late), timeout=0)
+        for worker in {self._flight[ref].worker for ref in late}:
+            said = f"had no answer on a unit for {self._unit_timeout:.0f} s and was ended"
+            self._died(worker, said, hung=True)
+            # Not left to Ray to report: a process that hangs may not even hear that it is to end.
+            for ref in [r for r, flight in self._flight.items() if flight.worker is worker]:
+                job = self._flight.pop(ref).job
+                ended = self._again(job, f"its actor hung for {self._unit_timeout:.0f} s" if ref in late else None)
+                if ended is not None:
+                    yield ended
 
     # -- actors to nodes
 
@@ -327,14 +321,16 @@ class ActorPool:
         worker.node = worker.node if worker.node is not None and self._gpus == 0 else place.node
         self.tally.started += 1
         event("actor_started", node=place.node[:12], actor_host=place.host, actor_pid=place.pid)
+        self._share_out()
 
-    def _died(self, worker: _Worker, said: str, blameless: bool) -> None:
+    def _died(self, worker: _Worker, said: str, blameless: bool = False, *, hung: bool = False) -> None:
         if worker.dead:
             return
         self.tally.deaths += 1
         why = [line.strip() for line in said.splitlines() if line.strip()][-1:]
+        how = said if hung else "went with its node" if blameless else "died"
         event(
-            "actor_died", f"an encoding actor {'went with its node' if blameless else 'died'}; its units run again",
+            "actor_died", f"an encoding actor {how}; its units run again",
             level=logging.WARNING, node=(worker.node or "")[:12], error=why[0] if why else "",
         )  # fmt: skip
         self._end(worker)
@@ -344,14 +340,22 @@ class ActorPool:
         """Forget an actor and end its process; its units in flight, if any, fail with it and run again."""
         import ray
 
-        worker.dead = True
-        worker.ready = False
+        was_ready, worker.dead, worker.ready = worker.ready, True, False
         with suppress(ValueError):
             self._workers.remove(worker)
         for ref in [r for r, w in self._starting.items() if w is worker]:
             del self._starting[ref]
         with suppress(Exception):  # dead already, or Ray is going down
             ray.kill(worker.handle)
+        if was_ready:
+            self._share_out()
+
+    def _share_out(self) -> None:
+        """Tell the actors at work how many they are, where they share a limit."""
+        if self._sharing:
+            there = [w for w in self._workers if w.ready]
+            for worker in there:
+                worker.handle.share.remote(len(there))
 
     @staticmethod
     def _is_alive(node: str | None) -> bool:

@@ -309,7 +309,9 @@ def to_travelling(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> 
     if raw.dtype.kind == "f":
         invalid |= ~np.isfinite(raw)
     if radiometry.nodata is not None and not math.isnan(radiometry.nodata):
-        invalid |= raw == radiometry.nodata
+        whole_number = raw.dtype.kind in "ui" and float(radiometry.nodata).is_integer()
+        # Against a float, numpy would make floats of all pixels first.
+        invalid |= raw == (int(radiometry.nodata) if whole_number else radiometry.nodata)
     if radiometry.kind == "power":
         return _decibel(raw, invalid, radiometry, sensor)
     dtype = np.dtype(sensor.dtype)
@@ -318,20 +320,36 @@ def to_travelling(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> 
         moved = ((physical - sensor.offset) / sensor.scale).astype(dtype)
         moved[invalid] = sensor.nodata
         return moved
-    top = np.iinfo(dtype).max
+    top = int(np.iinfo(dtype).max)
+    lowest, highest = int(sensor.nodata == 0), top - int(sensor.nodata == top)
     shift = (radiometry.offset - sensor.offset) / sensor.scale
     whole = raw.dtype.kind in "ui" and math.isclose(radiometry.scale, sensor.scale, rel_tol=1e-9)
     if whole and math.isclose(shift, round(shift), abs_tol=1e-6):
         if round(shift) == 0 and raw.dtype == dtype and radiometry.nodata == sensor.nodata:
             return raw.copy()  # it travels as it was stored
+        if raw.dtype == dtype and dtype.kind == "u" and abs(round(shift)) < top:
+            moved = _shifted(raw, round(shift), lowest, highest)
+            np.copyto(moved, int(sensor.nodata), where=invalid)
+            return moved
         numbers = raw.astype(np.int32 if raw.dtype.itemsize <= 2 else np.int64) + round(shift)
     else:
         filled = np.where(invalid, 0, raw).astype(np.float64)
         with np.errstate(over="ignore"):
             exact = (filled * radiometry.scale + radiometry.offset - sensor.offset) / sensor.scale
         numbers = np.rint(np.clip(exact, 0, top)).astype(np.int64)
-    lowest, highest = int(sensor.nodata == 0), int(top) - int(sensor.nodata == top)
     return np.where(invalid, sensor.nodata, np.clip(numbers, lowest, highest)).astype(dtype)
+
+
+def _shifted(raw: NDArray[Any], shift: int, lowest: int, highest: int) -> NDArray[Any]:
+    """raw + shift, no less than `lowest` and no more than `highest`, in raw's own unsigned type throughout."""
+    top = int(np.iinfo(raw.dtype).max)
+    low, high = min(max(lowest - shift, 0), top), min(max(highest - shift, 0), top)
+    # Clipped first, so that the sum cannot leave the type; a negative shift is added as what it is modulo its range.
+    moved: NDArray[Any] = np.minimum(raw, raw.dtype.type(high))
+    if low > 0:
+        np.maximum(moved, raw.dtype.type(low), out=moved)
+    moved += raw.dtype.type(shift % (top + 1))
+    return moved
 
 
 def _decibel(raw: NDArray[Any], invalid: NDArray[np.bool_], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:
@@ -366,6 +384,6 @@ def scl_fractions(scl: NDArray[Any]) -> tuple[float, float, float]:
     valid = int(np.count_nonzero(scl != SCL_NODATA))
     if not valid:
         return 0.0, 0.0, 1.0
-    cloud = int(np.count_nonzero(np.isin(scl, SCL_CLOUD)))
+    cloud = sum(int(np.count_nonzero(scl == c)) for c in SCL_CLOUD)
     shadow = int(np.count_nonzero(scl == SCL_SHADOW))
     return cloud / valid, shadow / valid, 1.0 - valid / scl.size

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from eocube.encoders import LoadedWeights
 
 RECORDED = Path(__file__).parent / "recorded"
-"""Benchmarks that ship with the package: `jobs/benchmark.py ... --json`."""
+"""Benchmarks that ship with the package: those of whole jobs under `benchmarks/`, copied by its `readme_table.py`."""
+_WEIGHTS = {"published": "eo-vae"}
+"""What a benchmark calls a model -> what its weights call themselves, where that is another name."""
 _DTYPES = {"fp32": "fp32", "float32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
-_NOT_OURS = ("eager", "published", "autocast", "torch.compile", "reference")
+_NOT_OURS = ("eager", "published", "autocast", "torch.compile", "reference", "encoder alone", "its start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
             model, machine, variants = document["model"], document["machine"], document["variants"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: no benchmark that jobs/benchmark.py wrote ({error})") from error
-        if model != plan.encoding.weights_name:
+        if document.get("benchmark", "encoder") not in ("encoder", "pipeline"):
+            continue
+        if _WEIGHTS.get(model, model) != plan.encoding.weights_name:
             continue
         on = str(machine.get("gpu") if device == "cuda" else machine.get("cpu"))
         for variant in variants:

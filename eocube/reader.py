@@ -5,34 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 
+from eocube.band_pixels import Band, overview, read_bands, read_classes
 from eocube.catalog import sign
 from eocube.errors import SourceError
-from eocube.gdal_env import Raster, RasterCache, gdal_environment
+from eocube.gdal_env import Raster, gdal_environment
 from eocube.grid import Lattice, Window
 from eocube.network import Network, shared_network
-from eocube.radiometry import scl_fractions, to_travelling
+from eocube.radiometry import scl_fractions
+from eocube.raster_cache import RasterCache
 from eocube.read_failure import RefusedError, failure, judge_read
 from eocube.redaction import secrets_of
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
 from eocube.storage_options import host_of
-from eocube.untrusted import too_large
-from eocube.warp import (
-    DOWNSAMPLING,
-    PixelGrid,
-    Region,
-    average,
-    bilinear,
-    mirror_gaps,
-    nearest,
-    place,
-    region_of,
-)
+from eocube.warp import PixelGrid, Placement, mirror_gaps, place
 from eocube.zones import BBox
 
 UNKNOWN = 255
@@ -42,7 +35,13 @@ _SCL_SAMPLING = 20
 # An item's bbox is rounded and hugs its data; this many degrees around it still count as touched.
 _BBOX_PAD = 1e-3
 
+# What a window asks for over and over: three groups and a mask from each scene.
+_PLACES = 16
+# Windows whose ground is remembered from one time step to the next: those of some shards.
+_WINDOWS = 1024
+
 T = TypeVar("T")
+Place = Callable[[PixelGrid, Affine, str], Placement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class _Mask:
 
 
 class WindowReader:
-    """Reads windows of one lattice for one sensor; for use by many threads, each with file handles of its own.
+    """Reads windows of one lattice for one sensor; for use by many threads, which share what they open on this machine.
 
     The pixels depend on the scenes and the window alone: not on thread, order, bbox or earlier reads. Scenes on the
     zone's own grid are read as they are; others are resampled onto exactly the window's grid: bilinear, or by area
@@ -106,6 +105,7 @@ class WindowReader:
         self._cache = RasterCache(self._options, network=self.network)
         self._groups = sensor.groups(lattice.resolution)
         self._local = threading.local()
+        self._ground = lru_cache(_WINDOWS)(lambda window: lattice.lonlat_bounds(lattice.source_bounds(window)))
 
     def __enter__(self) -> WindowReader:
         return self
@@ -122,15 +122,8 @@ class WindowReader:
 
         Reads no band. 255 for both where a touching scene has no mask. Raises SourceError.
         """
-        touching = self._touching(scenes, window)
-        key = (window, touching)
-        known: _Mask | None = getattr(self._local, "mask", None)
-        if known is not None and known.key == key:
-            return known.valid_percent, known.cloud_percent, 0  # its bytes were counted when it was read
         with gdal_environment(self._options):
-            found = self._read_mask(touching, window)
-        self._local.mask = _Mask(key, *found)
-        return found
+            return self._mask(self._touching(scenes, window), window, place)
 
     def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
         """The window's pixels from the scenes of one time step, in mosaic order: later ones fill what earlier left.
@@ -140,11 +133,13 @@ class WindowReader:
         Raises SourceError, with the item and the asset, where a source cannot be read.
         """
         touching = self._touching(scenes, window)
-        _, cloud, read = self.mask(touching, window)
         groups: dict[int, NDArray[Any]] = {}
         seen: dict[int, NDArray[np.bool_]] = {}
         used: set[str] = set()
+        # A scene's bands lie alike on a group's grid: where is worked out once.
+        placed = lru_cache(_PLACES)(place)
         with gdal_environment(self._options):
+            _, cloud, read = self._mask(touching, window, placed)
             for sampling, indices in self._groups.items():
                 grid = self._grid(window, sampling)
                 shape = (len(indices), grid.size, grid.size)
@@ -153,7 +148,7 @@ class WindowReader:
                 for scene in touching:
                     if valid.all():
                         break
-                    gave, count = self._add(scene, indices, grid, pixels, valid)
+                    gave, count = self._add(scene, indices, grid, pixels, valid, placed)
                     read += count
                     if gave:
                         used.add(scene.id)
@@ -162,6 +157,9 @@ class WindowReader:
         if not all(band.any() for valid in seen.values() for band in valid):
             empty = np.zeros((self.lattice.core, self.lattice.core), dtype=np.uint8)
             return WindowPixels(groups, empty, 0, UNKNOWN, ids, read)
+        if all(valid.all() for valid in seen.values()):
+            full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
+            return WindowPixels(groups, full, 100, cloud, ids, read)
         share = self._share(seen)
         for sampling, pixels in groups.items():
             mirror_gaps(pixels, seen[sampling])
@@ -170,7 +168,7 @@ class WindowReader:
     # -- which scenes, which ground
 
     def _touching(self, scenes: Sequence[Scene], window: Window) -> tuple[Scene, ...]:
-        here = self.lattice.lonlat_bounds(self.lattice.source_bounds(window))
+        here = self._ground(window)
         return tuple(scene for scene in scenes if _overlap(scene.bbox, here))
 
     def _grid(self, window: Window, sampling: int) -> PixelGrid:
@@ -186,6 +184,7 @@ class WindowReader:
         grid: PixelGrid,
         pixels: NDArray[Any],
         valid: NDArray[np.bool_],
+        placed: Place,
     ) -> tuple[bool, int]:
         """Fill what is not yet valid in (C_g, H_g, W_g) from one scene; (whether it gave any pixel, bytes read)."""
         sources = {source.band: source for source in scene.sources}
@@ -200,55 +199,28 @@ class WindowReader:
         for bands in files.values():
             of_file = [source for _, source in bands]
 
-            def load(of_file: list[BandSource] = of_file) -> tuple[NDArray[Any], NDArray[np.bool_], int] | None:
-                return self._load(scene, of_file, grid)
+            def load(of_file: list[BandSource] = of_file) -> tuple[list[Band], int] | None:
+                return self._load(scene, of_file, grid, placed)
 
             found = self._attempt(scene, of_file[0], load)
             if found is None:
                 continue
-            moved, there, count = found
-            read += count
-            for k, (place_in_group, _) in enumerate(bands):
-                new = there[k] & ~valid[place_in_group]
-                pixels[place_in_group][new] = moved[k][new]
-                valid[place_in_group] |= new
-                gave = gave or bool(new.any())
+            read += found[1]
+            for (place_in_group, _), (moved, there) in zip(bands, found[0], strict=True):
+                gave = _fill(pixels[place_in_group], valid[place_in_group], moved, there) or gave
         return gave, read
 
     def _load(
-        self, scene: Scene, sources: Sequence[BandSource], grid: PixelGrid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], int] | None:
-        """One file's bands on the grid: travelling form and validity, (N, size, size); None off its ground."""
+        self, scene: Scene, sources: Sequence[BandSource], grid: PixelGrid, placed: Place
+    ) -> tuple[list[Band], int] | None:
+        """One file's bands on the grid, and the bytes read; None off its ground."""
         raster, crs = self._open(scene, sources[0])
-        at = place(grid, raster.transform, crs)
-        level = _overview(raster, at.ratio)
+        at = placed(grid, raster.transform, crs)
+        level = overview(raster, at.ratio)
         if level is not None:
             raster = self._cache.get(sources[0].href, lambda href: sign(href, scene.signer), level)
-            at = place(grid, raster.transform, crs)
-        region = region_of(at, grid, raster.height, raster.width)
-        inside = region.inside(raster.height, raster.width)
-        if inside is None:
-            return None
-        raw = _read(raster, [s.index for s in sources], inside)
-        usable = np.stack(
-            [_usable(band, s, raster.dataset.nodatavals[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
-        )
-        size = raw.nbytes
-        if at.exact is not None:
-            raw, there = _embed(raw, inside, region, 0), _embed(usable, inside, region, False)
-        else:
-            values = _embed(np.where(usable, raw, np.nan).astype(np.float64), inside, region, np.nan)
-            if at.ratio > DOWNSAMPLING:
-                warped = average(values, raster.transform, crs, region, grid)
-            else:
-                warped = bilinear(values, at, region)
-            there = np.isfinite(warped)
-            warped = np.where(there, warped, 0.0)
-            raw = (np.rint(warped) if raw.dtype.kind in "ui" else warped).astype(raw.dtype)
-        moved = np.stack([to_travelling(band, s.radiometry, self.sensor) for band, s in zip(raw, sources, strict=True)])
-        nodata = self.sensor.nodata
-        there &= ~np.isnan(moved) if np.isnan(nodata) else moved != nodata
-        return moved, there, size
+            at = placed(grid, raster.transform, crs)
+        return read_bands(raster, crs, at, sources, grid, self.sensor)
 
     def _open(self, scene: Scene, source: BandSource) -> tuple[Raster, str]:
         raster = self._cache.get(source.href, lambda href: sign(href, scene.signer))
@@ -261,7 +233,16 @@ class WindowReader:
 
     # -- the mask
 
-    def _read_mask(self, scenes: Sequence[Scene], window: Window) -> tuple[int, int, int]:
+    def _mask(self, touching: tuple[Scene, ...], window: Window, placed: Place) -> tuple[int, int, int]:
+        key = (window, touching)
+        known: _Mask | None = getattr(self._local, "mask", None)
+        if known is not None and known.key == key:
+            return known.valid_percent, known.cloud_percent, 0  # its bytes were counted when it was read
+        found = self._read_mask(touching, window, placed)
+        self._local.mask = _Mask(key, *found)
+        return found
+
+    def _read_mask(self, scenes: Sequence[Scene], window: Window, placed: Place) -> tuple[int, int, int]:
         sources = [(scene, scene.mask) for scene in scenes if scene.mask is not None]
         if not scenes or len(sources) < len(scenes):
             return UNKNOWN, UNKNOWN, 0
@@ -276,14 +257,7 @@ class WindowReader:
 
             def load(scene: Scene = scene, source: BandSource = source) -> tuple[NDArray[Any], int] | None:
                 raster, crs = self._open(scene, source)
-                at = place(grid, raster.transform, crs)
-                region = region_of(at, grid, raster.height, raster.width)
-                inside = region.inside(raster.height, raster.width)
-                if inside is None:
-                    return None
-                raw = _read(raster, [source.index], inside)
-                whole = _embed(raw, inside, region, 0)
-                return (whole if at.exact is not None else nearest(whole, at, region))[0], raw.nbytes
+                return read_classes(raster, placed(grid, raster.transform, crs), source, grid)
 
             found = self._attempt(scene, source, load)
             if found is not None:
@@ -329,6 +303,9 @@ class WindowReader:
         lattice = self.lattice
         total = np.zeros((lattice.core, lattice.core), dtype=np.int64)
         for sampling, valid in seen.items():
+            if valid.all():
+                total += len(valid) * lattice.stride**2
+                continue
             times = sampling // lattice.resolution
             start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
             count = valid.sum(axis=0, dtype=np.int64)
@@ -338,13 +315,15 @@ class WindowReader:
         return total / (len(self.sensor.bands) * lattice.stride**2)
 
 
-def _read(raster: Raster, bands: Sequence[int], inside: Region) -> NDArray[Any]:
-    """Source pixels (C, rows, columns); refused where what the file declares would take unbounded memory."""
-    why = too_large(raster.dataset, len(bands), inside.row1 - inside.row0, inside.col1 - inside.col0)
-    if why is not None:
-        raise RefusedError(why)
-    pixels: NDArray[Any] = raster.dataset.read(list(bands), window=_slices(inside))
-    return pixels
+def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:
+    """Fill what is not yet valid of a band (H, W) in place; whether there was anything."""
+    new = there & ~valid if valid.any() else there
+    if new.all():
+        pixels[...], valid[...] = moved, True
+        return True
+    np.copyto(pixels, moved, where=new)
+    valid |= new
+    return bool(new.any())
 
 
 def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -352,37 +331,6 @@ def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:
     whole = np.rint(share * 100)
     whole = np.where((share > 0) & (whole == 0), 1, whole)
     return np.asarray(np.where((share < 1) & (whole == 100), 99, whole), dtype=np.uint8)
-
-
-def _usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> NDArray[np.bool_]:
-    """Which raw pixels may take part in resampling: neither the item's nor the file's nodata, and a power above 0."""
-    usable = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, dtype=np.bool_)
-    for nodata in (source.radiometry.nodata, file_nodata):
-        if nodata is not None and not np.isnan(nodata):
-            usable &= raw != nodata
-    if source.radiometry.kind == "power":
-        usable &= ~(raw == 0)
-    return usable
-
-
-def _overview(raster: Raster, ratio: float) -> int | None:
-    """The overview to average from: the coarsest that is still twice as fine as the grid, None for the full image."""
-    fit = [k for k, factor in enumerate(raster.overviews) if factor * 2 <= ratio * (1 + 1e-6)]
-    return max(fit, key=lambda k: raster.overviews[k], default=None)
-
-
-def _slices(region: Region) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (region.row0, region.row1), (region.col0, region.col1)
-
-
-def _embed(values: NDArray[Any], inside: Region, region: Region, fill: float | bool) -> NDArray[Any]:
-    """Lay what was read into the whole region, `fill` around it."""
-    if inside == region:
-        return values
-    whole = np.full((len(values), region.row1 - region.row0, region.col1 - region.col0), fill, dtype=values.dtype)
-    row, col = inside.row0 - region.row0, inside.col0 - region.col0
-    whole[:, row : row + values.shape[1], col : col + values.shape[2]] = values
-    return whole
 
 
 def _overlap(scene: BBox, here: BBox) -> bool:

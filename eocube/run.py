@@ -17,6 +17,7 @@ from eocube.engine import Cube, EngineOptions, RunTally
 from eocube.engine import run as run_engine
 from eocube.errors import StoreError
 from eocube.extend import grow_plans, join_zones
+from eocube.inspection import in_order
 from eocube.lease import Lease
 from eocube.limits import Limits
 from eocube.network import shared_network
@@ -75,7 +76,8 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
     limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if options.demo else request.verify_fraction)
     engine = EngineOptions(
         actors=options.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
-        source_options=source_options, network=request.network, quiet=options.quiet, log_dir=options.log_dir,
+        source_options=source_options, network=request.network, unit_timeout=request.unit_timeout,
+        quiet=options.quiet, log_dir=options.log_dir,
     )  # fmt: skip
     with Lease(Target(request.out, storage_options), run_id) as lease:
         cubes = open_cubes(request, plans, storage_options)
@@ -190,6 +192,8 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
             f"{cube.url}: {cube.plan.sensor.name}, EPSG:{cube.plan.grid.lattice.epsg}, "
             f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}"
         )
+        if cube.plan.disorder:
+            console.print(f"  times {in_order(cube.plan.disorder)}")
         if summary.seams.borders:
             console.print(f"  {seams_line(summary.seams)}")
         if summary.breaches:
@@ -212,7 +216,7 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
     if len(failures) > NAMED_FAILURES:
         console.print(f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", style="red")
     for unit in tally.lost:
-        console.print(f"  unit {unit} killed its actor every time: not attempted", style="red")
+        console.print(f"  unit {unit} ended its actor every time: not attempted", style="red")
     left = sum(n for s, n in total.items() if s.retryable)
     if tally.interrupted:
         console.print("interrupted: the same command goes on where it stopped")

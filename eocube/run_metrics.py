@@ -9,7 +9,7 @@ from typing import Any
 
 from eocube.busy import BusyClock
 from eocube.commits import Receipt
-from eocube.pool import Depths
+from eocube.pool_types import Depths
 
 UNIT_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Upper edges of the histogram of unit times."""

@@ -64,8 +64,12 @@ class SelfCheck:
         self._lattice, self._sensor, self._sample = grid.lattice, sensor, Sample.of(grid, fraction)
         self._decoder, self._truth, self._device, self._floor = decoder, truth, device, floor
 
+    def samples(self, window: Window) -> bool:
+        """Whether a window is in the sample."""
+        return window in self._sample.windows
+
     def check(self, window: Window, pixels: WindowPixels, latents: Floats) -> Checked:
-        """A window's scores and sides, where it is in the sample.
+        """The scores and sides of a window of the sample.
 
         Args:
             window: which one.
@@ -74,8 +78,6 @@ class SelfCheck:
 
         PSNR has range 1 for reflectance, 40 dB for backscatter, 255 for counts; decoded from the window's own latents.
         """
-        if window not in self._sample.windows:
-            return Checked()
         stored = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float32))[None].to(self._device)
         groups = {s: torch.from_numpy(a)[None].to(self._device) for s, a in pixels.groups.items()}
         decoded, source = (a[0].float().cpu().numpy() for a in (self._decoder(stored), self._truth(groups)))

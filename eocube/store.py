@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.buffer import Buffer
+from zarr.buffer.cpu import Buffer as CpuBuffer
+from zarr.storage import MemoryStore
 
 from eocube import rebase
 from eocube.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
@@ -34,7 +39,7 @@ from eocube.layout import (
 )
 from eocube.root import create_root, finalise_root, half_made, read_root
 from eocube.shard_codec import Block
-from eocube.tables import Scores, Summary, summarise, valid_objects, window_objects
+from eocube.tables import Scores, Summary, Totals, derived_objects, summarise
 from eocube.target import Target, storing
 from eocube.verify import Finding, seal, verify_store
 
@@ -124,16 +129,16 @@ class LatentStore:
         objects = template(plan)
         objects[ITEM] = cube_item(plan, target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube")
         requested = np.asarray(plan.grid.requested_mask, dtype=np.bool_)
-        latest = CommitLog(target).latest()
-        summary = summarise(latest, requested, len(plan.times))
-        attributes = root_attributes(plan, {**eocube_document(plan), **_from_log(summary)})
-        root = root_metadata(attributes, objects)
+        latest, totals = CommitLog(target).latest(), Totals(requested)
+        document = eocube_document(plan)
+        # The seal of the layout leaves out what follows from the log, which is known only when all of it was read.
+        root = root_metadata(root_attributes(plan, document), objects)
         objects[LAYOUT] = seal({PLAN: text, **objects}, json.loads(root))
-        specs = array_specs(plan)
-        if moved:
-            present = set(target.keys("valid/c"))
-            _publish(target, valid_objects(specs, latest, plan.grid.lattice.core), present)
-        _publish(target, [(SEAL, latest.seal()), *objects.items(), *window_objects(specs, latest, requested)])
+        derived = derived_objects(array_specs(plan), latest, requested, valid=moved, seen=totals.add)
+        present = set(target.keys("valid/c")) if moved else frozenset()
+        _publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived), present)
+        attributes = root_attributes(plan, {**document, **_from_log(totals.summary(len(plan.times)))})
+        root = root_metadata(attributes, objects)
         target.put(ROOT, root)
         if moved:
             rebase.forget(target)
@@ -183,14 +188,19 @@ class LatentStore:
         """Side of a core in latent pixels."""
         return self.specs["latent"].shape[2] // self.specs["status"].shape[1]
 
-    @property
+    @cached_property
     def requested(self) -> npt.NDArray[np.bool_]:
         """(wy, wx): which cores were asked for."""
         return np.asarray(self._array("requested")).astype(np.bool_)
 
     def _array(self, name: str) -> Block:
+        """A small array whole. Its objects come by the target's own requests: counted, limited, made again."""
+        keys = self.target.keys(name)
+        objects: dict[str, Buffer] = {
+            key: CpuBuffer.from_bytes(data) for key, data in zip(keys, self.target.get_many(keys), strict=True)
+        }
         with storing("read", self.target.at(name)):
-            return np.asarray(zarr.open_array(self.target.zarr(), path=name, mode="r")[...])
+            return np.asarray(zarr.open_array(MemoryStore(objects, read_only=True), path=name, mode="r")[...])
 
     def _steps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Times (ISO UTC, to the second) and scene ids of the time axis."""
@@ -313,10 +323,10 @@ class LatentStore:
 
         The same receipts always give the same bytes, in whatever order they came; may be called at any time.
         """
-        latest = self.log.latest()
-        summary = self.summarise(latest)
+        latest, totals = self.log.latest(), Totals(self.requested)
         present = set(self.target.keys("valid/c"))
-        _publish(self.target, self.derived(latest), present)
+        _publish(self.target, self.derived(latest, totals), present)
+        summary = totals.summary(self.latent.shape[0])
         data = self.root_bytes(summary)
         self.target.put(SEAL, latest.seal())
         self.target.put(ROOT, data)
@@ -324,10 +334,13 @@ class LatentStore:
         self.target.tidy()
         return summary
 
-    def derived(self, latest: Latest) -> Iterator[tuple[str, bytes | None]]:
-        """The objects that follow from the log, (key, bytes); None for one that is not to be there."""
-        yield from valid_objects(self.specs, latest, self.core)
-        yield from window_objects(self.specs, latest, self.requested)
+    def derived(self, latest: Latest, totals: Totals | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """The objects that follow from the log, (key, bytes); None for one that is not to be there.
+
+        Every receipt is read once, and counted into `totals` on the way.
+        """
+        seen = None if totals is None else totals.add
+        return derived_objects(self.specs, latest, self.requested, seen=seen)
 
     def root_bytes(self, summary: Summary) -> bytes:
         """The root's zarr.json with the moments and seams of a summary."""
@@ -354,7 +367,7 @@ def _from_log(summary: Summary) -> dict[str, Any]:
 
 
 def _publish(
-    target: Target, objects: Iterable[tuple[str, bytes | None]], present: set[str] | frozenset[str] = frozenset()
+    target: Target, objects: Iterable[tuple[str, bytes | None]], present: Collection[str] = frozenset()
 ) -> None:
     """Write objects several at a time, holding few; one without bytes is removed when it is among `present`.
 

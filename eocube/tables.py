@@ -73,71 +73,107 @@ class Summary:
 
 def summarise(receipts: Iterable[Receipt], requested: npt.NDArray[np.bool_], times: int) -> Summary:
     """Figures over the receipts that count, in their order. `requested` is (wy, wx)."""
-    counts: Counter[State] = Counter()
-    failed: Counter[tuple[State, str | None, str | None, str | None]] = Counter()
-    precision: Counter[str] = Counter()
-    psnr: list[float] = []
-    sam: list[float] = []
-    parts: list[Moments] = []
-    seams: list[Seams] = []
-    breaches = 0
-    units = bytes_in = bytes_out = logged = scored = 0
-    seconds = 0.0
+    totals = Totals(requested)
     for receipt in receipts:
-        units += 1
-        bytes_in += receipt.bytes_in
-        bytes_out += receipt.bytes_out
-        seconds += receipt.seconds
-        precision.update(receipt.precision)
+        totals.add(receipt)
+    return totals.summary(times)
+
+
+@dataclass(slots=True)
+class _Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+class Totals:
+    """A summary in the making, receipt by receipt: holds sums, not receipts. `requested` is (wy, wx)."""
+
+    def __init__(self, requested: npt.NDArray[np.bool_]) -> None:
+        self._requested = requested
+        self._counts: Counter[State] = Counter()
+        self._failed: Counter[tuple[State, str | None, str | None, str | None]] = Counter()
+        self._precision: Counter[str] = Counter()
+        self._psnr, self._sam = _Mean(), _Mean()
+        self._moments, self._seams = Moments(0, (), ()), Seams()
+        self._units = self._bytes_in = self._bytes_out = self._scored = self._breaches = 0
+        self._seconds = 0.0
+
+    def add(self, receipt: Receipt) -> None:
+        """Count a receipt in. The last bits of the moments depend on the order: that of the log's `latest`."""
+        self._units += 1
+        self._bytes_in += receipt.bytes_in
+        self._bytes_out += receipt.bytes_out
+        self._seconds += receipt.seconds
+        self._precision.update(receipt.precision)
         if receipt.moments is not None:
-            parts.append(receipt.moments)
+            self._moments = self._moments.merge(receipt.moments)
         if receipt.seams is not None:
-            seams.append(receipt.seams)
+            self._seams = Seams.merged((self._seams, receipt.seams))
         for window in receipt.windows:
-            if not requested[window.row, window.col]:
+            if not self._requested[window.row, window.col]:
                 continue
-            counts[window.state] += 1
-            logged += 1
+            self._counts[window.state] += 1
             if window.state in (State.READ_FAILED, State.ENCODE_FAILED):
-                failed[(window.state, window.item, window.asset, window.reason)] += 1
+                self._failed[(window.state, window.item, window.asset, window.reason)] += 1
             if window.psnr is not None:
-                psnr.append(window.psnr)
+                self._psnr.add(window.psnr)
             if window.sam is not None:
-                sam.append(window.sam)
-            breaches += window.state is State.OK and window.reason is not None
-            scored += window.psnr is not None or window.sam is not None
-    wanted = int(requested.sum())
-    counts[State.NOT_ATTEMPTED] += times * wanted - logged
-    counts[State.OUTSIDE] += times * (requested.size - wanted)
-    order = sorted(failed.items(), key=lambda f: (-f[1], f[0][0], *(v or "" for v in f[0][1:])))
-    return Summary(
-        counts={state: counts[state] for state in State},
-        units=units,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        seconds=seconds,
-        precision=dict(sorted(precision.items())),
-        moments=Moments.merged(parts),
-        scores=Scores(_mean(psnr), _mean(sam), scored),
-        failures=tuple(Failure(*key, windows=n) for key, n in order),
-        seams=Seams.merged(seams),
-        breaches=breaches,
-    )
+                self._sam.add(window.sam)
+            self._breaches += window.state is State.OK and window.reason is not None
+            self._scored += window.psnr is not None or window.sam is not None
+
+    def summary(self, times: int) -> Summary:
+        """What it came to, for a store of so many time steps."""
+        counts, wanted = Counter(self._counts), int(self._requested.sum())
+        counts[State.NOT_ATTEMPTED] += times * wanted - self._counts.total()
+        counts[State.OUTSIDE] += times * (self._requested.size - wanted)
+        order = sorted(self._failed.items(), key=lambda f: (-f[1], f[0][0], *(v or "" for v in f[0][1:])))
+        return Summary(
+            counts={state: counts[state] for state in State},
+            units=self._units,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            seconds=self._seconds,
+            precision=dict(sorted(self._precision.items())),
+            moments=self._moments,
+            scores=Scores(self._psnr.value, self._sam.value, self._scored),
+            failures=tuple(Failure(*key, windows=n) for key, n in order),
+            seams=self._seams,
+            breaches=self._breaches,
+        )
 
 
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def window_objects(
-    specs: Mapping[str, ArraySpec], latest: Latest, requested: npt.NDArray[np.bool_]
+def derived_objects(
+    specs: Mapping[str, ArraySpec],
+    latest: Latest,
+    requested: npt.NDArray[np.bool_],
+    *,
+    valid: bool = True,
+    seen: Callable[[Receipt], None] | None = None,
 ) -> Iterator[tuple[str, bytes | None]]:
-    """The objects of the (time, wy, wx) arrays as the log has them: (key, bytes), every one of them, in the order of
-    `WINDOW_ARRAYS` for the times of an object.
+    """The objects that follow from the log, every one of them: (key, bytes), None for one that is not to be there.
+
+    Each receipt is read once, in the log's order, and none is kept. Those of `valid` come time by time, then those of
+    the (time, wy, wx) arrays for the times that share an object, in the order of `WINDOW_ARRAYS`.
+
+    Args:
+        specs: the store's arrays.
+        latest: the receipts that count.
+        requested: (wy, wx).
+        valid: whether the objects of `valid` are wanted too.
+        seen: is shown every receipt.
     """
-    status = specs["status"]
+    status, encode = specs["status"], _remembering(specs["valid"].codec.encode)
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]
+    core = specs["valid"].shape[1] // status.shape[1]
     for start in range(0, times, together):
         stop = min(start + together, times)
         tables: dict[str, Block] = {
@@ -145,8 +181,16 @@ def window_objects(
             for name in WINDOW_ARRAYS
         }
         tables["status"][:, ~requested] = State.OUTSIDE
-        for receipt in latest.of_times(start, stop):
-            _fill_windows(tables, receipt, receipt.time - start, requested)
+        for time in range(start, stop):
+            pixels = np.zeros((1, *specs["valid"].shape[1:]), np.uint8) if valid else None
+            for receipt in latest.of_times(time, time + 1):
+                if seen is not None:
+                    seen(receipt)
+                _fill_windows(tables, receipt, time - start, requested)
+                if pixels is not None:
+                    _fill_valid(pixels[0], receipt, core)
+            if pixels is not None:
+                yield from _objects(specs["valid"], pixels, time, encode)
         for name in WINDOW_ARRAYS:
             yield from _objects(specs[name], tables[name], start // together, specs[name].codec.encode)
 
@@ -163,19 +207,12 @@ def _fill_windows(tables: Mapping[str, Block], receipt: Receipt, at: int, reques
     tables["sam"][place] = [np.nan if w.sam is None else w.sam for w in windows]
 
 
-def valid_objects(specs: Mapping[str, ArraySpec], latest: Latest, core: int) -> Iterator[tuple[str, bytes | None]]:
-    """The objects of `valid`, one time after the other: (key, bytes), None where nothing is valid."""
-    spec = specs["valid"]
-    encode = _remembering(spec.codec.encode)
-    for time in range(spec.shape[0]):
-        table = np.zeros((1, *spec.shape[1:]), np.uint8)
-        for receipt in latest.of_times(time, time + 1):
-            for window in receipt.windows:
-                if window.state is State.OK:
-                    rows = slice(window.row * core, (window.row + 1) * core)
-                    cols = slice(window.col * core, (window.col + 1) * core)
-                    table[0, rows, cols] = unpack_mask(window.valid_mask, core)
-        yield from _objects(spec, table, time, encode)
+def _fill_valid(pixels: Block, receipt: Receipt, core: int) -> None:
+    for window in receipt.windows:
+        if window.state is State.OK:
+            rows = slice(window.row * core, (window.row + 1) * core)
+            cols = slice(window.col * core, (window.col + 1) * core)
+            pixels[rows, cols] = 100 if window.valid_mask is None else unpack_mask(window.valid_mask, core)
 
 
 def _remembering(encode: Encode) -> Encode:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
-from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
 
 from eocube.errors import StoreError
 from eocube.network import Network, shared_network
@@ -220,12 +218,6 @@ class Target:
             if first is not None:
                 shutil.rmtree(first, ignore_errors=True)
             raise
-
-    def zarr(self) -> Store:
-        """The target as a read-only zarr store."""
-        if self.local is not None:
-            return LocalStore(self.local, read_only=True)
-        return FsspecStore.from_url(self.url, storage_options=self.options, read_only=True)
 
 
 def _replace(final: Path, folder: Path, data: bytes) -> None:

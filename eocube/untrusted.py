@@ -106,19 +106,32 @@ def _said(position: Any) -> str:
     return str(list(position[:2]))[:60]
 
 
-def too_large(dataset: rasterio.DatasetReader, bands: int, rows: int, cols: int) -> str | None:
+def decoded_sizes(dataset: rasterio.DatasetReader) -> tuple[int, int]:
+    """Bytes that a raster's largest block decodes to, and of the widest band's pixel, as the file declares them.
+
+    Raises:
+        RasterioIOError: pixels of a type that numpy lacks.
+    """
+    together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+    try:
+        sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
+    except TypeError as error:  # GDAL's complex integers, which numpy lacks
+        raise rasterio.errors.RasterioIOError(f"its pixels are of a type that is not read: {error}") from error
+    blocks = zip(dataset.block_shapes, sizes, strict=True)
+    return max(h * w * size * together for (h, w), size in blocks), max(sizes)
+
+
+def too_large(block_bytes: int, item_bytes: int, bands: int, rows: int, cols: int) -> str | None:
     """Why reading so many rows and columns of a raster would take too much memory; None when it would not.
 
     What a file declares costs it a few bytes: so its blocks and what is read are bounded by what they decode to.
     """
-    together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
-    sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
-    block = max(h * w * size * together for (h, w), size in zip(dataset.block_shapes, sizes, strict=True))
-    if block > MAX_BLOCK:
+    if block_bytes > MAX_BLOCK:
         return (
-            f"its blocks decode to {block / 2**20:.0f} MiB each, more than the {MAX_BLOCK // 2**20} MiB that are taken"
+            f"its blocks decode to {block_bytes / 2**20:.0f} MiB each, more than the {MAX_BLOCK // 2**20} MiB that are "
+            "taken"
         )
-    size = bands * rows * cols * max(sizes)
+    size = bands * rows * cols * item_bytes
     if size > MAX_READ:
         return (
             f"one window needs {rows} x {cols} of its pixels in {bands} bands, {size / 2**30:.1f} GiB: its pixels are "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ from eocube.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.commits import Receipt, State, checked
 from eocube.errors import StoreError
 from eocube.layout import INT8_NODATA, LATENT, ROOT
+from eocube.tables import Summary, Totals
 
 if TYPE_CHECKING:
     from eocube.store import LatentStore
@@ -63,17 +64,19 @@ def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None
     if findings:  # what is read through damaged metadata would only repeat it
         return findings
     findings += _log(store, latest)
-    findings += _root(store, latest)
-    findings += _derived(store, latest)
+    totals, keys = Totals(store.requested), set[str]()
+    derived = _derived(store, store.derived(latest, totals), keys)
+    findings += _root(store, totals.summary(store.latent.shape[0]))
+    findings += derived
     findings += _shards(store, latest, progress)
-    findings += _strays(store, latest)
+    findings += _strays(store, keys)
     return findings
 
 
-def _strays(store: LatentStore, latest: Latest) -> list[Finding]:
+def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
     """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes."""
     layout = json.loads(store.target.get(LAYOUT) or b"{}")
-    known = {ROOT, LAYOUT, *layout["sha256"], *(key for key, _ in store.derived(latest))}
+    known = {ROOT, LAYOUT, *layout["sha256"], *derived}
     return [
         Finding(key, "belongs to no part of the store: remove it")
         for key in store.target.keys("")
@@ -134,19 +137,21 @@ def _log(store: LatentStore, latest: Latest) -> list[Finding]:
     return findings
 
 
-def _root(store: LatentStore, latest: Latest) -> list[Finding]:
+def _root(store: LatentStore, summary: Summary) -> list[Finding]:
     found, expected = (
         [json.loads(data)["attributes"]["eocube"].get(name) for name in FROM_LOG]
-        for data in (store.target.get(ROOT) or b"", store.root_bytes(store.summarise(latest)))
+        for data in (store.target.get(ROOT) or b"", store.root_bytes(summary))
     )
     if found == expected:
         return []
     return [Finding(ROOT, "its moments or seams are not those of the commit log: finalise the store again")]
 
 
-def _derived(store: LatentStore, latest: Latest) -> list[Finding]:
+def _derived(store: LatentStore, objects: Iterable[tuple[str, bytes | None]], keys: set[str]) -> list[Finding]:
+    """What differs from the objects that follow from the log; `keys` takes in theirs."""
     findings = []
-    for key, expected in store.derived(latest):
+    for key, expected in objects:
+        keys.add(key)
         found = store.target.get(key)
         if found == expected:
             continue

@@ -93,8 +93,7 @@ class _Read:
 def reading_threads(plan: Plan, limits: Limits) -> int:
     """Threads that read windows: no more than cores where every scene is a local file.
 
-    Distant reads wait, and eight of them wait together; local ones compute, and each thread opens the files and unpacks
-    the blocks that windows share anew.
+    Distant reads wait, and eight of them wait together; local ones compute, and take turns in the files they share.
     """
     local = all(here(source.href) for scene in plan.scenes for source in scene.sources)
     return min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
@@ -293,7 +292,7 @@ class UnitRunner:
         for _, read in group:
             whole, precision = found.get(read.window, (None, ""))
             checked = Checked()
-            if whole is not None and read.pixels is not None:
+            if whole is not None and read.pixels is not None and self._check.samples(read.window):
                 checked = self._check.check(read.window, read.pixels, self.store.round_trip(whole))
             done.append((read, None if whole is None else whole[:, core, core], precision, checked))
         return done

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
     from model.eo_vae import EOVAEConfig
@@ -22,22 +24,19 @@ GOOD = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Options(RunOptions):
     """Distil a FLUX.2 autoencoder into an EO-VAE."""
 
     teacher: Annotated[Path, tyro.conf.arg(help="FLUX.2's ae.safetensors, original or diffusers layout")]
     out: Annotated[Path, tyro.conf.arg(help="safetensors file to write: give it to finetune.py as --init")]
     recipe: Annotated[str, tyro.conf.arg(help="stage 2's recipe: its config gives the network's sizes")] = "published"
     published: Annotated[bool, tyro.conf.arg(help="loss, rate and steps as published; slower, no better")] = False
-    steps: Annotated[int | None, tyro.conf.arg(help="optimiser steps (default: 500; 5000 as published)")] = None
-    name: Annotated[str, tyro.conf.arg(help="of the weights and of the run: a new one for a new run")] = "distilled"
+    steps: Annotated[int | None, tyro.conf.arg(help="optimiser steps (default: 300; 5000 as published)")] = None
+    name: Annotated[str, tyro.conf.arg(help="of the weights and of the run: a new one for a new run")] = field(
+        default="distilled", kw_only=True
+    )
+    workers: Annotated[int, tyro.conf.arg(help="Ray Train workers; 0: without Ray")] = field(default=0, kw_only=True)
     licence: Annotated[str, tyro.conf.arg(help="written into the weights")] = "that of the FLUX.2 autoencoder given"
-    resume: Annotated[bool, tyro.conf.arg(help="go on with the run of this name, from its last checkpoint")] = False
-    workers: Annotated[int, tyro.conf.arg(help="Ray Train workers; 0: without Ray")] = 0
-    gpu: Annotated[bool, tyro.conf.arg(help="one GPU a worker")] = False
-    threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker (default: torch's own)")] = None
-    storage: Annotated[str, tyro.conf.arg(help="path or fsspec URL where runs keep checkpoints and figures")] = "runs"
-    max_failures: Annotated[int, tyro.conf.arg(help="how often dead workers are started again; -1: always")] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +121,7 @@ def run(plan: Plan, where: Run) -> None:
 
 def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    from model.training.ray_train import BAD_INPUT, Run
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    where = Run(options.name, options.storage, options.workers, options.gpu, options.resume, options.max_failures)
-    try:
-        run(planned(options), where)
-    except BAD_INPUT as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    return run_job(lambda: run(planned(options), options.where()))
 
 
 if __name__ == "__main__":

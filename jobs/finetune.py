@@ -8,11 +8,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
     from model.eo_vae import EOVAE
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Options(RunOptions):
     """Train an EO-VAE: from nothing, as published, or to a sensor or data of your own."""
 
     data: Annotated[str, tyro.conf.arg(help="folder or URL: what a listing's paths or shards are relative to, the "
@@ -39,21 +41,14 @@ class Options:
     init: Annotated[str | None, tyro.conf.arg(help="linear (closed form), random, or weights to go on from (default: "
                                               "linear for a listing's recipe, nano for adapt)")] = None  # fmt: skip
     name: Annotated[str, tyro.conf.arg(help="name written into the weights, and of the run: new for a new run")] = (
-        "nano"
+        field(default="nano", kw_only=True)
     )
-    resume: Annotated[bool, tyro.conf.arg(help="go on with the run of this name, from its last checkpoint")] = False
-    workers: Annotated[int, tyro.conf.arg(help="Ray Train workers (gloo on CPU, NCCL on GPU); 0: without Ray")] = 1
-    gpu: Annotated[bool, tyro.conf.arg(help="one GPU a worker")] = False
     parallel: Annotated[Literal["ddp", "fsdp"], tyro.conf.arg(help="how workers share the network")] = "ddp"
-    threads: Annotated[int | None, tyro.conf.arg(help="threads of each worker (default: torch's own)")] = None
     steps: Annotated[int | None, tyro.conf.arg(help="steps in all, shared out over the recipe's stages")] = None
     minutes: Annotated[float | None, tyro.conf.arg(help="minutes in all, shared out likewise")] = None
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, tyro.conf.arg(help="of the body; default: the "
                                                                                 "recipe's")] = None  # fmt: skip
     freeze_body: Annotated[bool, tyro.conf.arg(help="train the generated convolutions alone")] = False
-    storage: Annotated[str, tyro.conf.arg(help="path or fsspec URL where runs keep checkpoints and figures")] = "runs"
-    keep: Annotated[int, tyro.conf.arg(help="how many checkpoints are kept; the best weights are kept besides")] = 3
-    max_failures: Annotated[int, tyro.conf.arg(help="how often dead workers are started again; -1: always")] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +185,20 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(plan: Plan, where: Run) -> None:
     """Check what can be checked, claim the run's name and do it."""
-    from model.training.adapt import initial
+    from model.training.adapt import initial, known_sensors
     from model.training.distributed import Team
+    from model.training.feeds import try_out
     from model.training.ray_train import fit
 
     config = plan.recipe.config
     if plan.sensor is not None or plan.recipe.shards or _mixed(plan.job.data):
         vae = initial(plan.recipe, plan.job)
         config = vae.config
-        opened(plan, vae)
+        data = opened(plan, vae)
+        try_out(data, plan.recipe)
+        strangers = [name for name in data.sensors if name not in known_sensors(vae.meta)]
+        if strangers:
+            logging.getLogger(__name__).info("%s: new to %s", ", ".join(strangers), plan.job.init)
     about = {"recipe": plan.name, "sensor": None if plan.sensor is None else plan.sensor.name}
     where.claim(about | {"config": None if config is None else config.to_dict()})
     if where.workers == 0:
@@ -209,18 +209,7 @@ def run(plan: Plan, where: Run) -> None:
 
 def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    from model.training.ray_train import BAD_INPUT, Run
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    where = Run(
-        options.name, options.storage, options.workers, options.gpu, options.resume, options.max_failures, options.keep
-    )
-    try:
-        run(planned(options), where)
-    except BAD_INPUT as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    return run_job(lambda: run(planned(options), options.where()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ What differs from `model.blocks`, and why it is the same function:
   of a fine pixel in its coarse one: taps that fall on the same coarse pixel are summed. Zero padding falls on the same
   places. That is 16 multiplications a coarse pixel instead of 36.
 - a residual block's second convolution accumulates onto the identity in float32 and rounds once.
+- the decoder may compute inside its residual blocks and attention (`branches`) in bfloat16 and keep what they add to in
+  float32: what bfloat16 costs a picture comes from rounding that sum, over and over, and hardly from the products.
 """
 
 from __future__ import annotations
@@ -116,19 +118,25 @@ def norm_of(layer: nn.GroupNorm) -> Norm:
 
 
 class Residual:
-    """`ResBlock` of inputs of `size` pixels a side; overwrites its input where its width stays."""
+    """`ResBlock` of inputs of `size` pixels a side; overwrites its input where its width stays.
 
-    def __init__(self, block: ResBlock, dtype: torch.dtype, size: int, steps: Steps) -> None:
+    Both convolutions are in the precision of `branch`, the sum and the shortcut in `dtype`.
+    """
+
+    def __init__(
+        self, block: ResBlock, dtype: torch.dtype, size: int, steps: Steps, branch: torch.dtype | None = None
+    ) -> None:
         self._steps = steps
+        self._branch = dtype if branch is None else branch
         self._norm1, self._norm2 = norm_of(block.norm1), norm_of(block.norm2)
-        self._conv1, self._conv2 = Conv.of(block.conv1, dtype, size), Conv.of(block.conv2, dtype, size)
+        self._conv1, self._conv2 = (Conv.of(conv, self._branch, size) for conv in (block.conv1, block.conv2))
         shortcut = block.nin_shortcut
         self._shortcut = None if shortcut is None else Conv.of(shortcut, dtype, size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        h = self._conv1(self._steps.norm(x, self._norm1, silu=True))
+        h = self._conv1(self._steps.norm(x, self._norm1, silu=True).to(self._branch))
         h = self._steps.norm(h, self._norm2, silu=True, in_place=True)
-        return self._conv2.onto(h, x if self._shortcut is None else self._shortcut(x))
+        return _added(self._conv2, h, x if self._shortcut is None else self._shortcut(x))
 
 
 class Attention:
@@ -138,23 +146,33 @@ class Attention:
     bfloat16. One image at a time.
     """
 
-    def __init__(self, block: AttnBlock, dtype: torch.dtype, size: int, steps: Steps) -> None:
+    def __init__(
+        self, block: AttnBlock, dtype: torch.dtype, size: int, steps: Steps, branch: torch.dtype | None = None
+    ) -> None:
         self._steps = steps
+        self._branch = dtype if branch is None else branch
         self._norm = norm_of(block.norm)
         layers = (block.q, block.k, block.v)
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([_bias(layer) for layer in layers])
-        self._qkv = Conv(weight, bias, dtype, size)
-        self._out = Conv.of(block.proj_out, dtype, size)
+        self._qkv = Conv(weight, bias, self._branch, size)
+        self._out = Conv.of(block.proj_out, self._branch, size)
 
     def __call__(self, x: Tensor) -> Tensor:
         _, channels, height, width = x.shape
         tokens = height * width
-        qkv = self._qkv(self._steps.norm(x, self._norm, silu=False))
+        qkv = self._qkv(self._steps.norm(x, self._norm, silu=False).to(self._branch))
         q, k, v = qkv.permute(0, 2, 3, 1).reshape(tokens, 3, channels).unbind(1)
         scores = _product(q, k, height, width)
         shares = self._steps.softmax(scores, channels**-0.5)
         mixed = _product(shares, v.t(), height, width)
-        return self._out.onto(mixed.reshape(1, height, width, channels).permute(0, 3, 1, 2), x)
+        return _added(self._out, mixed.reshape(1, height, width, channels).permute(0, 3, 1, 2), x)
+
+
+def _added(conv: Conv, h: Tensor, skip: Tensor) -> Tensor:
+    """skip + convolution of h, in skip's precision; `skip` is overwritten."""
+    if h.dtype == skip.dtype:
+        return conv.onto(h, skip)
+    return skip.add_(conv(h).to(skip.dtype))  # torch adds two types more slowly than it makes one of them first
 
 
 def _product(a: Tensor, b: Tensor, height: int, width: int) -> Tensor:
@@ -214,23 +232,27 @@ class EncoderBody:
 
 
 class DecoderBody:
-    """Raw latents (1, z, h, w), channels last, in `dtype` -> normalised pixels (1, bands, H, W)."""
+    """Raw latents (1, z, h, w), channels last, in `dtype` -> normalised pixels (1, bands, H, W).
+
+    Residual blocks and attention compute in the precision of `branch`, by default `dtype`, and add up in `dtype`.
+    """
 
     def __init__(
-        self, decoder: Decoder, last: tuple[Tensor, Tensor], dtype: torch.dtype, size: int, steps: Steps
-    ) -> None:
+        self, decoder: Decoder, last: tuple[Tensor, Tensor], dtype: torch.dtype, size: int, steps: Steps,
+        branch: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         self._steps = steps
         self._before = Conv.of(decoder.post_quant_conv, dtype, size)
         self._first = Conv.of(decoder.conv_in, dtype, size)
         mid = decoder.mid
         self._mid = (
-            Residual(mid.block_1, dtype, size, steps), Attention(mid.attn_1, dtype, size, steps),
-            Residual(mid.block_2, dtype, size, steps),
+            Residual(mid.block_1, dtype, size, steps, branch), Attention(mid.attn_1, dtype, size, steps, branch),
+            Residual(mid.block_2, dtype, size, steps, branch),
         )  # fmt: skip
         self._levels: list[tuple[list[Residual], Upsampling | None]] = []
         for level in reversed(decoder.up):
             assert isinstance(level, Level)
-            blocks = _residuals(level, dtype, size, steps)
+            blocks = _residuals(level, dtype, size, steps, branch)
             up = None if level.upsample is None else Upsampling(level.upsample.conv, dtype, size, steps)
             self._levels.append((blocks, up))
             size *= 1 if up is None else 2
@@ -249,5 +271,7 @@ class DecoderBody:
         return self._last(self._steps.norm(h, self._norm, silu=True, in_place=True))
 
 
-def _residuals(level: Level, dtype: torch.dtype, size: int, steps: Steps) -> list[Residual]:
-    return [Residual(block, dtype, size, steps) for block in level.block if isinstance(block, ResBlock)]
+def _residuals(
+    level: Level, dtype: torch.dtype, size: int, steps: Steps, branch: torch.dtype | None = None
+) -> list[Residual]:
+    return [Residual(block, dtype, size, steps, branch) for block in level.block if isinstance(block, ResBlock)]

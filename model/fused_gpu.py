@@ -20,7 +20,7 @@ from model.blocks import Level, Upsample
 from model.eo_vae import Decoder, Encoder
 from model.fused_body import merged_out, phase_weights
 from model.native import NativeUnavailableError, TorchSteps
-from model.pixels import PixelPipeline
+from model.pixels import PixelPipeline, mark_constants
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ def compiled(function: Callable[..., Tensor], compile: str) -> tuple[Callable[..
         log.warning("the encoder is not compiled (%s): torch's own operations take its place, more slowly", missing)
     if compile == "off" or missing:
         return function, "torch"
+    mark_constants()
     return torch.compile(function, dynamic=False, fullgraph=True), "inductor"
 
 

@@ -87,6 +87,8 @@ class DynamicConv(nn.Module, ABC):
 
     def reset_parameters(self) -> None:
         """Published initialisation: every Linear Xavier-uniform with bias 0.01, tokens N(0, 0.02)."""
+        if self.weight_generator.weight_tokens.is_meta:
+            return  # no values; drawing them all the same makes torch import its compiler, a second of processor time
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -57,12 +57,19 @@ def sampling_groups(sensor: SensorLike, resolution: int) -> dict[int, tuple[int,
 Taps = tuple[Tensor, Tensor, Tensor]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _taps(
     size: int, sampling: int, out: int, resolution: int, device: torch.device, places: torch.dtype = torch.int64
 ) -> Taps:
     """`_kept_taps`: a run asks for the same few over and over, and a compiler takes them as given."""
     return _kept_taps(size, sampling, out, resolution, device, places)
+
+
+def mark_constants() -> None:
+    """Have torch.compile take the places of bilinear upsampling as given. Call it before compiling.
+
+    Not done at import: it imports torch's compiler, which takes a second and which a CPU never needs.
+    """
+    torch.compiler.assume_constant_result(_taps)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=64)

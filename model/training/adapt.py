@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,15 +144,15 @@ def adapt(
         frozen, figures = finished(averaged)
         _write(frozen, folder / job.out.name, recipe, job, data, figures)
 
-    source = Prefetch(data.source, pin=team.device.type == "cuda")
-    loop = Loop(vae, recipe, source, team, keeper, judge, export, tracker)
-    if keeper is not None:
-        with keeper.restore() as folder:
-            if folder is not None:
-                loop.resume(read_snapshot(folder, team.rank, sliced=recipe.division == "slices"))
-                log.info("going on from step %d", loop.at.total)
-    averaged = loop.run()
-    source.close()
+    # made ahead on a thread: a checkpoint holds the state after the batches trained on, whatever lies ready
+    with closing(Prefetch(data.source, pin=team.device.type == "cuda")) as source:
+        loop = Loop(vae, recipe, source, team, keeper, judge, export, tracker)
+        if keeper is not None:
+            with keeper.restore() as folder:
+                if folder is not None:
+                    loop.resume(read_snapshot(folder, team.rank, sliced=recipe.division == "slices"))
+                    log.info("going on from step %d", loop.at.total)
+        averaged = loop.run()
     if team.leads:
         frozen, figures = finished(averaged)
         _write(frozen, job.out, recipe, job, data, figures)

@@ -166,6 +166,28 @@ def from_file(
     return Data(source, held, {name: known[name] for name in names if name in known})
 
 
+def try_out(data: Data, recipe: Recipe) -> None:
+    """Draw a patch of each source as each sensor of its mix, at the largest size, and give the sources up.
+
+    What cannot serve (files that are not there, other bands than the sensor's, patches smaller than a stage's) is so
+    refused before a run takes its name and starts workers. ValueError, naming the source.
+    """
+    size = max(stage.patch for stage in recipe.stages)
+    sources = data.source.sources if isinstance(data.source, Mixture) else {"": data.source}
+    for name, source in sources.items():
+        if not isinstance(source, PatchBatches):
+            continue
+        feed = source.feed.in_order() if isinstance(source.feed, TerraMesh) else source.feed
+        try:
+            for sensor in source.mix:
+                replace(source, feed=feed, mix={sensor: 1.0}).draw(1, size)
+        except ValueError as error:
+            raise ValueError(f"source {name}: {error}" if name else str(error)) from None
+        finally:
+            if isinstance(feed, IndexedFeed):
+                feed.close()
+
+
 @contextmanager
 def listing_of_folder(
     folder: Path, sensor: TrainedSensor, scale: float, offset: float, nodata: float | None

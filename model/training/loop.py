@@ -68,8 +68,13 @@ class Clock:
         per_epoch = None
         if stage.epochs is not None or stage.warmup_epochs is not None:
             per_epoch = epoch_steps(source.steps_per_epoch, share, stage.accumulate)
+            if per_epoch is None and stage.epoch_limit is None:
+                raise ValueError(
+                    f"stage {stage.name} counts epochs, but its data have no length: give steps, or an epoch_limit"
+                )
             if per_epoch is None:
-                raise ValueError(f"stage {stage.name} counts epochs, but its data have no length: give steps")
+                log.warning("stage %s: data of unknown length, an epoch is %d steps", stage.name, stage.epoch_limit)
+                per_epoch = cast(int, stage.epoch_limit)
             # shares of the data differ by a patch or so: one length for all
             per_epoch = min(int(team.agree(per_epoch)[0]), stage.epoch_limit or per_epoch)
         limits = [] if stage.steps is None else [stage.steps]

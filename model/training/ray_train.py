@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,17 +131,28 @@ def fit(worker: Worker, options: Mapping[str, Any], run: Run) -> None:
     The cluster is the one that RAY_ADDRESS names (as under `ray job submit`), or one of this machine's own.
 
     Raises:
-        RunError: the workers refused their input; the message is theirs.
+        RunError: the workers refused their input (the message is theirs), or Ray cannot be used.
         ray.train.TrainingFailedError: anything else, once `max_failures` are used up.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "ray" not in sys.modules and not address:
+        # Ray reads these as it is imported. A token of this run's own leaves none in the home directory, where a later
+        # `ray start` would find it and refuse `ray job submit`.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
-        ray.init(address="local")  # not whatever cluster somebody else has started on this machine
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or "local")  # not whatever cluster somebody else has started on this machine
+        except (OSError, RuntimeError) as error:
+            where = f"at RAY_ADDRESS={address}" if address else "on this machine"
+            raise RunError(f"Ray {where} cannot be used: {error}; --workers 0 trains without it") from error
     storage, filesystem = _storage(run.storage)
     trainer = TorchTrainer(
         partial(_call, worker),

@@ -26,7 +26,7 @@ AUGMENTATIONS = ("physical", "symmetries")
 class Stage:
     """One stage. It ends after `steps`, `epochs` of the data or `minutes`, whichever of those given comes first.
 
-    An epoch is the data's real length, or `epoch_limit` steps of it where that is less (published: 2000).
+    An epoch is the data's real length, or `epoch_limit` steps of it where that is less or not known (published: 2000).
     `schedule` "cosine" (the nano recipe's) is a cosine over the stage times a ramp of `warmup` steps; "warmup_cosine"
     (published) is linear from 0 over `warmup` steps or `warmup_epochs`, then a cosine. Both end at `final` of the rate.
     `optimiser` "muon" has the rates `lr_skeleton`, `lr_branches` and `lr_generators`; "adam" (published) has `lr`.

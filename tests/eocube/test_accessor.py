@@ -346,7 +346,9 @@ def test_precisions_agree_and_bad_ones_are_refused(ds: xr.Dataset, decoded: xr.D
     half = ds.eocube.decode(dtype="bf16", device="cpu").compute()
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, decoded, atol=0.05)
+    # These weights are random, and their blocks add much: mixed precision is too far off, and float32 is taken.
     np.testing.assert_array_equal(ds.eocube.decode(dtype=torch.float32), decoded)
+    np.testing.assert_array_equal(ds.eocube.decode(dtype="mixed"), decoded)
     with pytest.raises(InputError, match="dtype 'fp12'"):
         ds.eocube.decode(dtype="fp12")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(small: Path, t
     assert all(changed[k] != v for k, v in digests(small.parent).items() if k.endswith(("B04.tif", "vv.tif")))
 
 
-def test_a_whole_catalogue_is_kept_and_a_damaged_one_is_made_again(tmp_path: Path) -> None:
-    catalog = make_demo(tmp_path, bounds=SMALL)
+def test_a_whole_catalogue_is_kept_and_a_damaged_one_is_made_again(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small.parent, tmp_path, dirs_exist_ok=True)
+    catalog = tmp_path / small.name
     before = digests(tmp_path)
     stamp = catalog.stat().st_mtime_ns
     assert make_demo(tmp_path, bounds=SMALL).stat().st_mtime_ns == stamp

@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from eocube import engine
@@ -17,7 +19,8 @@ from eocube.engine import Cube, EngineOptions, empty_receipt, interruptible, sta
 from eocube.errors import EocubeError, LeaseError, StoreError
 from eocube.nodes import Node, Place, here, placements
 from eocube.plan import WorkUnit
-from eocube.pool import UNITS_PER_ACTOR, ActorPool, Ended
+from eocube.pool import UNITS_PER_ACTOR, ActorPool
+from eocube.pool_types import Ended
 from eocube.store import LatentStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Mortal, Writer, receipt_of
@@ -46,6 +49,28 @@ class FullDisk(Mortal):
         raise StoreError("no space left on the target")
 
 
+class Hanging(Mortal):
+    """Hangs on a unit as often as the file of its column says: in a wait without end, or with its process stopped."""
+
+    def run(self, cube: int, unit: WorkUnit) -> tuple[str, tuple[str, ...]]:
+        (self.folder / f"pid-{os.getpid()}").touch()
+        hangs = self.folder / str(unit.col)
+        if hangs.exists() and (left := int(hangs.read_text())) > 0:
+            hangs.write_text(str(left - 1))
+            if (self.folder / "stopped").exists():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()
+        return receipt_of(unit).to_json(), ()
+
+
+class Sharing(Mortal):
+    """Writes down how many it is told share the limit."""
+
+    def share(self, among: int) -> None:
+        with (self.folder / f"told-{os.getpid()}").open("a") as file:
+            file.write(f"{among} ")
+
+
 class Counting(Mortal):
     """Says how many of its units were at work at once, as the row of the receipt's window."""
 
@@ -64,10 +89,10 @@ class Counting(Mortal):
         return receipt_of(unit, row=self.most).to_json(), (str(os.getpid()),)
 
 
-def pool(folder: Path, actor: type[Any], actors: int | None = 2, gpus: float = 0.0) -> ActorPool:
+def pool(folder: Path, actor: type[Any], actors: int | None = 2, **given: Any) -> ActorPool:
     cube = Cube(None, str(folder))  # type: ignore[arg-type]
-    options = EngineOptions(actors=actors, gpus_per_actor=gpus, quiet=True)
-    return ActorPool(starter([cube], options, "test", actor), actors=actors, gpus_per_actor=gpus)
+    options = EngineOptions(actors=actors, quiet=True)
+    return ActorPool(starter([cube], options, "test", actor), actors=actors, **given)
 
 
 def done(ended: list[Ended]) -> list[str]:
@@ -93,6 +118,55 @@ def test_a_unit_that_kills_three_times_is_left_and_named(ray_local: object, tmp_
     assert [e.unit for e in ended if e.receipt is None] == [UNITS[5][1]]
     assert done(ended) == [u.key for _, u in UNITS if u.col != 5]
     assert (tmp_path / "5").read_text() == "96"
+
+
+@pytest.mark.faults
+def test_an_actor_that_hangs_is_ended_and_its_units_are_done_again(
+    ray_local: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eocube.pool.RECHECK", 0.2)
+    (tmp_path / "stopped").touch()
+    (tmp_path / "3").write_text("1")
+    workers = pool(tmp_path, Hanging, 1, unit_timeout=2.0)
+    ended = list(workers.map(UNITS))
+    assert done(ended) == [u.key for _, u in UNITS] and len(ended) == len(UNITS)
+    assert workers.tally.lost == [] and workers.tally.deaths == 1 and workers.tally.started == 2
+    assert 1 <= workers.tally.requeued <= UNITS_PER_ACTOR
+    pids = [int(file.name.removeprefix("pid-")) for file in tmp_path.glob("pid-*")]
+    assert len(pids) == 2
+    _, there = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], 30)
+    assert not there, "what hung is gone, though it could not hear that it was to end"
+
+
+@pytest.mark.faults
+def test_a_unit_that_hangs_three_times_is_left_with_the_reason(
+    ray_local: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eocube.pool.RECHECK", 0.2)
+    (tmp_path / "5").write_text("99")
+    workers = pool(tmp_path, Hanging, unit_timeout=1.5)
+    ended = list(workers.map(UNITS))
+    (left,) = (e for e in ended if e.receipt is None)
+    assert workers.tally.lost == [UNITS[5][1].key] == [left.unit.key]
+    assert "hung" in left.reason and "3 times with this unit" in left.reason
+    assert done(ended) == [u.key for _, u in UNITS if u.col != 5]
+    assert (tmp_path / "5").read_text() == "96"
+
+
+@pytest.mark.faults
+def test_actors_are_told_how_many_share_the_limit_as_they_come_and_go(ray_local: object, tmp_path: Path) -> None:
+    (tmp_path / "3").write_text("1")
+    workers = pool(tmp_path, Sharing, sharing=True)
+    told: list[list[int]] = []
+    for _ in workers.map((0, WorkUnit(0, 0, k % 8)) for k in count()):
+        told = [[int(n) for n in file.read_text().split()] for file in tmp_path.glob("told-*")]
+        # One is alone after the other's death and one of two again, when that one's successor is there.
+        again = [1, 2] in [heard[-2:] for heard in told] and sum(heard[-1:] == [2] for heard in told) >= 2
+        if again and workers.tally.deaths:
+            break
+    workers.close()
+    assert workers.tally.deaths == 1 and workers.tally.started == 3
+    assert {n for heard in told for n in heard} == {1, 2}
 
 
 def test_an_actor_that_cannot_start_says_why(ray_local: object, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from eocube.history import History
 from eocube.inspection import status, verify
 from eocube.plan import Plan
 from eocube.plan_view import lines, plan_documents
-from eocube.rates import Rate, machine_name, recorded
+from eocube.rates import RECORDED, Rate, machine_name, recorded
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 
 
@@ -74,9 +75,19 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
         plan_documents(plans, EncodeOptions(price=-1.0), "cpu", None)
 
 
-def test_file_size_of_the_catalogue_counts_first(plans: tuple[Plan, ...]) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize("weights", ["nano", "eo-vae"])
+def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Plan, ...], weights: str) -> None:
+    (plan,) = plans
+    encoding = replace(plan.encoding, weights_name=weights, precision="bf16")
+    (found,) = plan_documents([replace(plan, encoding=encoding)], EncodeOptions(), "cpu", None)
+    assert found["device_hours"] > 0 and found["rate_from"].startswith("recorded on ")
+    assert "whole job" in found["rate_from"] and found["rate_from"] in lines([found])
+    shipped = [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))]
+    jobs = [v for d in shipped for v in d["variants"] if v["name"] == "eocube, first pixel read to last shard written"]
+    assert round(found["windows_per_s"], 3) in {round(v["windows_per_s"], 3) for v in jobs}
 
+
+def test_file_size_of_the_catalogue_counts_first(plans: tuple[Plan, ...]) -> None:
     (plan,) = plans
     scenes = tuple(replace(s, sources=tuple(replace(b, size=1000) for b in s.sources), mask=None) for s in plan.scenes)
     sizes = asset_sizes(replace(plan, scenes=scenes))

@@ -146,7 +146,19 @@ def test_requests_to_a_host_are_counted_out_over_all_threads(monkeypatch: pytest
     slots.clear()
     network.call("other", lambda: None)
     assert slots == [100.0], "each host has its own"
-    assert NetworkLimits(requests_per_second=10).shared(4).requests_per_second == 2.5
+
+
+def test_the_driver_and_its_actors_keep_to_one_limit_together() -> None:
+    whole = NetworkLimits(requests_per_second=10)
+    network = Network(whole)
+    for actors in (1, 3, 7):
+        with network.beside_actors():
+            rates = [network.limits.own_rate, *(whole.shared(actors).own_rate for _ in range(actors))]
+        assert sum(rate or 0.0 for rate in rates) == pytest.approx(10.0)
+        assert len(set(rates[1:])) == 1
+    assert network.limits.own_rate == 10.0, "alone again"
+    assert whole.shared(4).shared(2) == whole.shared(2), "a part of the whole, not of the part before"
+    assert NetworkLimits().shared(3).own_rate is None
 
 
 def test_a_host_that_goes_down_pauses_all_its_requests_and_they_go_on() -> None:

@@ -288,6 +288,18 @@ def test_travelling_at_the_edges() -> None:
     assert to_travelling(np.array([0, 1, 255], np.uint8), picture, RGB).tolist() == [0, 1, 255]
 
 
+@pytest.mark.parametrize("offset", [-6.5, -2.0, -0.1001, -0.1, -0.0999, 0.0, 0.3, 6.5])
+def test_every_stored_number_travels_as_whole_number_arithmetic_says(offset: float) -> None:
+    raw = np.arange(2**16, dtype=np.uint16)
+    shift = round((offset - S2.offset) / S2.scale)
+    expected = np.clip(raw.astype(np.int64) + shift, 1, 2**16 - 1)
+    for nodata in (0.0, 65535.0, None):
+        moved = to_travelling(raw, Radiometry(1e-4, offset, nodata, "dn", ""), S2)
+        as_stored = shift == 0 and nodata == 0.0
+        told = np.where(raw == (-1 if nodata is None else nodata), 0, raw if as_stored else expected)
+        assert moved.dtype == np.uint16 and np.array_equal(moved, told)
+
+
 def test_power_becomes_decibel_and_back() -> None:
     rule = Radiometry(1.0, 0.0, -32768.0, "power", "")
     raw = np.array([[1.0, 0.1, 0.0], [-32768.0, np.nan, 2.0]], np.float32)

@@ -686,6 +686,27 @@ def test_finalise_is_idempotent_and_shows_what_is_left(url: str) -> None:
     assert store.scores().psnr == 30.5 and store.scores().sam == 0.0625 and store.scores().windows == done
 
 
+def test_finalising_and_verifying_read_each_receipt_once(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = FakePlan()
+    store = LatentStore.create(disk, plan)
+    units = [r.unit for r in fill(store, plan)]
+    read: list[str] = []
+    parse = Receipt.from_json
+
+    def counted(line: str | bytes) -> Receipt:
+        receipt = parse(line)
+        read.append(receipt.unit)
+        return receipt
+
+    monkeypatch.setattr(Receipt, "from_json", counted)
+    before = store.finalise()
+    assert sorted(read) == sorted(units)
+    assert store.verify() == []  # once for what follows from the log, once beside the shards
+    assert sorted(read) == sorted(3 * units)
+    monkeypatch.undo()
+    assert before == store.summary()
+
+
 def test_a_retry_replaces_what_was_there(disk: Path) -> None:
     plan = FakePlan()
     store = LatentStore.create(disk, plan)

@@ -22,11 +22,12 @@ import s3fs
 
 from eocube import catalog, engine
 from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.engine import Cube, EngineOptions, ray_session
+from eocube.engine import Cube, EngineOptions
 from eocube.grid import grids_for
 from eocube.limits import Limits
 from eocube.plan import Encoding, Plan, build_plan
 from eocube.scene import Scene
+from eocube.session import ray_session
 from eocube.store import LatentStore
 from model.weights import load_weights
 from tests.eocube.cubes import make_weights, sensor_of

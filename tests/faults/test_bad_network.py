@@ -76,6 +76,7 @@ def test_a_tenth_of_all_requests_fails_and_nothing_is_different(
             ended = encode(f"s3://{out}", catalog, s3.proxy.endpoint, ray_folder)
             assert ended.returncode == 0, ended.stderr[-2000:]
             leaves_no_secret(f"the {name} run's output", (ended.stdout + ended.stderr).encode())
+            assert "Unclosed" not in ended.stderr
             if share == 0:
                 asked = Counter((one.method, one.path) for one in s3.proxy.seen if "/latent/c/" in one.path)
                 assert asked and set(asked.values()) == {1} and {method for method, _ in asked} == {"PUT"}

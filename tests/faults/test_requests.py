@@ -19,7 +19,9 @@ from eocube.radiometry import Radiometry
 from eocube.reader import WindowPixels, WindowReader
 from eocube.scene import BandSource, Scene
 from eocube.sensors import get_sensor
+from eocube.store import LatentStore
 from eocube.target import Target
+from tests.faults import killing
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory
 from tests.faults.proxy import LIES, FaultProxy, Faults, Kind
@@ -75,6 +77,19 @@ def test_a_lost_reply_does_not_make_ones_own_create_anothers(s3_behind_proxy: Pr
     assert s3.proxy.count("PUT", "/mine") >= 2, "its retry met what the first had left"
     assert not there.create("mine", b"by another")
     assert there.get("mine") == b"by me"
+
+
+def test_arrays_that_a_store_reads_of_itself_are_asked_for_by_the_same_rules(s3_behind_proxy: ProxiedS3) -> None:
+    s3, plan = s3_behind_proxy, killing.plan_of((11.500, 48.100, 11.518, 48.112), [killing.scene(10)])
+    url = f"s3://{s3.bucket}/cube.zarr"
+    LatentStore.create(url, plan, storage_options=s3.direct)
+    store = LatentStore.open(url, storage_options=s3.options)
+    store.target.network = network = Network(QUICK)
+    s3.proxy.faults = once("503", "GET")
+    s3.proxy.forget()
+    assert (store.requested == plan.grid.requested_mask).all()
+    # The list and each object: failed once, tried again once, and by nobody but the network.
+    assert network.retries.total() == 3 and s3.proxy.count("GET") == 6
 
 
 def test_a_target_that_never_answers_is_an_error_after_bounded_tries(s3_behind_proxy: ProxiedS3) -> None:

@@ -1,4 +1,4 @@
-"""Soak: two thousand small units through the real engine over S3 with faults; resident memory flat after warm-up."""
+"""Soak: two thousand small units through the real engine over S3, a tenth of the requests failing; memory is flat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNITS = 2000
 def test_memory_stays_flat_over_two_thousand_units_under_faults(
     tmp_path: Path, demo_catalog: Path, s3_behind_proxy: ProxiedS3
 ) -> None:
-    s3_behind_proxy.proxy.faults = Faults(share=0.02, seed=5, delay_s=0.05)
+    s3_behind_proxy.proxy.faults = Faults(share=0.1, seed=5, delay_s=0.05)
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "AWS_ENDPOINT_URL": s3_behind_proxy.proxy.endpoint}
     env.pop("RAY_ADDRESS", None)
     options = json.dumps(s3_behind_proxy.options)
@@ -37,7 +37,7 @@ def test_memory_stays_flat_over_two_thousand_units_under_faults(
     assert found["units"] >= UNITS
     assert found["logged"] == found["different"] == found["units"]
     assert found["lost"] == [] and set(found["windows"]) <= {"ok", "nodata"} and found["windows"]["ok"] > UNITS / 2
-    assert sum(s3_behind_proxy.proxy.met.values()) > 20
+    assert sum(s3_behind_proxy.proxy.met.values()) > UNITS / 20
     print("soak:", json.dumps({k: v for k, v in found.items() if k != "curve"}), dict(s3_behind_proxy.proxy.met))
     print("seconds, driver MB, actor MB:", found["curve"][:: max(1, len(found["curve"]) // 20)])
     for column, name in ((1, "driver"), (2, "actor")):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ import rasterio
 import torch
 import yaml
 
+from jobs.evaluate import Options, main
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.evaluation.published import TABLE_1
 from model.evaluation.study import cover_labels
@@ -22,23 +20,11 @@ from model.training.evaluate import reconstruct
 from model.training.sensors import SENSORS
 from model.weights import load_weights, published_meta, save_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = EOVAEConfig(
     ch=16, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=16, norm_groups=2, hypernet_layers=1, wavelength_dim=32,
     hypernet_ff=32, hypernet_heads=2,
 )  # fmt: skip
 LABELS = {1: ["Pastures"], 2: ["Pastures", "Water bodies"], 3: ["Pastures"]}
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("evaluate_job", ROOT / "jobs" / "evaluate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +58,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def options(job: ModuleType, world: Path, out: Path, **changes: Any) -> Any:
+def options(world: Path, out: Path, **changes: Any) -> Options:
     values: dict[str, Any] = {
         "data": world, "out": out, "weights": str(world / "tiny.safetensors"), "listing": world / "listing.yaml",
         "resamples": 50, "rate_tiles": 1, "threads": 1,
     }  # fmt: skip
-    return job.Options(**(values | changes))
+    return Options(**(values | changes))
 
 
 @pytest.fixture(scope="module")
-def written(job: ModuleType, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+def written(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     """The report of one run: JSON, Markdown and folder."""
     out = tmp_path_factory.mktemp("out") / "report"
-    assert job.main(options(job, world, out)) == 0
+    assert main(options(world, out)) == 0
     return json.loads((out / "report.json").read_text()), (out / "report.md").read_text(), out
 
 
@@ -177,20 +163,18 @@ def test_markdown_has_the_published_table_and_keeps_the_spaces_apart(
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    changes: dict[str, Any], told: str, job: ModuleType, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], told: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert job.main(options(job, world, tmp_path / "out", **changes)) == 2
+    assert main(options(world, tmp_path / "out", **changes)) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
 
 
-def test_no_held_out_place_is_said(
-    job: ModuleType, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_held_out_place_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = yaml.safe_load((world / "listing.yaml").read_text())
     kept = [s | {"held_out": False} for s in document["sources"]]
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"sources": kept}))
-    assert job.main(options(job, world, tmp_path / "out", listing=tmp_path / "all.yaml")) == 2
+    assert main(options(world, tmp_path / "out", listing=tmp_path / "all.yaml")) == 2
     assert "no place is held out" in capsys.readouterr().err
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import xarray as xr
 
+import eocube
 from eocube.cli import encode_main, main
 from eocube.demo import DEMO_BBOX, DEMO_DATETIME
 from eocube.encode import Exit
+from eocube.errors import StoreError
+from eocube.extend import grow_plans
+from eocube.grid import grids_for
+from eocube.inspection import status
 from eocube.lease import Lease
+from eocube.plan import build_plan
 from eocube.target import Target
+from tests.faults.killing import ENCODING, SENSOR, plan_of, request_of, scene
 
 WEST, SOUTH, EAST, NORTH = DEMO_BBOX
 SPRING, SUMMER = "2024-05-01/2024-05-31", "2024-07-01/2024-08-31"
@@ -36,6 +44,24 @@ def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Pa
     for name in ("latent", "status", "valid", "valid_percent", "x", "y", "time", "scene_ids"):
         assert a[name].values.tobytes() == b[name].values.tobytes(), name
     assert before and main(["verify", str(grown), "--json"]) == Exit.DONE
+    with pytest.warns(UserWarning, match=r'not in order of time.*ds.sortby\("time"\)'):
+        eocube.open(str(grown))
+    assert status(str(grown))["time_order"].startswith("not in order: 1 steps lie behind")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eocube.open(str(fresh))
+    assert status(str(fresh))["time_order"] == "in order"
+
+
+def test_a_store_of_one_zone_is_not_grown_into_a_second() -> None:
+    across = (11.98, 48.02, 12.02, 48.045)
+    west, east = grids_for(across, 10, core=6, halo=2, shard=12)
+    asked = [build_plan(SENSOR, ENCODING, grid, [scene(10)], request_of(across, (1, 31))) for grid in (west, east)]
+    narrow = plan_of((11.98, 48.02, 11.99, 48.045), [scene(10)])
+    assert narrow.grid.name == west.name
+    with pytest.raises(StoreError, match=r"holds utm32 alone .* utm33 too: .* write to another --out") as refused:
+        grow_plans("cube.zarr", [narrow], asked)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,23 +13,15 @@ import yaml
 
 from eocube.demo import DEMO_BBOX, DEMO_DATETIME
 from eocube.patches import KINDS
+from jobs.finetune import Options, main
+from model.eo_vae import EOVAE
 from model.training.feeds import from_file
 from model.training.recipe import RECIPES, Recipe
 from model.training.sensors import SENSORS, TrainedSensor
+from model.weights import load_weights, published_meta, save_weights
+from tests.model.training.sources import TINY
 
-ROOT = Path(__file__).resolve().parents[2]
 SPLIT = {"block": 2400, "margin": 50, "shares": {"train": 0.6, "val": 0.4}, "seed": 9}
-
-
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("finetune_job", ROOT / "jobs" / "finetune.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +81,11 @@ def test_statistics_that_a_sensor_lacks_are_taken_from_its_training_patches(
 
 @pytest.mark.slow
 def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
-    job: ModuleType, recipe: Path, demo_catalog: Path, tmp_path: Path
+    recipe: Path, demo_catalog: Path, tmp_path: Path
 ) -> None:
     path = data_file(tmp_path / "data.yaml", demo_catalog)
     out = tmp_path / "out" / "mine.safetensors"
-    options = job.Options(
+    options = Options(
         data=str(path),
         out=out,
         recipe=str(recipe),
@@ -106,9 +95,7 @@ def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
         threads=1,
         storage=str(tmp_path / "runs"),
     )
-    assert job.main(options) == 0
-    from model.weights import load_weights
-
+    assert main(options) == 0
     meta = load_weights(out).meta
     assert meta is not None and set(meta.sensors) == {"RGBN", "S1RTC"}
     assert json.loads(out.with_suffix(".json").read_text())
@@ -123,20 +110,69 @@ def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
     ],
 )
 def test_a_file_that_cannot_serve_ends_with_one_line(
-    job: ModuleType, demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Any, said: str
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Any, said: str
 ) -> None:
     path = data_file(tmp_path / "data.yaml", demo_catalog, **changes)
-    options = job.Options(
-        data=str(path), out=tmp_path / "o.safetensors", name="x", workers=0, storage=str(tmp_path / "r")
-    )
-    assert job.main(options) == 2
+    options = Options(data=str(path), out=tmp_path / "o.safetensors", name="x", workers=0, storage=str(tmp_path / "r"))
+    assert main(options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("error: ") and said in line
 
 
-def test_a_data_file_that_is_not_there_is_said(
-    job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+DOVE = {"name": "Dove2", "unit": "reflectance", "collections": {"any": ["sentinel-2-l2a"]}, "bands": [
+    {"name": "B04", "wavelength": 0.665, "gsd": 10, "assets": ["red"]},
+    {"name": "B08", "wavelength": 0.842, "gsd": 10, "assets": ["nir"]},
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"sensor": "RGBN", "bands": ["B04", "B08"]}, "has no band B03, B02 of RGBN: fewer than the sensor"),
+        ({"sensor": "RGBN", "size": 72}, "is 72x72 px, less than the 80 asked for"),
+        ({"sensor": "Dove2"}, "no statistics for Dove2: describe the sensor with --sensor FILE"),
+        ({"kind": "terramesh", "url": "gone/[S2L2A]/a.tar", "modalities": ["S2L2A"]}, "there is no gone/S2L2A/a.tar"),
+    ],
+)
+def test_what_cannot_serve_is_refused_before_workers_start_or_the_name_is_taken(
+    source: dict[str, Any], said: str, recipe: Path, demo_catalog: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    search = {"kind": "stac", "catalog": str(demo_catalog), "bbox": list(DEMO_BBOX), "datetime": DEMO_DATETIME,
+              "size": 96} if "kind" not in source else {}  # fmt: skip
+    if source.get("sensor") == "Dove2":
+        (tmp_path / "dove.yaml").write_text(yaml.safe_dump(DOVE))
+        source = source | {"sensor": str(tmp_path / "dove.yaml")}
+    path = data_file(tmp_path / "data.yaml", demo_catalog, sources=[search | source], split=None)
+    started: list[object] = []
+    monkeypatch.setattr("model.training.ray_train.fit", lambda *given: started.append(given))
+    options = Options(
+        str(path), tmp_path / "o.safetensors", str(recipe), name="x", workers=2, storage=str(tmp_path / "r")
+    )
+    assert main(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: ") and said in line
+    assert not started and not (tmp_path / "r").exists()
+
+
+def test_what_can_serve_gets_to_the_workers(
+    recipe: Path, demo_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = job.Options(data=str(tmp_path / "gone.yaml"), out=tmp_path / "o.safetensors", name="x", workers=0)
-    assert job.main(options) == 2
+    path = data_file(tmp_path / "data.yaml", demo_catalog)
+    started: list[object] = []
+    monkeypatch.setattr("model.training.ray_train.fit", lambda *given: started.append(given))
+    torch.manual_seed(0)
+    save_weights(EOVAE(TINY), tmp_path / "tiny.safetensors", published_meta(TINY))
+    options = Options(
+        str(path), tmp_path / "o.safetensors", str(recipe), init=str(tmp_path / "tiny.safetensors"), name="x",
+        workers=2, storage=str(tmp_path / "r"),
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        assert main(options) == 0
+    assert len(started) == 1 and "RGBN: new to" in caplog.text
+
+
+def test_a_data_file_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(data=str(tmp_path / "gone.yaml"), out=tmp_path / "o.safetensors", name="x", workers=0)
+    assert main(options) == 2
     assert "no file" in capsys.readouterr().err

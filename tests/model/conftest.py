@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,15 @@ SMALL = EOVAEConfig(
     ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=4, hypernet_layers=1, wavelength_dim=16,
     hypernet_ff=16, hypernet_heads=2,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Last bits follow from the number of torch's threads: one, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

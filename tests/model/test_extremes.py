@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -50,14 +50,6 @@ RADAR: dict[str, Field] = {
     "a ship on calm water": lambda bands: torch.where(noise(bands, 7) > 3.2, 10.0, -35.0),
 }
 CASES = [("S2L2A", name) for name in OPTICAL] + [("S1RTC", name) for name in RADAR]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,14 +20,6 @@ TINY = EOVAEConfig(
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Relative L2 error; bfloat16 has 8 bits, and these networks' weights are random."""
 SENSORS = ("S2L2A", "S2L1C", "RGBN", "S2RGB", "S1RTC", "S1GRD")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +68,20 @@ def zscore_of_physical(sensor: Sensor, physical: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", SENSORS)
 def test_every_sensor(tiny: EOVAE, name: str, dtype: torch.dtype, compile: str) -> None:
     check(tiny, get_sensor(name), 64, 1, dtype, compile)
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_branches_in_bfloat16_add_up_in_float32(tiny: EOVAE, compile: str) -> None:
+    sensor = get_sensor("S2L2A").subset(["B02", "B04"])
+    latents = torch.randn(2, tiny.config.z_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    kinds = ((torch.float32, None), (torch.float32, torch.bfloat16), (torch.bfloat16, None))
+    exact, mixed, half = (
+        FusedDecoder(tiny, sensor, device="cpu", dtype=dtype, window=64, compile=compile, branches=branches)(latents)
+        for dtype, branches in kinds
+    )
+    assert 0 < relative(mixed, exact) < relative(half, exact) < LIMIT[torch.bfloat16]
+    with pytest.raises(ValueError, match="branches"):
+        FusedDecoder(tiny, sensor, device="cuda", branches=torch.bfloat16)
 
 
 @pytest.mark.parametrize("bands", [["B04"], ["B08", "B02"], ["B12", "B01", "B05"], ["B02", "B03", "B04", "B08", "B11"]])

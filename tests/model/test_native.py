@@ -27,14 +27,6 @@ def kernels() -> NativeSteps:
         pytest.skip(f"no kernels on this machine: {error}")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def random(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
     return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x

@@ -64,7 +64,10 @@ class PatchBatches:
             raise ValueError(f"mix {self.mix}: shares must be 0 or more and not all 0")
         lacking = [name for name in self.feed.sensors if name not in self.sensors]
         if lacking:
-            raise ValueError(f"no statistics for {', '.join(lacking)}: compute them (sources.statistics) or name them")
+            raise ValueError(
+                f"no statistics for {', '.join(lacking)}: describe the sensor with --sensor FILE, which computes them "
+                "where the file has none"
+            )
         if self.fit not in FITS or self.turns not in ("patch", "batch"):
             raise ValueError(f"fit {self.fit!r} must be one of {FITS} and turns {self.turns!r} patch or batch")
         self._choice = np.random.default_rng([self.seed, 0])

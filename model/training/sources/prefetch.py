@@ -33,6 +33,7 @@ class Prefetch:
             raise ValueError(f"prefetching {depth} batches: 1 or more")
         self._source, self._depth, self._pin = source, depth, pin
         self._state: Mapping[str, Any] = source.state_dict()
+        self._ahead = False
         self._asked: tuple[int, int] | None = None
         self._made: queue.Queue[_Made] = queue.Queue()
         self._room = threading.Semaphore(0)
@@ -42,12 +43,12 @@ class Prefetch:
     def draw(self, batch_size: int, patch: int) -> Batch:
         """The next batch; raises what the source raised on making it."""
         if self._asked != (batch_size, patch):
-            self._restart()
+            self._end()
             self._start(batch_size, patch)
         made = self._made.get()
         self._room.release()
         if made.error is not None or made.batch is None:
-            self._restart()
+            self._end()
             raise made.error or RuntimeError("the prefetching thread ended without a batch")
         self._state = made.after
         return made.batch
@@ -64,13 +65,16 @@ class Prefetch:
         """Go on where `state_dict` was taken."""
         self._end()
         self._source.load_state_dict(state)
-        self._state = deepcopy(dict(state))
+        self._state, self._ahead = deepcopy(dict(state)), False
 
     def close(self) -> None:
-        """Stop the thread; the source stays where the last batch handed out left it."""
-        self._restart()
+        """Stop the thread. The source is left where the thread had come to; drawing on goes back first."""
+        self._end()
 
     def _start(self, batch_size: int, patch: int) -> None:
+        if self._ahead:  # going back may read much again: only where somebody draws on
+            self._source.load_state_dict(self._state)
+            self._ahead = False
         self._asked = (batch_size, patch)
         self._made, self._stop = queue.Queue(), threading.Event()
         self._room = threading.Semaphore(self._depth)
@@ -105,10 +109,5 @@ class Prefetch:
             self._stop.set()
             self._room.release()
             self._thread.join()
+            self._ahead = True
         self._thread, self._asked = None, None
-
-    def _restart(self) -> None:
-        """Stop the thread and bring the source back to the last batch handed out."""
-        if self._thread is not None:
-            self._end()
-            self._source.load_state_dict(self._state)

@@ -164,8 +164,12 @@ class ShardStream:
         return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
     def share(self, sizes: Mapping[str, int]) -> int | None:
-        """This worker's samples in the current epoch, given each shard's number; None where one is not known."""
-        parts = self._parts()
+        """This worker's samples in the first epoch, given each shard's number; None where one is not known.
+
+        Other epochs deal the shards out otherwise, and may differ by as much as the shards do: a run's schedule must
+        not depend on when this is asked.
+        """
+        parts = self._parts(0)
         known = [sizes.get(self.shards[part.shard].name) for part in parts]
         if any(n is None for n in known):
             return None
@@ -174,10 +178,11 @@ class ShardStream:
     def _random(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
 
-    def _parts(self) -> list[Part]:
+    def _parts(self, epoch: int | None = None) -> list[Part]:
         order = list(range(len(self.shards)))
         if self.shuffle:
-            order = [int(i) for i in self._random(_ORDER, self.epoch).permutation(len(order))]
+            at = self.epoch if epoch is None else epoch
+            order = [int(i) for i in self._random(_ORDER, at).permutation(len(order))]
         return share_out(order, self.worker)
 
     def _incoming(self) -> Iterator[tuple[int, Sample]]:

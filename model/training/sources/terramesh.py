@@ -39,8 +39,8 @@ SAMPLING = 10.0
 SIZES = "sizes.json"
 
 
-def decode(sample: Sample, modality: str, *, corrected: bool = False) -> Patch:
-    """One modality of a sample as a patch, its bands in the sensor's order.
+def decode(sample: Sample, modality: str, *, corrected: bool = False, placed: bool = True) -> Patch:
+    """One modality of a sample as a patch, its bands in the sensor's order; unless `placed`, without its place.
 
     `corrected` is the published EO-VAE*: +1000 on S2L2A from 2022-01-24 on, S2L2A and S2L1C clipped to 0..10000; its
     statistics are not the legacy ones of `SENSORS`. Without it the numbers are as stored, which is what the released
@@ -65,13 +65,13 @@ def decode(sample: Sample, modality: str, *, corrected: bool = False) -> Patch:
     names = group.band_names()
     if names is not None and set(names) == set(sensor.bands):
         raw = raw[[names.index(band) for band in sensor.bands]]
-    data = np.ascontiguousarray(raw, np.float32)
+    data: Floats = np.array(raw, np.float32, order="C")  # a copy in any case: what was unpacked may be read-only
     if corrected and modality in ("S2L2A", "S2L1C"):
         moment = group.time()
         if moment is None:
             raise ValueError(f"{modality}: the sample says no time, so the offset cannot be corrected")
         data = _corrected(data, modality, moment)
-    return Patch(sample.key, sensor.bands, data, _place(group, raw.shape[-1]))
+    return Patch(sample.key, sensor.bands, data, _place(group, raw.shape[-1]) if placed else None)
 
 
 def _corrected(data: Floats, modality: str, moment: int) -> Floats:
@@ -165,6 +165,11 @@ class TerraMesh:
         """Note a patch that could not be used."""
         self.ledger.add("sample", name, why)
 
+    def in_order(self) -> TerraMesh:
+        """All of the same shards in their own order, split or not, without a buffer to fill: to look at a first one."""
+        stream = ShardStream(self.stream.shards, buffer=1, shuffle=False, storage_options=self.stream.storage_options)
+        return TerraMesh(stream, self.corrected)
+
     def state_dict(self) -> dict[str, Any]:
         """The stream's state."""
         return self.stream.state_dict()
@@ -175,7 +180,7 @@ class TerraMesh:
 
     def _use(self, sample: Sample, sensor: str) -> Patch | None:
         try:
-            patch = decode(sample, sensor, corrected=self.corrected)
+            patch = decode(sample, sensor, corrected=self.corrected, placed=self.rule is not None)
         except BandError:
             raise
         except ValueError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from typing import Any
 
+import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -22,18 +24,13 @@ class ZarrZip:
     """
 
     def __init__(self, packed: bytes) -> None:
-        make = default_buffer_prototype().buffer.from_bytes
         try:
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                self._files = frozenset(n for n in archive.namelist() if not n.endswith("/"))
-                store = MemoryStore({name: make(archive.read(name)) for name in self._files})
+                self._files = {n: archive.read(n) for n in archive.namelist() if not n.endswith("/")}
         except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
             raise ValueError(f"damaged zip: {error}") from None
-        try:
-            # each array's own metadata are read as they are needed, which is quicker than the consolidated ones
-            self._group = zarr.open_group(store, mode="r", zarr_format=2, use_consolidated=False)
-        except (KeyError, FileNotFoundError, ValueError, TypeError) as error:
-            raise ValueError(f"no Zarr group inside ({type(error).__name__})") from None
+        if ".zgroup" not in self._files:
+            raise ValueError("no Zarr group inside")
 
     def __contains__(self, name: str) -> bool:
         return f"{name}/.zarray" in self._files
@@ -67,7 +64,8 @@ class ZarrZip:
         values = np.asarray(self._read("time")).reshape(-1)
         if values.dtype.kind == "M":
             return int(values.astype("datetime64[ns]").astype(np.int64)[0])
-        units = str(self._group["time"].attrs.get("units", "nanoseconds since 1970-01-01"))
+        attributes = json.loads(self._files.get("time/.zattrs", b"{}"))
+        units = str(attributes.get("units", "nanoseconds since 1970-01-01"))
         found = re.fullmatch(r"(nano|micro|milli)?(second|minute|hour|day)s? since (.+)", units.strip())
         if found is None:
             raise ValueError(f"time in unknown units {units!r}")
@@ -79,7 +77,27 @@ class ZarrZip:
 
     def _read(self, name: str) -> NDArray[Any]:
         try:
-            return np.asarray(self._group[name][...])  # type: ignore[index]
+            whole = self._one_chunk(name)
+            return self._by_zarr(name) if whole is None else whole
         except Exception as error:  # each codec raises errors of its own
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"array {name!r} cannot be unpacked: {why}") from None
+
+    def _one_chunk(self, name: str) -> NDArray[Any] | None:
+        """An array that is one plain chunk, as TerraMesh's are, or None for any other.
+
+        Zarr's own reading goes through an event loop on a thread: for such small arrays that is most of a loader's
+        work (0.5 against 1.6 ms for twelve bands, 0.05 against 0.8 ms for their names).
+        """
+        meta = json.loads(self._files[f"{name}/.zarray"])
+        shape, separator = meta["shape"], meta.get("dimension_separator", ".")
+        packed = self._files.get(f"{name}/{separator.join('0' * len(shape)) or '0'}")
+        if packed is None or meta["chunks"] != shape or meta["order"] != "C" or meta["filters"]:
+            return None
+        raw = packed if meta["compressor"] is None else numcodecs.get_codec(meta["compressor"]).decode(packed)
+        return np.frombuffer(raw, np.dtype(meta["dtype"])).reshape(shape)
+
+    def _by_zarr(self, name: str) -> NDArray[Any]:
+        make = default_buffer_prototype().buffer.from_bytes
+        store = MemoryStore({key: make(data) for key, data in self._files.items()})
+        return np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=2)[...])

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
 import yaml
 
 from model.training.sensors import S2L1C, S2L2A
@@ -26,11 +25,6 @@ def _write(path: Path, data: np.ndarray) -> None:
     profile = dict(driver="GTiff", count=len(data), height=data.shape[1], width=data.shape[2], dtype=data.dtype)
     with rasterio.open(path, "w", **profile) as dataset:
         dataset.write(data)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

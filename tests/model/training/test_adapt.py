@@ -6,64 +6,25 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import rasterio
 import torch
 import yaml
-from rasterio.transform import from_origin
 
 from jobs.finetune import Options, main
-from model.eo_vae import EOVAE, EOVAEConfig
+from model.eo_vae import EOVAEConfig
 from model.training.adapt import initial, known_sensors
 from model.training.feeds import as_trained
 from model.training.recipe import Job, Recipe
 from model.training.sensors import SENSORS
 from model.training.tracking import read_history
-from model.weights import load_weights, published_meta, save_weights
-from tests.model.training.conftest import landscape
+from model.weights import load_weights, published_meta
+from tests.model.training.finetuning import BANDS, raster, short_finetuning
 from tests.model.training.sources import TINY
 
-BANDS = ("blue", "green", "red", "nir")
-
-
-def raster(path: Path, seed: int, bands: int = 4, east: float = 0.0, described: bool = False) -> None:
-    data = landscape(seed, bands, 96).astype(np.uint16)
-    profile = dict(driver="GTiff", count=bands, height=96, width=96, dtype="uint16", crs="EPSG:32633", nodata=0,
-                   transform=from_origin(500_000 + east, 5_300_000, 10, 10))  # fmt: skip
-    with rasterio.open(path, "w", **profile) as dataset:
-        dataset.write(data)
-        if described:
-            dataset.descriptions = ("extra", *BANDS)
-
 
 @pytest.fixture
-def sensor_file(tmp_path: Path) -> Path:
-    waves = (0.49, 0.56, 0.665, 0.842)
-    bands = [dict(name=n, wavelength=w, gsd=10) for n, w in zip(BANDS, waves, strict=True)]
-    path = tmp_path / "dove.yaml"
-    path.write_text(yaml.safe_dump(dict(name="Dove4", unit="reflectance", scale=0.0001, bands=bands)))
-    return path
-
-
-@pytest.fixture
-def options(tmp_path: Path, sensor_file: Path) -> Options:
-    """A short finetuning on rasters of two places 60 km apart, from tiny weights, without Ray."""
-    data = tmp_path / "rasters"
-    data.mkdir()
-    for number in range(4):
-        raster(data / f"r{number}.tif", number, east=60_000.0 * number)
-    torch.manual_seed(0)
-    save_weights(EOVAE(TINY), tmp_path / "tiny.safetensors", replace(published_meta(TINY), name="tiny"))
-    stage = dict(name="adapt", steps=4, batch=2, patch=48, optimiser="adam", schedule="warmup_cosine", warmup=1,
-                 margin=4, lr=1e-3, loss={"charbonnier": 1.0})  # fmt: skip
-    recipe = dict(stages=[stage], precision="fp32", division="shares", augment="symmetries", ema=0.5, seed=1,
-                  held_out_share=0.4, dtype="float32")  # fmt: skip
-    (tmp_path / "short.yaml").write_text(yaml.safe_dump(recipe))
-    return Options(
-        str(data), tmp_path / "dove.safetensors", str(tmp_path / "short.yaml"), sensor_file,
-        init=str(tmp_path / "tiny.safetensors"), name="dove", workers=0, threads=1, storage=str(tmp_path / "runs"),
-    )  # fmt: skip
+def options(tmp_path: Path) -> Options:
+    return short_finetuning(tmp_path)
 
 
 def refused(options: Options, capsys: pytest.CaptureFixture[str]) -> str:
@@ -157,7 +118,7 @@ def test_weights_of_another_config(options: Options, tmp_path: Path, capsys: pyt
         ({"steps": 0}, "must be above 0"),
         ({"recipe": "published", "init": None, "sensor": None}, "--init"),
         ({"recipe": "adapt", "sensor": None}, "names no data of its own"),
-        ({"recipe": "nanoo"}, "adapt, nano, published"),
+        ({"recipe": "nanoo"}, "no recipe nanoo: give a YAML file or one of adapt, nano"),
         ({"sensor": Path("none.yaml")}, "none.yaml"),
     ],
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from model.training.sensors import S1RTC, S2L2A
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
+from tests.model.training.sources import TINY
 
 World = tuple[Path, Path]
 ROOT = Path(__file__).parents[3]
@@ -50,6 +53,12 @@ def recipe_file(world: World, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.fixture(autouse=True)
+def few_calibration_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every published file is calibrated, which takes longer than these short trainings."""
+    monkeypatch.setattr("model.training.finetune.calibrate", partial(calibrate, batches=2))
 
 
 @pytest.mark.slow
@@ -152,6 +161,29 @@ def test_calibration_gives_unit_latents(recipe_file: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_of_the_recipe_goes_on_from_its_checkpoint(recipe_file: Path, world: World, tmp_path: Path) -> None:
+    stage = dict(name="all", steps=6, batch=2, patch=48, margin=4, warmup=2)
+    values = yaml.safe_load(recipe_file.read_text()) | dict(
+        config=TINY.to_dict() | {"ch_mult": [1, 1, 1, 1]}, stages=[stage], precision="fp32", checkpoint_steps=2,
+        evaluate_minutes=60, teach_minutes=0.0, dtype="float32",
+    )  # fmt: skip
+    recipe_file.write_text(yaml.safe_dump(values))
+    options = Options(
+        str(world[1]), tmp_path / "tiny.safetensors", str(recipe_file), init="random", name="tiny", workers=0,
+        threads=1, storage=str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert main(options) == 0
+    run = tmp_path / "runs" / "tiny"
+    whole, lines = load_weights(options.out).state_dict(), read_history(str(run))
+    for later in (4, 6):
+        shutil.rmtree(run / f"checkpoint_{later:09d}")
+    (run / "latest.json").write_text('{"checkpoint": "checkpoint_000000002"}')
+    assert main(replace(options, resume=True)) == 0
+    again = load_weights(options.out).state_dict()
+    assert read_history(str(run)) == lines and all(torch.equal(again[key], tensor) for key, tensor in whole.items())
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "ray.safetensors"
@@ -159,8 +191,10 @@ def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) 
         sys.executable, "jobs/finetune.py", "--recipe", str(recipe_file), "--data", str(world[1]), "--out", str(out),
         "--workers", "2", "--threads", "1", "--steps", "4", "--name", "tiny", "--storage", str(tmp_path / "runs"),
     ]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=560)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=560)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert not (tmp_path / ".ray" / "auth_token").exists()  # it would lock `ray job submit` out of later clusters
     assert load_weights(str(out)).config.ch == 32
     run = tmp_path / "runs" / "tiny"
     assert {p.name for p in run.glob("checkpoint_*/*")} == {"state.pt", "rank-0000.pt", "rank-0001.pt"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from model.training.ema import Average
 from model.training.loop import Loop
 from model.training.objective import Disturbance, Reconstruction, Turn, draw_disturbance
 from model.training.recipe import Recipe
+from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, read_history
 from tests.model.training.sources import TINY, Fixed, Random, recipe
 
@@ -190,6 +193,48 @@ def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: d
     assert difference(again.run(), whole) == 0
     tracker.close()
     assert [line["step"] for line in read_history(url)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_batches_made_ahead_change_neither_the_run_nor_where_it_goes_on(tmp_path: Path) -> None:
+    """A checkpoint says which batches were trained on, not which lay ready."""
+    how = recipe({"steps": 7}, ema=0.9, checkpoint_steps=2)
+    whole = Loop(network(), how, Random(5, mixed=True)).run()
+    url, makers = str(tmp_path / "run"), set[str]()
+
+    class KilledError(Exception):
+        pass
+
+    class Noting(Random):
+        def draw(self, batch_size: int, patch: int) -> Any:
+            makers.add(threading.current_thread().name)
+            return super().draw(batch_size, patch)
+
+    class Dying(Store):
+        def save(self, write: Callable[[Path], None], total: int, metrics: Mapping[str, float]) -> None:
+            if total == 4:
+                until = time.monotonic() + 60
+                while source.drawn < 7 and time.monotonic() < until:  # as many as are made ahead
+                    time.sleep(0.01)
+            super().save(write, total, metrics)
+            if total == 4:
+                raise KilledError
+
+    source = Noting(5, mixed=True)
+    ahead = Prefetch(source, depth=3)
+    with pytest.raises(KilledError):
+        Loop(network(), how, ahead, keeper=Dying(url)).run()
+    assert source.drawn == 7 and makers == {"prefetch"}
+    ahead.close()
+    torch.manual_seed(99)
+    ahead = Prefetch(Random(5, mixed=True), depth=3)
+    again = Loop(network(1), how, ahead, keeper=Store(url))
+    with Store(url).restore() as folder:
+        assert folder is not None
+        snapshot = read_snapshot(folder, 0, sliced=False)
+    assert snapshot.own["source"]["drawn"] == 4
+    again.resume(snapshot)
+    assert again.at.total == 4 and difference(again.run(), whole) == 0
+    ahead.close()
 
 
 def test_two_stages_and_a_finished_run(tmp_path: Path) -> None:

@@ -9,27 +9,19 @@ import pytest
 from model.training.distributed import Team
 from model.training.loop import Clock
 from model.training.recipe import Recipe, Stage
-from model.training.sampler import Batch
 from model.training.schedule import cosine, epoch_steps, warmed_cosine, warmup_cosine
+from tests.model.training.sources import Random
 
 
-class Length:
-    """A source of a known number of patches."""
+class Length(Random):
+    """A source of a known number of patches, or of one without an end."""
 
     def __init__(self, patches: int | None) -> None:
+        super().__init__()
         self.patches = patches
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         return None if self.patches is None else self.patches // batch_size
-
-    def draw(self, batch_size: int, patch: int) -> Batch:
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, object]:
-        return {}
-
-    def load_state_dict(self, state: object) -> None:
-        pass
 
 
 def clock(stage: Stage, patches: int | None, share: int) -> Clock:
@@ -87,6 +79,14 @@ def test_endless_data_need_steps() -> None:
     stage = Stage("s", batch=4, patch=32, epochs=2)
     with pytest.raises(ValueError, match="give steps"):
         clock(stage, None, 4)
+
+
+def test_the_published_limit_is_the_epoch_of_shards_that_do_not_say_their_sizes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (stage,) = Recipe.load("published").stages
+    assert (clock(stage, None, 16).steps, clock(stage, None, 16).warmup) == (200_000, 2000)
+    assert "data of unknown length, an epoch is 2000 steps" in caplog.text
 
 
 def test_a_clock_bounded_stage_counts_the_time_spent_before() -> None:

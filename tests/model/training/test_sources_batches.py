@@ -242,6 +242,8 @@ def test_another_batch_or_patch_size_goes_on_from_the_last_batch_handed_out() ->
     for batch, patch, count in ((3, 4, 5), (2, 6, 3), (3, 4, 4)):
         assert same(ahead, plain, count, batch, patch)
     ahead.close()
+    assert same(ahead, plain, 3, 3, 4)  # closing loses nothing either
+    ahead.close()
 
 
 def test_the_state_is_that_of_the_last_batch_handed_out_not_of_what_lies_ready() -> None:

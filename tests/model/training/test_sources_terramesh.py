@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from model.training.sensors import S2L2A, SENSORS
 from model.training.sources.batching import PatchBatches
@@ -87,6 +90,20 @@ def test_time_is_read_in_any_cf_units(tmp_path: Path, units: str) -> None:
     assert ZarrZip(packed.getvalue()).time() == 1_627_046_561_000_000_000
 
 
+@pytest.mark.parametrize("how", [{}, {"compressors": None}, {"chunks": (1, 2, 16, 40)}, {"order": "F"}])
+def test_arrays_are_read_however_they_are_stored(tmp_path: Path, how: dict[str, Any]) -> None:
+    """One plain chunk is unpacked directly, all else by zarr."""
+    data = make.pixels("S2L2A", 2)[None]
+    group = zarr.open_group(tmp_path / "sample.zarr", mode="w", zarr_format=2)
+    stored: dict[str, Any] = {"chunks": data.shape} | how
+    group.create_array("bands", shape=data.shape, dtype=data.dtype, **stored)[...] = data
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in sorted(p for p in (tmp_path / "sample.zarr").rglob("*") if p.is_file()):
+            archive.write(file, file.relative_to(tmp_path / "sample.zarr").as_posix())
+    assert np.array_equal(ZarrZip(packed.getvalue()).array("bands"), data)
+
+
 def damaged(payload: bytes, how: str) -> bytes:
     if how == "no zip":
         return b"not a zip at all"
@@ -122,8 +139,8 @@ def test_only_samples_of_the_split_are_given_and_they_are_the_rules(pattern: str
     rule = BlockSplit(20_000, 2_000, {"train": 0.5, "val": 0.5}, seed=4)
     every = TerraMesh.open(pattern, MIX, shuffle=False)
     expected: dict[str | None, list[str]] = {"train": [], "val": [], None: []}
-    for _ in range(9):
-        patch = every.next("S2RGB")
+    for packed in islice(every.stream, 9):
+        patch = decode(packed, "S2RGB")
         assert patch.place is not None
         expected[rule.split_of(patch.place)].append(patch.name)
     assert all(expected.values())  # the seed leaves some to each, and some near a border

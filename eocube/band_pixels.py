@@ -1,0 +1,107 @@
+"""One file's bands on a window's grid: read, resampled where the grids differ, in travelling form, valid or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eocube.gdal_env import Raster
+from eocube.radiometry import to_travelling
+from eocube.read_failure import RefusedError
+from eocube.scene import BandSource
+from eocube.sensors import Sensor
+from eocube.untrusted import too_large
+from eocube.warp import DOWNSAMPLING, PixelGrid, Placement, Region, average, bilinear, nearest, region_of
+
+Band = tuple[NDArray[Any], NDArray[np.bool_]]
+"""Pixels (size, size) in travelling form, and where they are valid; those that are not mean nothing."""
+
+
+def read_bands(
+    raster: Raster, crs: str, at: Placement, sources: Sequence[BandSource], grid: PixelGrid, sensor: Sensor
+) -> tuple[list[Band], int] | None:
+    """A file's bands on a grid that lies `at` a place in it, and the bytes read; None where the file is elsewhere.
+
+    Raises `RefusedError` or `RadiometryError` for what must not be used, and whatever GDAL raises.
+    """
+    region = region_of(at, grid, raster.height, raster.width)
+    inside = region.inside(raster.height, raster.width)
+    if inside is None:
+        return None
+    raw = _read(raster, [s.index for s in sources], inside)
+    usable = [_usable(band, s, raster.nodata[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
+    if at.exact is not None:
+        pixels, there = [embed(b, inside, region, 0) for b in raw], [embed(u, inside, region, False) for u in usable]
+    else:
+        floats = np.where(np.stack(usable), raw, np.nan).astype(np.float64)
+        values = embed(floats, inside, region, np.nan)
+        if at.ratio > DOWNSAMPLING:
+            warped = average(values, raster.transform, crs, region, grid)
+        else:
+            warped = bilinear(values, at, region)
+        there = list(np.isfinite(warped))
+        warped = np.where(there, warped, 0.0)
+        pixels = list((np.rint(warped) if raw.dtype.kind in "ui" else warped).astype(raw.dtype))
+    bands = []
+    for band, seen, source in zip(pixels, there, sources, strict=True):
+        moved = to_travelling(band, source.radiometry, sensor)
+        seen &= ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
+        bands.append((moved, seen))
+    return bands, raw.nbytes
+
+
+def read_classes(raster: Raster, at: Placement, source: BandSource, grid: PixelGrid) -> tuple[NDArray[Any], int] | None:
+    """A file's classes (size, size) on a grid, 0 beyond the file, and the bytes read; None where it is elsewhere."""
+    region = region_of(at, grid, raster.height, raster.width)
+    inside = region.inside(raster.height, raster.width)
+    if inside is None:
+        return None
+    raw = _read(raster, [source.index], inside)
+    classes = embed(raw, inside, region, 0)
+    return (classes if at.exact is not None else nearest(classes, at, region))[0], raw.nbytes
+
+
+def overview(raster: Raster, ratio: float) -> int | None:
+    """The overview to average from: the coarsest that is still twice as fine as the grid, None for the full image."""
+    fit = [k for k, factor in enumerate(raster.overviews) if factor * 2 <= ratio * (1 + 1e-6)]
+    return max(fit, key=lambda k: raster.overviews[k], default=None)
+
+
+def embed(values: NDArray[Any], inside: Region, region: Region, fill: float | bool) -> NDArray[Any]:
+    """Lay what was read, (..., rows, columns), into the whole region, `fill` around it."""
+    if inside == region:
+        return values
+    around = (*values.shape[:-2], region.row1 - region.row0, region.col1 - region.col0)
+    embedded = np.full(around, fill, dtype=values.dtype)
+    row, col = inside.row0 - region.row0, inside.col0 - region.col0
+    embedded[..., row : row + values.shape[-2], col : col + values.shape[-1]] = values
+    return embedded
+
+
+def whole(number: float, pixels: NDArray[Any]) -> float:
+    """A number as an integer where the pixels are: compared with a float, numpy would make floats of them all."""
+    return int(number) if pixels.dtype.kind in "ui" and float(number).is_integer() else number
+
+
+def _read(raster: Raster, bands: Sequence[int], inside: Region) -> NDArray[Any]:
+    """Source pixels (C, rows, columns); refused where what the file declares would take unbounded memory."""
+    why = too_large(
+        raster.block_bytes, raster.item_bytes, len(bands), inside.row1 - inside.row0, inside.col1 - inside.col0
+    )
+    if why is not None:
+        raise RefusedError(why)
+    return raster.read(bands, (inside.row0, inside.row1), (inside.col0, inside.col1))
+
+
+def _usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> NDArray[np.bool_]:
+    """Which raw pixels may take part in resampling: neither the item's nor the file's nodata, and a power above 0."""
+    usable: NDArray[np.bool_] = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, dtype=np.bool_)
+    for nodata in {source.radiometry.nodata, file_nodata}:
+        if nodata is not None and not np.isnan(nodata):
+            usable &= raw != whole(nodata, raw)
+    if source.radiometry.kind == "power":
+        usable &= ~(raw == 0)
+    return usable
