@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ QUICK_BUDGET = 45.0
 """Seconds of a quick run that go into timing, at most, beyond the first round."""
 GPU_BATCH = 32
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+A_THREAD_EACH = "a window a thread"
 ENCODER, DECODER = "encoder", "decoder"
 LIMITS = {"fp32": 1e-5, "bf16": 1.5e-2, "fp16": 5e-3}
 """Relative L2 error that each precision of ours may have in the published size."""
@@ -58,6 +60,8 @@ class _Way:
     dtype: str
     make: Callable[[], Callable[[], Tensor]]
     read: Callable[[Tensor], Tensor] = lambda out: out
+    lanes: int = 1
+    """Batches that a call makes at once, each on a thread of its own."""
 
 
 def choose_device(named: str | None) -> torch.device:
@@ -134,7 +138,7 @@ def _measure(half: str, settings: Settings, device: torch.device, console: Conso
     first = batch / timed[0][1].best(device)
     variants = tuple(
         Variant(
-            way.name, device.type, way.dtype, rate := batch / ready.best(device), rate / first, error,
+            way.name, device.type, way.dtype, rate := way.lanes * batch / ready.best(device), rate / first, error,
             rate * flops / 1e12, memory, limit=_limit(way, what),
         )
         for way, ready, error, memory in timed
@@ -148,6 +152,26 @@ def _measure(half: str, settings: Settings, device: torch.device, console: Conso
         },
         not_run,
     )  # fmt: skip
+
+
+def _a_thread_each(way: _Way, lanes: int) -> _Way:
+    """A way as the engine runs ours on a CPU: as many batches at once as there are threads, each computed by one."""
+
+    def make() -> Callable[[], Tensor]:
+        pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,))
+        work = way.make()
+
+        def one() -> Tensor:
+            with torch.inference_mode():
+                return work()
+
+        def all_at_once() -> Tensor:
+            found = [future.result() for future in [pool.submit(one) for _ in range(lanes)]]
+            return found[0]
+
+        return all_at_once
+
+    return replace(way, name=f"{way.name}, {A_THREAD_EACH}", make=make, lanes=lanes)
 
 
 def _ways(
@@ -213,6 +237,9 @@ def _ways(
         not_run["fp16"] = "no CUDA device; a CPU emulates fp16 many times slower"
         if not half_precisions:
             not_run["bf16"] = "the CPU has no bf16 arithmetic (by its flags); emulated it is slower than fp32"
+    alone: list[_Way] = []
+    if device.type == "cpu" and (lanes := torch.get_num_threads()) > 1:
+        alone = [_a_thread_each(way, lanes) for way in (ways[0], *(fused(dtype) for dtype in fast))]
     ways += [_Way("reference, autocast", dtype, lambda d=dtype: under(d, eager)) for dtype in half_precisions]  # type: ignore[misc]
     if no_compile is None:
         ways.append(_Way("reference, torch.compile", "fp32", compiled("fp32")))
@@ -220,7 +247,7 @@ def _ways(
             ways.append(_Way("reference, torch.compile and autocast", "fp16", compiled("fp16")))
     else:
         not_run["reference, torch.compile"] = no_compile
-    return [*ways, *(fused(dtype) for dtype in fast)], not_run, exact
+    return [*ways, *(fused(dtype) for dtype in fast), *alone], not_run, exact
 
 
 def _limit(way: _Way, what: Subject) -> float | None:

@@ -63,6 +63,22 @@ def test_forward_writes_json_and_a_table(
     assert f"{half}, tiny" in shown and "reference, eager" in shown and str(tmp_path) not in json.dumps(found)
 
 
+def test_several_threads_are_also_measured_with_a_window_each(
+    job: ModuleType, plain_machine: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    asked = ["encoder", "--model", "tiny", "--repeats", "1", "--device", "cpu", "--threads", "2", "--json", str(path)]
+    before = torch.get_num_threads()
+    assert job.main(asked) == 0
+    assert torch.get_num_threads() == before
+    found = {v["name"]: v for v in json.loads(path.read_text())["variants"]}
+    assert list(found) == ["reference, eager", "eocube", "reference, eager, a window a thread",
+                           "eocube, a window a thread"]  # fmt: skip
+    assert found["reference, eager, a window a thread"]["relative_error"] <= 1e-5
+    assert 0 < found["eocube, a window a thread"]["relative_error"] <= 1e-5
+    assert all(v["windows_per_s"] > 0 and set(v) == KEYS for v in found.values())
+
+
 def test_flops_are_those_of_the_specification(job: ModuleType) -> None:
     from benchmarks.forward import count_flops
     from benchmarks.subjects import Subject
