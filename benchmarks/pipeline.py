@@ -85,7 +85,7 @@ def measure(options: Options, console: Console) -> Report:
     machine = describe(device)
     threads = options.threads or torch.get_num_threads()
     repeats = options.repeats or (1 if options.quick else 3)
-    dates = options.dates or ((6 if options.quick else 24) if gpu else (2 if options.quick else 3))
+    dates = options.dates or ((6 if options.quick else 24) if gpu else (2 if options.quick else 6))
     side = 10 if gpu else SIDES.get(what.name, SIDE)
     jobs: list[_Job] = []
     alone: list[float] = []

@@ -14,7 +14,7 @@ from eocube.read_failure import RefusedError
 from eocube.scene import BandSource
 from eocube.sensors import Sensor
 from eocube.untrusted import too_large
-from eocube.warp import DOWNSAMPLING, PixelGrid, Placement, Region, average, bilinear, nearest, region_of
+from eocube.warp import DOWNSAMPLING, PixelGrid, Placement, Region, average, bilinear, nearest, on_grid, region_of
 
 Band = tuple[NDArray[Any], NDArray[np.bool_]]
 """Pixels (size, size) in travelling form, and where they are valid; those that are not mean nothing."""
@@ -62,6 +62,36 @@ def read_classes(raster: Raster, at: Placement, source: BandSource, grid: PixelG
     raw = _read(raster, [source.index], inside)
     classes = embed(raw, inside, region, 0)
     return (classes if at.exact is not None else nearest(classes, at, region))[0], raw.nbytes
+
+
+def read_along(
+    raster: Raster, crs: str, first: PixelGrid, last: PixelGrid, sources: Sequence[BandSource]
+) -> NDArray[Any] | None:
+    """A file's pixels (C, rows, columns) from the first grid of a row to the last, as they are stored.
+
+    None unless the file is on these grids and covers them.
+    """
+    start, end = (on_grid(grid, raster.transform, crs) for grid in (first, last))
+    if start is None or end is None or (end[0], end[1] - start[1]) != (start[0], columns_apart(first, last)):
+        return None
+    region = Region(start[0], start[1], start[0] + first.size, end[1] + last.size)
+    if region.inside(raster.height, raster.width) != region:
+        return None
+    return _read(raster, [source.index for source in sources], region)
+
+
+def columns_apart(first: PixelGrid, last: PixelGrid) -> int:
+    """Pixels from one grid's left edge to another's, of the same row."""
+    return round((last.left - first.left) / first.side)
+
+
+def gapless(raw: NDArray[Any], source: BandSource, file_nodata: float | None, sensor: Sensor) -> NDArray[Any] | None:
+    """A band's pixels in travelling form; None where not every one is valid."""
+    if not _usable(raw, source, file_nodata).all():
+        return None
+    moved = to_travelling(raw, source.radiometry, sensor)
+    missing = np.isnan(moved) if np.isnan(sensor.nodata) else moved == whole(sensor.nodata, moved)
+    return None if missing.any() else moved
 
 
 def overview(raster: Raster, ratio: float) -> int | None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from eocube import redaction
+from eocube.allocator import keep_freed_memory
 from eocube.busy import BusyClock
 from eocube.commit_buffer import CommitBuffer
 from eocube.commits import Receipt, State, WindowResult, now
@@ -105,6 +106,7 @@ class EncodeActor:
         from eocube.encoders import load, models_for
         from eocube.worker import UnitRunner
 
+        keep_freed_memory()
         self._lines, busy = log_in_actor(run_id, secrets_of(options)), BusyClock()
         self._network = options.network
         shared_network().configure(self._network)

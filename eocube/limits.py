@@ -12,7 +12,8 @@ class Limits:
     read_threads: int = 8
     encode_threads: int = 1
     ahead: int = 16
-    """Windows read and not yet encoded, at most: bounds the memory of an actor whatever the size of a shard."""
+    """Windows read and not yet encoded, at most; more where threads read several at once. Bounds an actor's memory
+    whatever the size of a shard."""
     max_cloud: float | None = None
     """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
     verify_fraction: float = 0.0

@@ -8,6 +8,7 @@ from eocube.gdal_env import BLOCK_CACHE, CURL_CACHE
 from eocube.limits import Limits
 from eocube.plan import Plan
 from eocube.pool import UNITS_PER_ACTOR
+from eocube.worker import RUN
 
 _READING = 4
 """Windows' worth of arrays that a thread works with while it reads one: raw, warped, their masks."""
@@ -28,15 +29,16 @@ def window_bytes(plan: Plan) -> int:
 def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNITS_PER_ACTOR) -> int:
     """Upper bound of the host memory that an actor's units take, in bytes, beside the encoder and the libraries.
 
-        units x ((ahead + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
+        units x ((ahead + RUN + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
         + read_threads x (4 x window + open rasters) + GDAL's two caches
 
-    Per unit, `ahead` windows are read and not yet taken, `encode_threads + 2` batches wait for the encoder or for being
-    put into the shard, one is being gathered. Nothing in it grows with the number of units. Beside it an actor holds
-    the plan itself, some kB a scene.
+    Per unit, `ahead` windows (RUN a reading thread, if that is more) are read and not yet taken, `encode_threads + 2`
+    batches wait for the encoder or for being put into the shard, one is being gathered; windows that were read as one
+    are let go as one. Nothing in it grows with the number of units. Beside it an actor holds the plan itself, some kB
+    a scene.
     """
     window = window_bytes(plan)
     shard = _SHARD_COPIES * plan.channels * plan.grid.lattice.shard**2
-    held = limits.ahead + (limits.encode_threads + 3) * batch
+    held = max(limits.ahead, RUN * limits.read_threads) + RUN + (limits.encode_threads + 3) * batch
     reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
     return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE

@@ -12,7 +12,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from eocube.band_pixels import Band, overview, read_bands, read_classes
+from eocube.band_pixels import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes
 from eocube.catalog import sign
 from eocube.errors import SourceError
 from eocube.gdal_env import Raster, gdal_environment
@@ -25,6 +25,7 @@ from eocube.redaction import secrets_of
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
 from eocube.storage_options import host_of
+from eocube.untrusted import here
 from eocube.warp import PixelGrid, Placement, mirror_gaps, place
 from eocube.zones import BBox
 
@@ -165,6 +166,72 @@ class WindowReader:
             mirror_gaps(pixels, seen[sampling])
         return WindowPixels(groups, percent(share), int(percent(share.mean(keepdims=True))[0, 0]), cloud, ids, read)
 
+    def read_run(
+        self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None
+    ) -> tuple[WindowPixels, ...] | None:
+        """Windows side by side, west to east, read as one: of each what `read` gives of it alone, several times faster.
+
+        None where it takes more than copying: several scenes, one that is distant, off the grid, with a gap or an
+        edge, a window cloudier than `max_cloud` percent, and whatever fails; then each is to be read on its own.
+        """
+        touching = self._touching(scenes, windows[0])
+        if len(touching) != 1 or any(self._touching(scenes, window) != touching for window in windows[1:]):
+            return None
+        (scene,) = touching
+        if not all(here(source.href) for source in scene.sources):
+            return None
+        try:
+            with gdal_environment(self._options):
+                return self._read_run(scene, windows, max_cloud)
+        except Exception:  # the window that it concerns fails in its own words
+            return None
+
+    def _read_run(
+        self, scene: Scene, windows: Sequence[Window], max_cloud: float | None
+    ) -> tuple[WindowPixels, ...] | None:
+        masks = self._mask_run(scene, windows)
+        if masks is None or (max_cloud is not None and any(UNKNOWN != cloud > max_cloud for cloud, _ in masks)):
+            return None
+        groups: list[dict[int, NDArray[Any]]] = [{} for _ in windows]
+        bytes_read = 0
+        for sampling, indices in self._groups.items():
+            first, last = self._grid(windows[0], sampling), self._grid(windows[-1], sampling)
+            across = columns_apart(first, last)
+            pixels = np.empty((len(indices), first.size, across + last.size), dtype=self.sensor.dtype)
+            for bands in self._files(scene, indices).values():
+                of_file = [source for _, source in bands]
+                raster, crs = self._open(scene, of_file[0])
+                raw = read_along(raster, crs, first, last, of_file)
+                if raw is None:
+                    return None
+                for band, (place_in_group, source) in zip(raw, bands, strict=True):
+                    moved = gapless(band, source, raster.nodata[source.index - 1], self.sensor)
+                    if moved is None:
+                        return None
+                    pixels[place_in_group] = moved
+                bytes_read += len(raw) * first.size**2 * raw.itemsize  # what each would have read
+            step = across // (len(windows) - 1) if len(windows) > 1 else 0
+            for k, group in enumerate(groups):
+                group[sampling] = pixels[:, :, k * step : k * step + first.size]
+        full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
+        return tuple(
+            WindowPixels(group, full, 100, cloud, (scene.id,), bytes_read + mask_bytes)
+            for group, (cloud, mask_bytes) in zip(groups, masks, strict=True)
+        )
+
+    def _mask_run(self, scene: Scene, windows: Sequence[Window]) -> list[tuple[int, int]] | None:
+        """(Cloud percent of the valid part, bytes read) of each core by the scene's mask; None where it is off-grid."""
+        if scene.mask is None:
+            return [(UNKNOWN, 0)] * len(windows)
+        first, last = (self._mask_grid(window) for window in (windows[0], windows[-1]))
+        raster, crs = self._open(scene, scene.mask)
+        raw = read_along(raster, crs, first, last, [scene.mask])
+        if raw is None:
+            return None
+        size = first.size
+        cores = (raw[0, :, k * size : (k + 1) * size] for k in range(len(windows)))
+        return [(_of_classes(core)[1], size**2 * raw.itemsize) for core in cores]
+
     # -- which scenes, which ground
 
     def _touching(self, scenes: Sequence[Scene], window: Window) -> tuple[Scene, ...]:
@@ -187,16 +254,11 @@ class WindowReader:
         placed: Place,
     ) -> tuple[bool, int]:
         """Fill what is not yet valid in (C_g, H_g, W_g) from one scene; (whether it gave any pixel, bytes read)."""
-        sources = {source.band: source for source in scene.sources}
-        files: dict[str, list[tuple[int, BandSource]]] = {}
-        for place_in_group, index in enumerate(indices):
-            name = self.sensor.bands[index].name
-            if name not in sources:
-                raise SourceError(f"item {scene.id} has no asset for band {name}", item=scene.id, asset=name)
-            if not valid[place_in_group].all():
-                files.setdefault(sources[name].href, []).append((place_in_group, sources[name]))
         gave, read = False, 0
-        for bands in files.values():
+        for every in self._files(scene, indices).values():
+            bands = [(place_in_group, source) for place_in_group, source in every if not valid[place_in_group].all()]
+            if not bands:
+                continue
             of_file = [source for _, source in bands]
 
             def load(of_file: list[BandSource] = of_file) -> tuple[list[Band], int] | None:
@@ -209,6 +271,17 @@ class WindowReader:
             for (place_in_group, _), (moved, there) in zip(bands, found[0], strict=True):
                 gave = _fill(pixels[place_in_group], valid[place_in_group], moved, there) or gave
         return gave, read
+
+    def _files(self, scene: Scene, indices: Sequence[int]) -> dict[str, list[tuple[int, BandSource]]]:
+        """The bands of a group by the file they are in, each with its place in the group."""
+        sources = {source.band: source for source in scene.sources}
+        files: dict[str, list[tuple[int, BandSource]]] = {}
+        for place_in_group, index in enumerate(indices):
+            name = self.sensor.bands[index].name
+            if name not in sources:
+                raise SourceError(f"item {scene.id} has no asset for band {name}", item=scene.id, asset=name)
+            files.setdefault(sources[name].href, []).append((place_in_group, sources[name]))
+        return files
 
     def _load(
         self, scene: Scene, sources: Sequence[BandSource], grid: PixelGrid, placed: Place
@@ -246,12 +319,7 @@ class WindowReader:
         sources = [(scene, scene.mask) for scene in scenes if scene.mask is not None]
         if not scenes or len(sources) < len(scenes):
             return UNKNOWN, UNKNOWN, 0
-        lattice = self.lattice
-        side = lattice.core * lattice.cell
-        sampling = max(_SCL_SAMPLING, lattice.resolution)
-        sampling = sampling if side % sampling == 0 else lattice.resolution
-        left, _, _, top = lattice.core_bounds(window)
-        grid = PixelGrid(lattice.epsg, left, top, float(sampling), side // sampling)
+        grid = self._mask_grid(window)
         classes, read = np.zeros((grid.size, grid.size), dtype=np.uint8), 0
         for scene, source in sources:
 
@@ -265,9 +333,16 @@ class WindowReader:
                 read += found[1]
             if classes.all():
                 break
-        cloud, _, nodata = scl_fractions(classes)
-        valid = int(percent(np.array([1.0 - nodata]))[0])
-        return valid, round(100 * cloud) if valid else UNKNOWN, read
+        return *_of_classes(classes), read
+
+    def _mask_grid(self, window: Window) -> PixelGrid:
+        """The core's pixels at a mask's sampling."""
+        lattice = self.lattice
+        side = lattice.core * lattice.cell
+        sampling = max(_SCL_SAMPLING, lattice.resolution)
+        sampling = sampling if side % sampling == 0 else lattice.resolution
+        left, _, _, top = lattice.core_bounds(window)
+        return PixelGrid(lattice.epsg, left, top, float(sampling), side // sampling)
 
     # -- failures
 
@@ -313,6 +388,13 @@ class WindowReader:
             fine = np.repeat(np.repeat(count, times, axis=0), times, axis=1)[core, core]
             total += fine.reshape(lattice.core, lattice.stride, lattice.core, lattice.stride).sum(axis=(1, 3))
         return total / (len(self.sensor.bands) * lattice.stride**2)
+
+
+def _of_classes(classes: NDArray[Any]) -> tuple[int, int]:
+    """(Valid percent, cloud percent of the valid part) of a core's classes."""
+    cloud, _, nodata = scl_fractions(classes)
+    valid = int(percent(np.array([1.0 - nodata]))[0])
+    return valid, round(100 * cloud) if valid else UNKNOWN
 
 
 def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:

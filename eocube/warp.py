@@ -66,7 +66,7 @@ def place(grid: PixelGrid, transform: Affine, crs: str) -> Placement:
     if crs == f"EPSG:{grid.epsg}" and transform.b == 0 and transform.d == 0:
         cols = ((x - transform.c) / transform.a)[None, :] - 0.5
         rows = ((y - transform.f) / transform.e)[:, None] - 0.5
-        return Placement(rows, cols, grid.side / sqrt(abs(transform.a * transform.e)), _exact(grid, transform))
+        return Placement(rows, cols, grid.side / sqrt(abs(transform.a * transform.e)), on_grid(grid, transform, crs))
     inverse = ~transform
     sx, sy = _project(grid, crs)
     cols = inverse.a * sx + inverse.b * sy + inverse.c - 0.5
@@ -81,7 +81,10 @@ def place(grid: PixelGrid, transform: Affine, crs: str) -> Placement:
     return Placement(rows, cols, ratio if np.isfinite(ratio) else 1.0, None)
 
 
-def _exact(grid: PixelGrid, transform: Affine) -> tuple[int, int] | None:
+def on_grid(grid: PixelGrid, transform: Affine, crs: str) -> tuple[int, int] | None:
+    """(row, column) of the source pixel that is the grid's first where the two grids are the same, else None."""
+    if crs != f"EPSG:{grid.epsg}" or transform.b != 0 or transform.d != 0:
+        return None
     if abs(transform.a - grid.side) > 1e-7 * grid.side or abs(transform.e + grid.side) > 1e-7 * grid.side:
         return None
     col, row = (grid.left - transform.c) / grid.side, (transform.f - grid.top) / grid.side

@@ -76,6 +76,15 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A window to read: its place in the shard and the scenes that touch it."""
+
+    place: int
+    window: Window
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Read:
     """What reading a window came to: pixels, or the state it ends in."""
 
@@ -90,13 +99,13 @@ class _Read:
     asset: str | None = None
 
 
-def reading_threads(plan: Plan, limits: Limits) -> int:
-    """Threads that read windows: no more than cores where every scene is a local file.
+RUN = 5
+"""Windows side by side that are read as one where the scenes are local files."""
 
-    Distant reads wait, and eight of them wait together; local ones compute, and take turns in the files they share.
-    """
-    local = all(here(source.href) for scene in plan.scenes for source in scene.sources)
-    return min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
+
+def all_local(plan: Plan) -> bool:
+    """Whether every scene is a file of this machine: then reading computes, where it otherwise waits."""
+    return all(here(source.href) for scene in plan.scenes for source in scene.sources)
 
 
 class UnitRunner:
@@ -126,13 +135,20 @@ class UnitRunner:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
         self.busy = busy or BusyClock()
         self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
-        self._readers = ThreadPoolExecutor(reading_threads(plan, limits), thread_name_prefix="read")
         # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
         # On a GPU two threads: while one batch is computed, the next one crosses the bus.
         threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
         self._encoders = ThreadPoolExecutor(
             threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
         )
+        # Distant reads wait, and eight of them wait together; local ones compute, and take turns in the files they
+        # share: no more of them than cores, and where encoding computes on the same cores by the same threads.
+        local = all_local(plan)
+        readers = min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
+        shared = local and models.device == "cpu"
+        self._readers = self._encoders if shared else ThreadPoolExecutor(readers, thread_name_prefix="read")
+        self._run_length = RUN if local else 1
+        self._ahead = max(limits.ahead, self._run_length * readers)
         self._check = SelfCheck(
             plan.grid, plan.sensor, limits.verify_fraction, decoder=models.decoder, truth=models.truth,
             device=models.device, floor=models.psnr_floor,
@@ -208,21 +224,46 @@ class UnitRunner:
     # -- reading
 
     def _read_all(self, unit: WorkUnit, windows: Sequence[tuple[int, Window]]) -> Iterator[tuple[int, _Read]]:
-        """Windows with their place in the shard, in its order, at most `ahead` of them read and not yet taken."""
-        scenes = self.plan.scenes_at(unit.time)
-        wanted = deque(windows)
-        pending: deque[tuple[int, Future[_Read]]] = deque()
+        """Windows with their place in the shard, in its order, a bounded number of them read and not yet taken."""
+        runs = self._runs(unit, windows)
+        following = next(runs, None)
+        pending: deque[Future[list[tuple[int, _Read]]]] = deque()
+        waiting = 0
         try:
-            while wanted or pending:
-                while wanted and len(pending) < self.limits.ahead:
-                    place, window = wanted.popleft()
-                    here = self.plan.scenes_of(unit.time, window) if scenes else ()
-                    pending.append((place, self._readers.submit(copy_context().run, self._read, here, window)))
-                place, future = pending.popleft()
-                yield place, future.result()
+            while following or pending:
+                while following and (not pending or waiting + len(following) <= self._ahead):
+                    waiting += len(following)
+                    pending.append(self._readers.submit(copy_context().run, self._read_run, following))
+                    following = next(runs, None)
+                for read in pending.popleft().result():
+                    waiting -= 1
+                    yield read
         finally:
-            for _, future in pending:
+            for future in pending:
                 future.cancel()
+
+    def _runs(self, unit: WorkUnit, windows: Sequence[tuple[int, Window]]) -> Iterator[list[_Wanted]]:
+        """Windows side by side of the same single scene together, others alone."""
+        scenes = self.plan.scenes_at(unit.time)
+        run: list[_Wanted] = []
+        for place, window in windows:
+            touching = self.plan.scenes_of(unit.time, window) if scenes else ()
+            if run and not (
+                len(run) < self._run_length and len(touching) == 1 and touching == run[-1].scenes
+                and window == Window(run[-1].window.row, run[-1].window.col + 1)
+            ):  # fmt: skip
+                yield run
+                run = []
+            run.append(_Wanted(place, window, touching))
+        if run:
+            yield run
+
+    def _read_run(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
+        if len(run) > 1:
+            together = self.reader.read_run(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
+            if together is not None:
+                return [(wanted.place, _whole(wanted.window, read)) for wanted, read in zip(run, together, strict=True)]
+        return [(wanted.place, self._read(wanted.scenes, wanted.window)) for wanted in run]
 
     def _read(self, scenes: Sequence[Scene], window: Window) -> _Read:
         valid, cloud, read_so_far = 0, 255, 0
@@ -238,10 +279,7 @@ class UnitRunner:
             )
         if pixels is None or (pixels.valid_percent == 0 and not pixels.valid.any()):
             return _Read(window, None, State.NODATA, None, 0, 255, pixels.bytes_read if pixels else 0)
-        return _Read(
-            window, pixels, State.OK, None, pixels.valid_percent, pixels.cloud_percent,
-            pixels.bytes_read + read_so_far,
-        )  # fmt: skip
+        return _whole(window, pixels, read_so_far)
 
     # -- encoding
 
@@ -314,6 +352,13 @@ class UnitRunner:
                 batch[place] = read.pixels.groups[sampling]
             stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
         return stacked
+
+
+def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:
+    """What reading came to where there are pixels to encode."""
+    return _Read(
+        window, pixels, State.OK, None, pixels.valid_percent, pixels.cloud_percent, pixels.bytes_read + read_before
+    )
 
 
 def storable(latents: torch.Tensor) -> list[bool]:

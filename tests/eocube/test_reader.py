@@ -331,6 +331,97 @@ def test_bands_of_one_file_are_read_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels.groups[10], values[indices, row : row + 256, col : col + 256])
 
 
+RUN = tuple(Window(WINDOW.row, WINDOW.col + k) for k in range(-2, 3))
+
+
+def wide(path: Path, side: int, seed: int, gap: Window | None = None) -> Path:
+    """A band that covers all of `RUN` at its sampling, with a pixel of nodata in the middle of a window."""
+    transform, size = around(side, 8000)
+    values = noise(size, size, seed)
+    if gap is not None:
+        left, bottom, right, top = LATTICE.window_bounds(gap)
+        values[round((transform.f - (top + bottom) / 2) / side), round(((left + right) / 2 - transform.c) / side)] = 0
+    return cog(path, values, transform)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two readings of a window agree in everything."""
+    numbers = ("valid_percent", "cloud_percent", "scene_ids", "bytes_read")
+    assert one.groups.keys() == other.groups.keys()
+    for sampling, values in one.groups.items():
+        np.testing.assert_array_equal(values, other.groups[sampling])
+        assert values.dtype == other.groups[sampling].dtype
+    np.testing.assert_array_equal(one.valid, other.valid)
+    return [getattr(one, n) for n in numbers] == [getattr(other, n) for n in numbers]
+
+
+@pytest.mark.parametrize("rule", [DN, replace(DN, offset=0.0)])
+def test_windows_side_by_side_read_as_one_are_those_read_alone(tmp_path: Path, rule: Radiometry) -> None:
+    files = {band: wide(tmp_path / f"{band}.tif", side, side) for band, side in (("B01", 60), ("B02", 10), ("B05", 20))}
+    files["B03"] = wide(tmp_path / "B03.tif", 10, 3)
+    classes, size = around(20, 8000)
+    mask = cog(tmp_path / "scl.tif", np.random.default_rng(1).integers(0, 12, (size, size)).astype(np.uint8), classes)
+    for cover in (None, mask):
+        here = scene("a", dict(files), rule, cover)
+        with WindowReader(s2("B01", "B02", "B03", "B05"), LATTICE) as reader:
+            together = reader.read_run([here], RUN)
+            assert together is not None
+        for window, pixels in zip(RUN, together, strict=True):
+            assert same(pixels, read(s2("B01", "B02", "B03", "B05"), [here], window))
+    with WindowReader(s2("B02"), LATTICE) as reader:
+        cloud = [p.cloud_percent for p in together]
+        assert reader.read_run([here], RUN, max(cloud)) is not None
+        assert reader.read_run([here], RUN, max(cloud) - 1) is None
+
+
+def test_backscatter_and_other_resolutions_are_read_as_one_too(tmp_path: Path) -> None:
+    transform, size = around(10, 8000)
+    power = np.random.default_rng(5).uniform(1e-3, 1, (size, size)).astype(np.float32)
+    path = cog(tmp_path / "vv.tif", power, transform, nodata=-32768)
+    bands = wide(tmp_path / "B05.tif", 20, 20)
+    coarse = Lattice(32633, 20)
+    at = Window(WINDOW.row // 2, WINDOW.col // 2)
+    for sensor, source, lattice, windows in (
+        (get_sensor("S1RTC"), scene("a", {"VV": path, "VH": path}, POWER), LATTICE, RUN),
+        (s2("B05"), scene("a", {"B05": bands}), coarse, (at, Window(at.row, at.col + 1))),
+    ):
+        with WindowReader(sensor, lattice) as reader:
+            together = reader.read_run([source], windows)
+            assert together is not None
+        assert all(same(p, read(sensor, [source], w, lattice)) for w, p in zip(windows, together, strict=True))
+
+
+def test_windows_are_read_one_by_one_where_more_than_copying_is_to_do(tmp_path: Path) -> None:
+    full, sensor = wide(tmp_path / "B02.tif", 10, 2), s2("B02")
+    here = scene("a", {"B02": full})
+    transform, size = around(10, 8000)
+    off = Affine(10, 0, transform.c + 5, 0, -10, transform.f + 5)
+    short, short_size = around(10)
+    with fsspec.open("memory://run/B02.tif", "wb") as target:
+        target.write(full.read_bytes())
+    scl, scl_size = around(20)
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(full.read_bytes()[:5000])
+    cases = {
+        "a gap": [scene("a", {"B02": wide(tmp_path / "gap.tif", 10, 2, RUN[3])})],
+        "off the grid": [scene("a", {"B02": cog(tmp_path / "off.tif", noise(size, size), off)})],
+        "an edge": [scene("a", {"B02": cog(tmp_path / "short.tif", noise(short_size, short_size), short)})],
+        "two scenes": [here, replace(here, id="b")],
+        "no band": [scene("a", {"B03": full})],
+        "no scene": [],
+        "distant": [replace(here, sources=(replace(here.sources[0], href="memory://run/B02.tif"),))],
+        "broken": [replace(here, sources=(replace(here.sources[0], href=str(broken)),))],
+        "a short mask": [
+            replace(here, mask=scene("a", {"B02": full}, mask=cog(
+                tmp_path / "scl.tif", np.full((scl_size, scl_size), 4, np.uint8), scl)).mask)
+        ],
+    }  # fmt: skip
+    with WindowReader(sensor, LATTICE) as reader:
+        assert reader.read_run([here], RUN) is not None
+        for name, scenes in cases.items():
+            assert reader.read_run(scenes, RUN) is None, name
+
+
 def test_bytes_do_not_depend_on_thread_or_order(tmp_path: Path) -> None:
     x, y = Transformer.from_crs(32633, 32632, always_xy=True).transform(LEFT, TOP)
     transform = Affine(10, 0, x // 10 * 10 - 6003, 0, -10, y // 10 * 10 + 6004)

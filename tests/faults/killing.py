@@ -114,6 +114,9 @@ class Reader:
         valid[0, 0] = min(valid[0, 0], 40)
         return WindowPixels({10: np.full((1, side, side), value, np.uint16)}, valid, int(valid.mean()), 255, (), 1)
 
+    def read_run(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None) -> None:
+        return None
+
     def mask(self, scenes: Sequence[Scene], window: Window) -> tuple[int, int, int]:
         return 100, 255, 0
 

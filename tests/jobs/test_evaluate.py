@@ -74,6 +74,7 @@ def written(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return json.loads((out / "report.json").read_text()), (out / "report.md").read_text(), out
 
 
+@pytest.mark.slow
 def test_every_baseline_is_measured(written: tuple[dict[str, Any], str, Path]) -> None:
     report, _, out = written
     methods = list(report["sensors"]["S2L2A"]["methods"])
@@ -86,6 +87,7 @@ def test_every_baseline_is_measured(written: tuple[dict[str, Any], str, Path]) -
     assert (out / "rate_distortion.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_figures_equal_scikit_image_on_the_files(written: tuple[dict[str, Any], str, Path], world: Path) -> None:
     skimage = pytest.importorskip("skimage.metrics")
     report = written[0]
@@ -113,6 +115,7 @@ def test_figures_equal_scikit_image_on_the_files(written: tuple[dict[str, Any], 
             assert figures[space][key]["value"] == pytest.approx(float(value), abs=1e-5), (space, key)
 
 
+@pytest.mark.slow
 def test_ndvi_is_of_reflectance_alone(written: tuple[dict[str, Any], str, Path]) -> None:
     report = written[0]
     figures = report["sensors"]["RGBN"]["methods"][report["weights"]]
@@ -120,6 +123,7 @@ def test_ndvi_is_of_reflectance_alone(written: tuple[dict[str, Any], str, Path])
     assert all("ndvi_mae" not in m["physical"] for m in report["sensors"]["S1RTC"]["methods"].values())
 
 
+@pytest.mark.slow
 def test_one_place_has_no_interval_and_three_have(written: tuple[dict[str, Any], str, Path]) -> None:
     report = written[0]
     name = report["weights"]
@@ -128,6 +132,7 @@ def test_one_place_has_no_interval_and_three_have(written: tuple[dict[str, Any],
     assert interval["low"] <= interval["value"] <= interval["high"]
 
 
+@pytest.mark.slow
 def test_land_cover_counts_a_patch_for_each_of_its_labels(written: tuple[dict[str, Any], str, Path]) -> None:
     item = written[0]["sensors"]["S2L2A"]
     assert item["cover_tiles"] == {"Pastures": 3, "Water bodies": 1}
@@ -137,6 +142,7 @@ def test_land_cover_counts_a_patch_for_each_of_its_labels(written: tuple[dict[st
     )
 
 
+@pytest.mark.slow
 def test_markdown_has_the_published_table_and_keeps_the_spaces_apart(
     written: tuple[dict[str, Any], str, Path],
 ) -> None:

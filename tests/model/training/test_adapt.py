@@ -34,6 +34,7 @@ def refused(options: Options, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_new_sensor_gets_weights_of_its_own(
     options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
