@@ -9,7 +9,7 @@ from torch import Tensor
 from eocube.sensors import Sensor, get_sensor
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.fused import FusedDecoder, FusedEncoder
-from model.fused_body import phase_weights
+from model.fused_body import PART, Conv, phase_weights
 from model.fused_gpu import decoder_body, encoder_body
 from model.weights import load_weights
 
@@ -161,6 +161,21 @@ def test_upsampling_in_phases_is_exact_up_to_the_border() -> None:
             torch.testing.assert_close(expected[:, :, a::2, b::2], block, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("channels", [2 * PART, 2 * PART + 1, 4 * PART, 5 * PART - 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_convolutions_are_summed_in_parts(channels: int, stride: int) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    x = torch.randn(1, channels, 10, 12, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(6, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    bias = torch.randn(6, generator=generator)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride, 1)
+    conv = Conv(weight, bias, torch.float32, 10, stride=stride, padding=1)
+    assert relative(conv(x).double(), exact) < 1e-6
+    onto = torch.randn(exact.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    expected = onto.double() + exact
+    assert relative(conv.onto(x, onto).double(), expected) < 1e-6
+
+
 def test_what_a_gpu_runs_is_the_same_function(tiny: EOVAE) -> None:
     """The bodies that are compiled and captured there, here on the CPU in float32."""
     sensor = get_sensor("S2L2A")
@@ -196,3 +211,7 @@ def test_the_published_size_in_bfloat16() -> None:
     assert relative(encoder(raw), expected) <= 1.5e-2
     exact = FusedEncoder(vae, sensor, device="cpu", dtype=torch.float32)
     assert relative(exact(raw), expected) <= 1e-5
+    decoder = FusedDecoder(vae, sensor, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        picture = vae.decode(expected, [b.wavelength for b in sensor.bands])
+    assert relative(zscore_of_physical(sensor, decoder(expected)), picture) <= 1e-5
