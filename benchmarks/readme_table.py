@@ -122,13 +122,14 @@ def section(documents: Sequence[Mapping[str, Any]]) -> str:
             lines += [*table(head, (row for document in here for row in rows(document))), ""]
             load = max(document["machine"]["load_before"] for document in here)
             if load > QUIET:
-                lines += [f"Other work was going on beside it (load up to {load:.0f}): rates and ratios are rough.", ""]
+                said = "what was measured before them included: rates are rough."
+                lines += [f"The load as runs began was up to {load:.1f}, {said}", ""]
         for document in chosen:
             if "share_of_encoder" in document:
                 lines += [
                     f"The whole job reaches {100 * document['share_of_encoder']:.0f} % of what the encoder alone does "
-                    f"on the same windows ({document['model']}); its encoding threads are idle "
-                    f"{100 * document['device_idle_share']:.0f} % of the time.",
+                    f"on the same windows ({document['model']}); nothing is encoded on "
+                    f"{100 * document['device_idle_share']:.0f} % of the device's time.",
                     "",
                 ]
     return "\n".join(lines).strip()
