@@ -15,6 +15,7 @@ import pytest
 
 from eocube.catalog import Scene, parse_bbox, parse_interval, search, sign
 from eocube.errors import InputError, SourceError
+from eocube.network import Network, NetworkLimits
 from eocube.sensors import get_sensor
 from eocube.stac_items import identify
 from eocube.stac_sources import resolve_href, safe_url
@@ -337,6 +338,7 @@ def test_signing_happens_late_and_only_for_its_signer(monkeypatch: pytest.Monkey
         raise RuntimeError(f"429 at {url}?sig=hush")
 
     module.sign_url = fails  # type: ignore[attr-defined]
+    monkeypatch.setattr("eocube.catalog.shared_network", lambda: Network(NetworkLimits(tries=1)))  # no waits
     with pytest.raises(SourceError, match=r"cannot sign https://blob/B02\.tif: RuntimeError") as caught:
         sign("https://blob/B02.tif?x=1", "planetary-computer")
     assert "hush" not in str(caught.value)

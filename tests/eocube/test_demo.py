@@ -52,6 +52,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo(tmp_path_factory.mktemp("small"), bounds=SMALL)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(small: Path, tmp_path: Path) -> None:
     again = make_demo(tmp_path / "again", bounds=SMALL)
     other = make_demo(tmp_path / "other", bounds=SMALL, seed=7)

@@ -61,6 +61,7 @@ def border(tmp_path: Path) -> tuple[Path, tuple[float, float, float, float]]:
     return tmp_path / "item.json", (11.98, 48.02, 12.02, 48.045)
 
 
+@pytest.mark.slow
 def test_two_zones_two_cubes(border: tuple[Path, tuple[float, ...]], tmp_path: Path, ray_local: object) -> None:
     import eocube
 
