@@ -38,5 +38,6 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
 def test_what_is_freed_is_used_again() -> None:
-    assert faults("keep") < 100
-    assert faults("plain") > 5000  # else the wish would be needless
+    kept = faults("keep")
+    assert kept < 100
+    assert faults("plain") > 2 * kept  # else the wish would be needless
