@@ -47,9 +47,8 @@ def read_bands(
         pixels = list((np.rint(warped) if raw.dtype.kind in "ui" else warped).astype(raw.dtype))
     bands = []
     for band, seen, source in zip(pixels, there, sources, strict=True):
-        moved = to_travelling(band, source.radiometry, sensor)
-        seen &= ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
-        bands.append((moved, seen))
+        moved, kept = _travelling(band, source, sensor)
+        bands.append((moved, seen & kept))
     return bands, raw.nbytes
 
 
@@ -89,9 +88,8 @@ def gapless(raw: NDArray[Any], source: BandSource, file_nodata: float | None, se
     """A band's pixels in travelling form; None where not every one is valid."""
     if not _usable(raw, source, file_nodata).all():
         return None
-    moved = to_travelling(raw, source.radiometry, sensor)
-    missing = np.isnan(moved) if np.isnan(sensor.nodata) else moved == whole(sensor.nodata, moved)
-    return None if missing.any() else moved
+    moved, kept = _travelling(raw, source, sensor)
+    return moved if kept.all() else None
 
 
 def overview(raster: Raster, ratio: float) -> int | None:
@@ -124,6 +122,12 @@ def _read(raster: Raster, bands: Sequence[int], inside: Region) -> NDArray[Any]:
     if why is not None:
         raise RefusedError(why)
     return raster.read(bands, (inside.row0, inside.row1), (inside.col0, inside.col1))
+
+
+def _travelling(band: NDArray[Any], source: BandSource, sensor: Sensor) -> Band:
+    """A band in travelling form, and where that is not the sensor's nodata."""
+    moved = to_travelling(band, source.radiometry, sensor)
+    return moved, ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
 
 
 def _usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> NDArray[np.bool_]:

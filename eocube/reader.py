@@ -196,8 +196,8 @@ class WindowReader:
         bytes_read = 0
         for sampling, indices in self._groups.items():
             first, last = self._grid(windows[0], sampling), self._grid(windows[-1], sampling)
-            across = columns_apart(first, last)
-            pixels = np.empty((len(indices), first.size, across + last.size), dtype=self.sensor.dtype)
+            width = columns_apart(first, last) + last.size
+            pixels = np.empty((len(indices), first.size, width), dtype=self.sensor.dtype)
             for bands in self._files(scene, indices).values():
                 of_file = [source for _, source in bands]
                 raster, crs = self._open(scene, of_file[0])
@@ -210,9 +210,9 @@ class WindowReader:
                         return None
                     pixels[place_in_group] = moved
                 bytes_read += len(raw) * first.size**2 * raw.itemsize  # what each would have read
-            step = across // (len(windows) - 1) if len(windows) > 1 else 0
-            for k, group in enumerate(groups):
-                group[sampling] = pixels[:, :, k * step : k * step + first.size]
+            for window, group in zip(windows, groups, strict=True):
+                left = columns_apart(first, self._grid(window, sampling))
+                group[sampling] = pixels[:, :, left : left + first.size]
         full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
         return tuple(
             WindowPixels(group, full, 100, cloud, (scene.id,), bytes_read + mask_bytes)

@@ -93,26 +93,26 @@ class Conv:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        first, *others = self._weights
         if not self._packed:
-            return F.conv2d(x, first, self._bias, self._stride, self._padding)
+            return F.conv2d(x, self._weights[0], self._bias, self._stride, self._padding)
+        (part, first), *others = zip(torch.split(x, self._part, dim=1), self._weights, strict=True)
         made = cast(
             Tensor,
             torch.ops.mkldnn._convolution_pointwise(
-                x[:, : self._part], first, self._bias, self._padding, self._stride, [1, 1], 1, "none", [], ""
+                part, first, self._bias, self._padding, self._stride, [1, 1], 1, "none", [], ""
             ),
         )
-        for k, weight in enumerate(others, 1):
-            made = self._add(x[:, k * self._part : (k + 1) * self._part], weight, None, made)
+        for part, weight in others:
+            made = self._add(part, weight, None, made)
         return made
 
     def onto(self, x: Tensor, skip: Tensor) -> Tensor:
         """skip + convolution of x; `skip` is overwritten."""
         if not self._packed:
             return skip.add_(F.conv2d(x, self._weights[0], self._bias, self._stride, self._padding))
-        for k, weight in enumerate(self._weights):
-            bias = self._bias if k == 0 else None
-            skip = self._add(x[:, k * self._part : (k + 1) * self._part], weight, bias, skip)
+        bias: Tensor | None = self._bias
+        for part, weight in zip(torch.split(x, self._part, dim=1), self._weights, strict=True):
+            skip, bias = self._add(part, weight, bias, skip), None
         return skip
 
     def _add(self, x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor) -> Tensor:

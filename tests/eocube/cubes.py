@@ -59,6 +59,11 @@ def make_plan(weights: Path, sensor: str = "S2L2A", storage: str = "fp16", times
     return Plan(sensor_of(sensor).with_weights(vae.meta), encoding, grid, steps, (), {"bbox": list(BBOX)})
 
 
+def fullest(plan: Plan) -> tuple[int, int]:
+    """The shard with the most windows asked for."""
+    return max(plan.grid.shards(), key=lambda s: sum(map(plan.grid.requested, plan.grid.windows_of_shard(*s))))
+
+
 @dataclass(frozen=True)
 class Made:
     """A store, the plan it follows and the latents that were written, float32, NaN where no window is ok."""

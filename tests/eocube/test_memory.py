@@ -23,6 +23,7 @@ from eocube.reader import WindowPixels
 from eocube.sensors import get_sensor
 from eocube.store import LatentStore
 from eocube.worker import Models, UnitRunner
+from tests.eocube.cubes import fullest
 
 LIMITS = Limits(read_threads=4, encode_threads=2, ahead=8)
 TIMES = 6
@@ -89,7 +90,7 @@ def peak(plan: Plan, store: LatentStore, units: Sequence[WorkUnit]) -> int:
 
 def test_memory_is_bounded_whatever_the_number_of_units(plan: Plan, tmp_path: Path) -> None:
     store = LatentStore.create(tmp_path / "cube.zarr", plan)
-    place = max(plan.grid.shards(), key=lambda s: sum(map(plan.grid.requested, plan.grid.windows_of_shard(*s))))
+    place = fullest(plan)
     units = [WorkUnit(t, *place) for t in range(TIMES)]
     few, many = peak(plan, store, units[:2]), peak(plan, store, units)
     bound = actor_bytes(plan, LIMITS) - BLOCK_CACHE - CURL_CACHE  # GDAL has no part in this

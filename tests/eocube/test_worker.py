@@ -25,7 +25,7 @@ from eocube.reader import WindowPixels, WindowReader
 from eocube.scene import BandSource
 from eocube.store import LatentStore
 from eocube.worker import Models, UnitRunner
-from tests.eocube.cubes import make_plan, make_weights
+from tests.eocube.cubes import fullest, make_plan, make_weights
 
 
 def test_threads_that_start_together_build_one_encoder(tmp_path: Path) -> None:
@@ -49,11 +49,6 @@ def test_threads_that_start_together_build_one_encoder(tmp_path: Path) -> None:
         got = list(threads.map(ask, range(4)))
     runner.close()
     assert len(made) == 1 and all(encoder is made[0] for encoder in got)
-
-
-def fullest(plan: Plan) -> tuple[int, int]:
-    """The shard with the most windows asked for."""
-    return max(plan.grid.shards(), key=lambda s: sum(map(plan.grid.requested, plan.grid.windows_of_shard(*s))))
 
 
 def over(plan: Plan, folder: Path) -> Plan:
