@@ -1,0 +1,48 @@
+"""Stores written by version 0.1, one of them grown to the north-west, open, verify and decode as they did then."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eocube
+from eocube.store import LatentStore
+
+STORES = Path(__file__).parents[1] / "data" / "stores"
+FACTS: dict[str, dict[str, Any]] = json.loads((STORES / "facts.json").read_text())
+
+
+@pytest.fixture(params=sorted(FACTS))
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """An unpacked store and what was known of it when it was written."""
+    folder = tmp_path / f"{request.param}.zarr"
+    with zipfile.ZipFile(STORES / f"{request.param}.zip") as packed:
+        packed.extractall(folder)
+    return folder, FACTS[request.param]
+
+
+def test_opens_verifies_and_keeps_its_bytes(old: tuple[Path, dict[str, Any]]) -> None:
+    folder, facts = old
+    store = LatentStore.open(folder)
+    assert store.document["space_id"] == facts["space_id"]
+    assert store.document["plan_hash"] == facts["plan_hash"]
+    assert store.verify() == []
+    shards = {r.unit: r.sha256 for r in store.receipts() if r.sha256}
+    assert shards == facts["shards"]
+    for receipt in store.receipts():
+        if receipt.sha256:
+            data = (folder / store.shard_key(receipt.time, *receipt.shard)).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == receipt.sha256
+
+
+def test_decodes_to_the_same_numbers(old: tuple[Path, dict[str, Any]]) -> None:
+    folder, facts = old
+    decoded = eocube.open(str(folder)).eocube.decode().compute()
+    assert int(decoded.isel(band=0).notnull().sum()) == facts["finite"]
+    means = {str(b): float(decoded.sel(band=b).mean()) for b in decoded.band.values}
+    assert means == pytest.approx(facts["decoded_mean"], abs=1e-4)
