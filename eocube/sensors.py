@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eocube.errors import InputError
+from model.sensors import own_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ class Sensor:
         """The sensor with the wavelengths and statistics its weights were trained with.
 
         The weights' own metadata decide, never a default in code (the published EO-VAE was trained with three
-        wavelengths of S2L2A in another order). `InputError` where the weights do not know the sensor, a band or its
-        unit, or were not trained on subsets of its bands.
+        wavelengths of S2L2A in another order). Bands keep this sensor's names where the weights have others for them
+        (`model.sensors.ALIASES`). `InputError` where the weights do not know the sensor, a band or its unit, or were
+        not trained on subsets of its bands.
         """
         called = f"weights {str(getattr(meta, 'name', None) or 'given')!r}"
         trained = self.trained_as or self.name
@@ -123,14 +125,17 @@ class Sensor:
         ours = WEIGHTS_UNITS[self.unit][1]
         if entry.unit != ours:
             raise InputError(f"{called} expect {trained} in {entry.unit}, but {self.name} gives {ours}")
-        place = {name: number for number, name in enumerate(entry.bands)}
+        called_so = {name: number for number, name in enumerate(entry.bands)}
+        # Weights may call a picture's layers R, G, B: own names hold beside theirs, and never against them.
+        place = {**dict(zip(own_names(entry.bands), range(len(entry.bands)), strict=True)), **called_so}
         strangers = [band.name for band in self.bands if band.name not in place]
         if strangers:
             raise InputError(
                 f"{called} were not trained for {', '.join(strangers)} of {trained}; they know {', '.join(entry.bands)}"
             )
-        if len(self.bands) < len(place) and not entry.subsets:
-            missing = [name for name in entry.bands if name not in self.band_names]
+        if len(self.bands) < len(entry.bands) and not entry.subsets:
+            taken = {place[band.name] for band in self.bands}
+            missing = [name for number, name in enumerate(entry.bands) if number not in taken]
             raise InputError(f"{called} need all bands of {trained}; {', '.join(missing)} are missing")
         bands = tuple(
             replace(

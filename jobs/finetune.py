@@ -18,12 +18,12 @@ from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
     from model.eo_vae import EOVAE
+    from model.sensors import TrainedSensor
     from model.training.checkpoint import Keeper
     from model.training.distributed import Team
     from model.training.feeds import Data
     from model.training.ray_train import Run
     from model.training.recipe import Job, Recipe
-    from model.training.sensors import TrainedSensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,9 @@ def _listing(plan: Plan, sensor: TrainedSensor) -> Iterator[Path]:
 
 def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
     """The data of a plan for one worker. ValueError where there are none, or fewer bands than the sensor's."""
+    from model.sensors import SENSORS
     from model.training.adapt import known_sensors
     from model.training.feeds import as_trained, from_file, rasters, terramesh
-    from model.training.sensors import SENSORS
     from model.training.sources.terramesh import MODALITIES
 
     known = known_sensors(vae.meta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.eo_vae import EOVAEConfig
+from model.sensors import S1RTC, S2L1C, S2L2A, S2RGB
 
 FORMAT = "eocube-weights-1"
 FLOOR_MARGIN = 6.0
@@ -138,52 +139,26 @@ def content_hash(state: Mapping[str, Tensor], config: EOVAEConfig, sensors: Mapp
     return found.hexdigest()
 
 
-_S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A")
-_S2_UM = (0.443, 0.490, 0.560, 0.665, 0.705, 0.740, 0.783, 0.842, 0.865)
+# As trained: the last three wavelengths of the published S2L2A belong to other bands (B09 learned 1.610, B11 2.190, B12
+# 0.945). Part of what the released weights mean, so it stands here and not in the table.
+_S2L2A_AS_PUBLISHED = (*S2L2A.wavelengths[:9], 1.610, 2.190, 0.945)
 
 
 def published_meta(config: EOVAEConfig | None = None) -> WeightsMeta:
     """Metadata of the released EO-VAE, whose checkpoint carries none.
 
-    Wavelengths as trained: of S2L2A the last three belong to other bands (B09 learned 1.610, B11 2.190, B12 0.945).
     Statistics are the code's legacy ones. It was trained on whole sensors only, so subsets are not promised.
     Source: the published code and configurations (nilsleh/eo-vae).
     """
     source = "EO-VAE, published code, legacy statistics of TerraMesh"
-
-    def sensor(
-        bands: Sequence[str], um: Sequence[float], mean: Sequence[float], std: Sequence[float], unit: str
-    ) -> SensorMeta:
-        return SensorMeta(tuple(bands), tuple(um), tuple(mean), tuple(std), unit, subsets=False, source=source)
-
-    sensors = {
-        "S2L2A": sensor(
-            (*_S2, "B09", "B11", "B12"),
-            (*_S2_UM, 1.610, 2.190, 0.945),
-            (1375.648, 1489.600, 1709.087, 1831.752, 2186.075, 2794.358, 3008.528, 3096.780, 3155.180, 3169.651,
-             2415.761, 1838.622),
-            (2101.107, 2138.673, 2033.628, 2118.186, 2061.646, 1869.234, 1801.386, 1841.173, 1734.404, 1751.174,
-             1375.131, 1284.165),
-            "reflectance*1e4",
-        ),
-        "S2L1C": sensor(
-            (*_S2, "B09", "B10", "B11", "B12"),
-            (*_S2_UM, 0.945, 1.375, 1.610, 2.190),
-            (2475.625, 2260.839, 2143.561, 2230.225, 2445.427, 2992.950, 3257.843, 3171.695, 3440.958, 1567.433,
-             561.076, 2562.809, 1924.178),
-            (1761.905, 1804.267, 1661.263, 1932.020, 1918.007, 1812.421, 1795.179, 1734.280, 1780.039, 1082.531,
-             512.077, 1350.580, 1177.511),
-            "reflectance*1e4",
-        ),
-        "S1RTC": sensor(("VV", "VH"), (5.4, 5.6), (-10.793, -17.198), (4.278, 4.346), "dB"),
-        "S2RGB": sensor(
-            ("B04", "B03", "B02"), (0.665, 0.560, 0.490), (110.349, 99.507, 75.843), (69.905, 53.708, 53.378), "dn8"
-        ),
-    }  # fmt: skip
+    trained = (replace(S2L2A, wavelengths=_S2L2A_AS_PUBLISHED), S2L1C, S1RTC, S2RGB)
     return WeightsMeta(
         name="eo-vae",
         config=config or EOVAEConfig(),
-        sensors=sensors,
+        sensors={
+            s.name: SensorMeta(s.bands, s.wavelengths, s.mean, s.std, s.unit, subsets=False, source=source)
+            for s in trained
+        },
         training_data="TerraMesh (S2L2A, S2L1C, S2RGB, S1RTC), started from the FLUX.2 autoencoder",
         licence="as published with the checkpoint",
         created="",

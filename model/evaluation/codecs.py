@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from model.training.sensors import Floats
+from model.sensors import Floats
 
 _HEADER = 8  # the two float32 that bring the integers back to z-scores
 _TRIES = 14

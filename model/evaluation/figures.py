@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import metrics
-from model.training.sensors import Floats
+from model.sensors import Floats
 
 Doubles = NDArray[np.float64]
 LEVEL = 95.0

@@ -11,9 +11,9 @@ import numpy as np
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import Codec, at_bytes
 from model.evaluation.storage import BITS, Channels, bits_per_pixel, decoded, encoded, ranked
+from model.sensors import Floats, TrainedSensor
 from model.training.evaluate import RANGES
 from model.training.klt import BLOCK, Klt
-from model.training.sensors import Floats, TrainedSensor
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 

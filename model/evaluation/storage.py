@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.eo_vae import EOVAE, PATCH
+from model.sensors import Floats, TrainedSensor
 from model.training.evaluate import HALO
-from model.training.sensors import Floats, TrainedSensor
 
 Kind = Literal["fp16", "int8"]
 BITS: dict[Kind, int] = {"fp16": 16, "int8": 8}

@@ -16,10 +16,10 @@ from model.evaluation.figures import Sums, batch_spans, figures, measure
 from model.evaluation.rate_distortion import Curves, curves
 from model.evaluation.storage import BITS
 from model.evaluation.terramind import TerraMind, clamp_alone
+from model.sensors import SENSORS, Floats, TrainedSensor
 from model.training.data import Image, read_listing
 from model.training.evaluate import RANGES, Place, held_out_places, reconstruct
 from model.training.klt import BLOCK, Klt, fit_klt
-from model.training.sensors import SENSORS, Floats, TrainedSensor
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.evaluation.diffusion_unet import PatchedUNet, ddim
-from model.training.sensors import SENSORS, Floats, TrainedSensor
+from model.sensors import SENSORS, Floats, TrainedSensor
 from model.weights_meta import WeightsError
 
 STEPS = 20

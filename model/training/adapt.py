@@ -18,6 +18,7 @@ from torch import Tensor
 from model import metrics
 from model.eo_vae import EOVAE
 from model.losses import charbonnier
+from model.sensors import TrainedSensor, own_names
 from model.training.batch_norm import calibrate
 from model.training.checkpoint import Keeper, read_snapshot
 from model.training.distributed import Team
@@ -25,7 +26,6 @@ from model.training.feeds import Data
 from model.training.loop import Loop
 from model.training.recipe import Job, Recipe, recipe_summary
 from model.training.sampler import Batch
-from model.training.sensors import TrainedSensor
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
@@ -66,7 +66,7 @@ def initial(recipe: Recipe, job: Job) -> EOVAE:
 def known_sensors(meta: WeightsMeta | None) -> dict[str, TrainedSensor]:
     """The sensors of weights as training takes them; without their native sampling, which weights do not say."""
     return {
-        name: TrainedSensor(name, s.unit, s.bands, s.wavelengths, s.mean, s.std, (1,) * len(s.bands))
+        name: TrainedSensor(name, s.unit, own_names(s.bands), s.wavelengths, s.mean, s.std, (1,) * len(s.bands))
         for name, s in (meta.sensors if meta is not None else {}).items()
     }
 

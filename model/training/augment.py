@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.training.sensors import Floats
+from model.sensors import Floats
 
 # Reflectance * 1e4 of thick cloud and of fresh snow at the S2 bands' wavelengths (micrometres): coarse textbook shapes.
 _NODES = (0.40, 0.45, 0.70, 0.90, 0.945, 1.10, 1.375, 1.61, 2.19, 2.40)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 
-from model.training.sensors import COLOURS, SENSORS, Floats, TrainedSensor, true_colour
+from model.sensors import COLOURS, SENSORS, Floats, TrainedSensor, true_colour
 
 
 @dataclass(frozen=True, slots=True)

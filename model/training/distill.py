@@ -12,9 +12,9 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.hypernet import OUTPUT_SCALE
+from model.sensors import S2L2A, TrainedSensor, own_names
 from model.training.linear_start import OPTICAL, StaticKernels
 from model.training.sampler import Sampler
-from model.training.sensors import S2L2A, TrainedSensor
 
 log = logging.getLogger(__name__)
 COMPLETION_RIDGE = 0.05
@@ -41,7 +41,7 @@ def targets(sensor: TrainedSensor, kernels: StaticKernels, pixels: Tensor) -> tu
     """
     if sensor.unit == "dB":
         return kernels.radar_in, kernels.radar_out
-    names = [{"R": "B04", "G": "B03", "B": "B02"}.get(b, b) for b in sensor.bands]
+    names = own_names(sensor.bands)
     known = [i for i, b in enumerate(names) if b in S2L2A.bands]
     index = [S2L2A.bands.index(names[i]) for i in known]
     filled = kernels.optical_in

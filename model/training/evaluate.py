@@ -12,9 +12,9 @@ from torch import Tensor
 
 from model import metrics
 from model.eo_vae import EOVAE
+from model.sensors import SENSORS, Floats, TrainedSensor
 from model.training.data import Image
 from model.training.klt import BLOCK, Klt, fit_klt
-from model.training.sensors import SENSORS, Floats, TrainedSensor
 
 HALO = 32
 SIDE = 192

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.eo_vae import EOVAE
+from model.sensors import S1RTC, S2L2A, SENSORS, TrainedSensor
 from model.training.batch_norm import calibrate
 from model.training.checkpoint import Keeper, read_snapshot
 from model.training.data import Image, complete, favoured, load_images
@@ -27,7 +28,6 @@ from model.training.linear_start import linear_start
 from model.training.loop import Loop
 from model.training.recipe import Job, Recipe, limited, recipe_summary
 from model.training.sampler import Sampler
-from model.training.sensors import S1RTC, S2L2A, SENSORS, TrainedSensor
 from model.training.subsets import Family, Lesson, teach, trained_lessons
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights

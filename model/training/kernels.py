@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.eo_vae import EOVAE
 from model.hypernet import KERNEL, DynamicConv, DynamicConvIn, DynamicConvOut
-from model.training.sensors import TrainedSensor
+from model.sensors import TrainedSensor
 
 
 def _key(wavelengths: Tensor | Sequence[float]) -> tuple[float, ...]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.sensors import Floats, TrainedSensor
 from model.training.data import Image
-from model.training.sensors import Floats, TrainedSensor
 
 BLOCK = 8
 

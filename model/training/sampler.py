@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.sensors import COLOURS, S2L2A, SENSORS, Floats, TrainedSensor, true_colour
 from model.training.augment import Augmentation, dihedral, optical, radar
 from model.training.data import Image
-from model.training.sensors import COLOURS, S2L2A, SENSORS, Floats, TrainedSensor, true_colour
 
 DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
 # Sets of bands that archives and papers use: 10 and 20 m, VIS to SWIR at 10 m, no SWIR, all but B08, NDVI's two.

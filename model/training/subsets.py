@@ -18,9 +18,9 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.hypernet import OUTPUT_SCALE, DynamicConv, DynamicConvIn
+from model.sensors import S2L2A, TrainedSensor
 from model.training.distill import completion
 from model.training.sampler import COMMON_SUBSETS, random_subset
-from model.training.sensors import S2L2A, TrainedSensor
 
 log = logging.getLogger(__name__)
 RIDGE = 1e-9

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.sensors import Floats, TrainedSensor
+from model.sensors import Floats, TrainedSensor
 
 log = logging.getLogger(__name__)
 HISTORY = "history.jsonl"

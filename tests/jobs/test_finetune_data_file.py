@@ -15,9 +15,9 @@ from eocube.demo import DEMO_BBOX, DEMO_DATETIME
 from eocube.patches import KINDS
 from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
+from model.sensors import SENSORS, TrainedSensor
 from model.training.feeds import from_file
 from model.training.recipe import RECIPES, Recipe
-from model.training.sensors import SENSORS, TrainedSensor
 from model.weights import load_weights, published_meta, save_weights
 from tests.model.training.sources import TINY
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.sensors import RGBN, S2L2A, Floats, TrainedSensor
 from model.training.augment import Augmentation, dihedral, optical, radar
 from model.training.sampler import Batch, random_subset
-from model.training.sensors import RGBN, S2L2A, Floats, TrainedSensor
 from model.training.sources.patch import BandError, Feed, PatchLike
 
 FITS = ("crop", "resize")

@@ -36,8 +36,8 @@ from typing import Any
 
 import yaml
 
+from model.sensors import SENSORS, TrainedSensor
 from model.training.augment import Augmentation
-from model.training.sensors import SENSORS, TrainedSensor
 from model.training.sources.batching import PatchBatches
 from model.training.sources.indexed import IndexedFeed
 from model.training.sources.mixture import Mixture

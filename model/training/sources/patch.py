@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from model.sensors import Floats
 from model.training.sampler import Batch
-from model.training.sensors import Floats
 
 
 class BandError(ValueError):

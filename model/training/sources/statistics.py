@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.pixels import SensorLike
-from model.training.sensors import Floats, TrainedSensor
+from model.sensors import Floats, TrainedSensor
 from model.training.sources.patch import BandError, Feed, PatchLike
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
 
-from model.training.sensors import S1RTC, SENSORS, Floats, TrainedSensor
+from model.sensors import SENSORS, Floats, TrainedSensor, own_names
 from model.training.sources.ledger import Ledger
 from model.training.sources.patch import BandError, Patch, Place
 from model.training.sources.shards import Sample, Shard, ShardError, find_shards, plain, read_shard
@@ -25,11 +25,8 @@ from model.training.sources.splits import BlockSplit
 from model.training.sources.stream import ShardStream, Worker
 from model.training.sources.zarr_zip import ZarrZip
 
-# TerraMesh's own statistics of S1GRD; its labels of the two polarisations are S1RTC's. The published EO-VAE has none.
-S1GRD = replace(S1RTC, name="S1GRD", mean=(-12.577, -20.265), std=(5.179, 5.872))
 MODALITIES: Mapping[str, TrainedSensor] = {
-    **{name: SENSORS[name] for name in ("S2L2A", "S2L1C", "S2RGB", "S1RTC")},
-    "S1GRD": S1GRD,
+    name: SENSORS[name] for name in ("S2L2A", "S2L1C", "S2RGB", "S1RTC", "S1GRD")
 }
 # From this moment on the published "corrected" variant (EO-VAE*) adds 1000 to S2L2A, and clips optical data.
 _CORRECTED_FROM = 1_642_982_400_000_000_000  # 2022-01-24T00:00Z, in nanoseconds since 1970
@@ -62,7 +59,8 @@ def decode(sample: Sample, modality: str, *, corrected: bool = False, placed: bo
         raise BandError(
             f"{sample.key}: {modality} has {len(raw)} bands, {fewer} than the {len(sensor.bands)} it should"
         )
-    names = group.band_names()
+    said = group.band_names()
+    names = None if said is None else own_names(said)
     if names is not None and set(names) == set(sensor.bands):
         raw = raw[[names.index(band) for band in sensor.bands]]
     data: Floats = np.array(raw, np.float32, order="C")  # a copy in any case: what was unpacked may be read-only

@@ -12,7 +12,7 @@ from model.eo_vae import EOVAE, EOVAEConfig
 from model.evaluation.codecs import JPEG2000
 from model.evaluation.rate_distortion import curves, draw
 from model.evaluation.storage import INT8_STEPS_PER_SIGMA, Channels, bits_per_pixel, decoded, encoded, ranked
-from model.training.sensors import SENSORS
+from model.sensors import SENSORS
 
 TINY = EOVAEConfig(
     ch=16, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4, norm_groups=2, hypernet_layers=1, wavelength_dim=32,

@@ -20,7 +20,7 @@ from model.evaluation.terramind import (
     convert,
     load_tokenizer,
 )
-from model.training.sensors import SENSORS
+from model.sensors import SENSORS
 from model.weights_meta import WeightsError
 
 TINY = TokenizerSizes(

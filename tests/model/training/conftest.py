@@ -9,7 +9,7 @@ import pytest
 import rasterio
 import yaml
 
-from model.training.sensors import S2L1C, S2L2A
+from model.sensors import S2L1C, S2L2A
 
 
 def landscape(seed: int, bands: int, size: int = 112) -> np.ndarray:

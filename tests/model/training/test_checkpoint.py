@@ -11,9 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from model.sensors import S1RTC, S2L2A
 from model.training.checkpoint import POINTER, Snapshot, Store, read_snapshot, started, write_snapshot
 from model.training.ray_train import Run, RunError, _storage
-from model.training.sensors import S1RTC, S2L2A
 from model.training.tracking import Tracker, panel, read_history
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
+from model.sensors import S1RTC, S2L2A, SENSORS, true_colour
 from model.training.augment import Augmentation, dihedral, optical, radar
 from model.training.data import complete, favoured, load_images, upsample
 from model.training.sampler import Sampler
-from model.training.sensors import S1RTC, S2L2A, SENSORS, true_colour
 
 World = tuple[Path, Path]
 

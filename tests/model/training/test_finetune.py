@@ -19,6 +19,7 @@ from safetensors import safe_open
 from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.hypernet import DynamicConvIn
+from model.sensors import S1RTC, S2L2A
 from model.training.batch_norm import calibrate
 from model.training.checkpoint import Store
 from model.training.ema import Average
@@ -28,7 +29,6 @@ from model.training.kernels import KernelTable
 from model.training.optimiser import branch_parameters
 from model.training.recipe import Job, Recipe, limited
 from model.training.sampler import Batch
-from model.training.sensors import S1RTC, S2L2A
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.sensors import RGBN, S2L2A, SENSORS, TrainedSensor
 from model.training.augment import Augmentation
 from model.training.data import load_images
 from model.training.sampler import Batch, Sampler
-from model.training.sensors import RGBN, S2L2A, SENSORS, TrainedSensor
 from model.training.sources.batching import PatchBatches
 from model.training.sources.indexed import IndexedFeed
 from model.training.sources.mixture import Mixture

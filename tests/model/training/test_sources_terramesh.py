@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from model.training.sensors import S2L2A, SENSORS
+from model.sensors import S2L2A, SENSORS
 from model.training.sources.batching import PatchBatches
 from model.training.sources.patch import BandError
 from model.training.sources.shards import Sample, find_shards

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from model.eo_vae import EOVAE, EOVAEConfig
+from model.sensors import S1RTC, S2L1C, S2L2A
 from model.training.data import load_images
 from model.training.distill import completion, distil, targets
 from model.training.klt import fit_klt, to_blocks
 from model.training.linear_start import StaticKernels, linear_start, pair_layout
 from model.training.optimiser import Muon, orthogonalise, parameter_groups
 from model.training.sampler import Sampler
-from model.training.sensors import S1RTC, S2L1C, S2L2A
 from model.training.skeleton import skeleton_only
 
 CONFIG = EOVAEConfig(ch=32, num_res_blocks=1, norm_groups=2, hypernet_layers=1, wavelength_dim=64, hypernet_ff=64)
