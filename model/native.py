@@ -1,7 +1,8 @@
 """The memory-bound steps between convolutions: our C++ kernels where a compiler is there, torch's own where it is not.
 
 Both work on channels-last tensors of float32 or bfloat16 on the CPU. The kernels are `native_kernels.cpp`, built once a
-machine in about two seconds and kept in the user's cache folder.
+machine in about two seconds and kept in the user's cache folder. A library's own hash is part of its file's name and
+is looked at before it is loaded: code that was cut short ends the process (SIGBUS), which nobody can catch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -182,9 +184,8 @@ def native_steps() -> NativeSteps:
         # -march=native means another thing on another chip: homes may be shared between machines.
         identity = "\n".join((SOURCE.read_text(), *flags, version, cpu_identity()))
         name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        path = _folder() / f"kernels-{name}.so"
-        if not path.exists():
-            _build(compiler, flags, path)
+        folder = _folder()
+        path = _sound(folder, name) or _build(compiler, flags, folder, name)
         library = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         words = (error.stderr or error.stdout or "").strip().splitlines()
@@ -220,15 +221,43 @@ def _folder() -> Path:
     raise OSError(f"no folder of one's own to build in: neither {root} nor the temporary one will do")
 
 
-def _build(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+def _sound(folder: Path, name: str) -> Path | None:
+    """The library of that name whose bytes are those that were built; what is damaged is removed."""
+    for path in sorted(folder.glob(f"kernels-{name}-*.so")):
+        with suppress(FileNotFoundError):  # another process removed it just now
+            if path == _place(folder, name, path.read_bytes()):
+                return path
+            path.unlink()
+    return None
+
+
+def _place(folder: Path, name: str, library: bytes) -> Path:
+    """Where a library belongs: its hash is in the file's name, so that one rename puts both there."""
+    return folder / f"kernels-{name}-{hashlib.sha256(library).hexdigest()[:16]}.so"
+
+
+def _build(compiler: str, flags: tuple[str, ...], folder: Path, name: str) -> Path:
     # Built aside and renamed: several processes may build at once, and none may see half a file.
-    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-        made = Path(aside) / path.name
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        made = Path(aside) / f"kernels-{name}.so"
         subprocess.run(
             [compiler, *flags, str(SOURCE), "-o", str(made)],
             capture_output=True, text=True, check=True, timeout=BUILD_SECONDS,
         )  # fmt: skip
+        path = _place(folder, name, made.read_bytes())
+        _sync(made)
         made.replace(path)
+    _sync(folder)
+    return path
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _declare(library: ctypes.CDLL) -> None:
