@@ -17,6 +17,7 @@ from eocube.dark_tail import OverviewReader, overview_reader
 from eocube.errors import InputError, RadiometryError, SourceError
 from eocube.network import shared_network
 from eocube.scene import BandSource, Scene
+from eocube.scene_ids import SAME_ACQUISITION, distinct
 from eocube.sensors import Sensor
 from eocube.stac_items import find_asset, identify, level_of, processing_rank, scene_from_item
 from eocube.stac_sources import (
@@ -48,9 +49,6 @@ __all__ = [
 
 PLANETARY_COMPUTER = "planetary-computer"
 SIGNING_HOST = "planetarycomputer.microsoft.com"
-# Two items of one tile and datatake that share more than this of the smaller footprint are the same acquisition
-# processed twice; the halves of a tile that was downlinked in two strips barely overlap and are both kept.
-SAME_ACQUISITION = 0.5
 ITEM_THREADS = 8
 
 
@@ -58,8 +56,8 @@ ITEM_THREADS = 8
 class SearchResult:
     """What a search found: the scenes by (time, id), and what it could not use.
 
-    `refused` are (item id, reason); `replaced` are (item id, id of the newer processing that was taken instead);
-    `searched` says in words what was searched, for messages.
+    No two scenes share an id (`eocube.scene_ids`). `refused` are (item id, reason); `replaced` are (item id, id of the
+    newer processing that was taken instead); `searched` says in words what was searched, for messages.
     """
 
     scenes: tuple[Scene, ...]
@@ -275,7 +273,7 @@ def _place(collection: Any, order: tuple[str, ...]) -> int:
 
 
 def _common_times(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
-    """The scenes by (time, id), those of one group with one time.
+    """The scenes by (time, id), those of one group with one time, each with an id of its own.
 
     Only groups whose metadata do not give the datatake's start (Sentinel-1 slices) differ within: the earliest counts.
     """
@@ -283,7 +281,8 @@ def _common_times(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
     for scene in scenes:
         earliest[scene.group] = min(scene.time, earliest.get(scene.group, scene.time))
     timed = [replace(scene, time=earliest[scene.group]) for scene in scenes]
-    return tuple(sorted(timed, key=lambda scene: (scene.time, scene.id, scene.collection)))
+    timed.sort(key=lambda scene: (scene.time, scene.id, scene.collection, scene.datetime, scene.sources[0].href))
+    return distinct(timed)
 
 
 def _need_signer() -> None:

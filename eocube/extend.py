@@ -16,17 +16,15 @@ from dataclasses import replace
 from typing import Any
 
 import shapely
-from shapely.geometry import box, shape
-from shapely.geometry.base import BaseGeometry
+from shapely.geometry import box
 
-from eocube.bounds import overlap
-from eocube.catalog import SAME_ACQUISITION, Scene
 from eocube.differences import named_changes
 from eocube.errors import StoreError
 from eocube.layout import ROOT, eocube_document
 from eocube.plan import Plan, TimeStep
 from eocube.rebase import room_before
 from eocube.root import create_root, read_root
+from eocube.scene_ids import distinct, same_acquisition
 from eocube.store import LatentStore
 from eocube.target import Target
 
@@ -142,6 +140,7 @@ def grown(url: str, stored: Plan, asked: Plan) -> Plan:
             f"{url}: {stored.grid.name} holds ground that the box asked for does not: ask for a --bbox that holds the "
             "store's, or write to another --out"
         )
+    asked = _named_as(stored, asked)
     steps = list(stored.times)
     at = {(s.platform, s.group): k for k, s in enumerate(steps)}
     scenes = {s.id: s for s in stored.scenes}
@@ -177,21 +176,19 @@ def grown(url: str, stored: Plan, asked: Plan) -> Plan:
     return plan if plan.hash == stored.hash else replace(plan, extends=(*stored.extends, stored.hash))
 
 
+def _named_as(stored: Plan, asked: Plan) -> Plan:
+    """A plan with its scenes called what the store calls them, where items share an id."""
+    scenes = distinct(asked.scenes, stored.scenes)
+    if [s.id for s in scenes] == [s.id for s in asked.scenes]:
+        return asked
+    names = {was.id: now.id for was, now in zip(asked.scenes, scenes, strict=True)}
+    times = tuple(replace(t, scene_ids=tuple(sorted(names[i] for i in t.scene_ids))) for t in asked.times)
+    return replace(asked, scenes=scenes, times=times)
+
+
 def holds(larger: Plan, smaller: Plan) -> bool:
     """Whether every core that one plan asks for is asked for by another of the same lattice, in its array too."""
     return all(larger.grid.requested(window) for window in smaller.grid.requested_windows())
-
-
-def same_acquisition(one: Scene, other: Scene) -> bool:
-    """Whether two scenes of a datatake are one tile's, processed twice: most of the smaller footprint is shared."""
-    return overlap(_outline(one), _outline(other)) > SAME_ACQUISITION
-
-
-def _outline(scene: Scene) -> BaseGeometry:
-    if scene.footprint:
-        return shapely.make_valid(shape(json.loads(scene.footprint)))
-    west, south, east, north = scene.bbox
-    return box(west, south, east if east >= west else east + 360, north)
 
 
 def _numerics(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,10 @@ def verify(url: str, group: str | None = None, *, decode: bool = False, sample: 
     for zone in zones:
         plan, place = plan_of(url, zone), cube_url(url, zone)
         store = LatentStore.open(place)
+        findings += [
+            f"commits/plan.json: several items are called {name!r}, and their dates hold the pixels of one"
+            for name in plan.doubled
+        ]
         findings += [f"{path if zone is None else f'{zone}/{path}'}: {what}" for path, what in store.verify()]
         if not findings:
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]

@@ -25,6 +25,7 @@ from eocube.grid import BBox, CubeGrid, Lattice, Window
 from eocube.plan import Plan, footprint, group_times
 from eocube.reader import UNKNOWN, WindowReader
 from eocube.scene import Scene
+from eocube.scene_ids import distinct
 from eocube.sensors import Sensor, get_sensor
 from eocube.store import LatentStore
 from eocube.zones import to_lonlat, zones_of
@@ -222,7 +223,7 @@ class ScenePatches:
         return cls(
             plans[0].sensor,
             grids,
-            [plan.scenes for plan in plans],
+            [distinct(plan.scenes) for plan in plans],
             max_cloud=max_cloud,
             storage_options=storage_options,
         )

@@ -19,6 +19,7 @@ from shapely.validation import make_valid
 from eocube.bounds import footprint_of
 from eocube.catalog import Scene
 from eocube.grid import CubeGrid, Window
+from eocube.scene_ids import doubled
 from eocube.sensors import Sensor
 from eocube.zones import central_meridian, to_zone
 
@@ -188,6 +189,11 @@ class Plan:
             behind += step.time < seen
             seen = max(seen, step.time)
         return behind
+
+    @property
+    def doubled(self) -> tuple[str, ...]:
+        """Item ids that several scenes share, as plans of version 0.1 may have them: their dates hold one's pixels."""
+        return doubled(self.scenes)
 
     @cached_property
     def by_id(self) -> dict[str, Scene]:

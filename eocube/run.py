@@ -123,11 +123,16 @@ def plans_of(
     finds a store, its plans made larger; else new ones.
 
     Raises:
-        StoreError: the store there is another request's; the message names the difference.
+        StoreError: the store there is another request's; the message names the difference. Or its plan mixes items up.
     """
     from eocube.encoders import load
 
     frozen = stored_plans(request.out, storage_options)
+    if shared := sorted({name for plan in frozen for name in plan.doubled}):
+        raise StoreError(
+            f"{request.out} has several items called {shared[0]!r}, whose dates version 0.1 read from one of them: "
+            "encode to another --out"
+        )
     weights = load(request.weights)
     request = at_stored_precision(request, frozen)
     if frozen and all(dict(p.request) == request.document() for p in frozen):

@@ -59,10 +59,11 @@ class BandSource:
 class Scene:
     """One acquisition of one tile, as it is frozen into the plan.
 
-    `datetime` is the item's own (ISO, UTC); `time` the time coordinate (ISO, UTC, whole seconds): the start of the
-    datatake, so that it does not depend on which tiles a bounding box finds. Scenes of one `group` (datatake) and day
-    are one time step. `bbox` is (west, south, east, north) in degrees, west > east over the antimeridian; `footprint`
-    is GeoJSON text or None. `signer` names who signs the hrefs as they are opened (`eocube.catalog.sign`).
+    `id` is the item's, and the plan's name for it: no two scenes of a plan share one. `datetime` is the item's own
+    (ISO, UTC); `time` the time coordinate (ISO, UTC, whole seconds): the start of the datatake, so that it does not
+    depend on which tiles a bounding box finds. Scenes of one `group` (datatake) and day are one time step. `bbox` is
+    (west, south, east, north) in degrees, west > east over the antimeridian; `footprint` is GeoJSON text or None.
+    `signer` names who signs the hrefs as they are opened (`eocube.catalog.sign`).
     """
 
     id: str
@@ -79,6 +80,13 @@ class Scene:
     sources: tuple[BandSource, ...]
     mask: BandSource | None
     signer: str | None = None
+    item: str | None = None
+    """The id that the catalogue gives it, where another item of the plan has that id too (`eocube.scene_ids`)."""
+
+    @property
+    def item_id(self) -> str:
+        """The id that the catalogue gives it."""
+        return self.id if self.item is None else self.item
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy; hrefs are unsigned, so it holds no token."""
@@ -97,6 +105,7 @@ class Scene:
             "sources": [source.to_dict() for source in self.sources],
             "mask": None if self.mask is None else self.mask.to_dict(),
             "signer": self.signer,
+            **({} if self.item is None else {"item": self.item}),
         }
 
     @classmethod
@@ -118,6 +127,7 @@ class Scene:
             sources=tuple(BandSource.from_dict(source) for source in data["sources"]),
             mask=None if data["mask"] is None else BandSource.from_dict(data["mask"]),
             signer=data["signer"],
+            item=data.get("item"),
         )
 
 

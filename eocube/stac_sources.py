@@ -106,7 +106,7 @@ def search_api(
     """
     where = safe_url(url)
     start, end = (moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") for moment in interval)
-    kept: dict[tuple[str, str], Found] = {}
+    kept: dict[tuple[str, str, str], Found] = {}
     try:
         client = pystac_client.Client.open(url, stac_io=RetryingIO(network))
         for box in boxes:
@@ -114,7 +114,8 @@ def search_api(
                 collections=list(collections), bbox=list(box), datetime=f"{start}/{end}", limit=PAGE_SIZE
             )
             for item in _all_pages(search.pages_as_dicts(), where, max_items):
-                kept.setdefault((str(item.get("collection")), str(item["id"])), Found(item, url))
+                when = item["properties"].get("datetime") if isinstance(item.get("properties"), Mapping) else None
+                kept.setdefault((str(item.get("collection")), str(item["id"]), str(when)), Found(item, url))
                 if max_items is not None and len(kept) >= max_items:
                     return list(kept.values())
     except (APIError, requests.RequestException, pystac.STACError, NotImplementedError, KeyError, TypeError) as error:
