@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -70,6 +70,17 @@ def split_box(box: BBox) -> tuple[BBox, ...]:
         return ((west, south, west + width, north),)
     parts = ((west, south, 180.0, north), (-180.0, south, west + width - 360, north))
     return tuple(part for part in parts if part[0] < part[2])
+
+
+def covers(larger: Iterable[Sequence[float]], smaller: Iterable[Sequence[float]]) -> bool:
+    """Whether boxes hold others whole, all (west, south, east, north) and none over the antimeridian."""
+    one, other = (shapely.union_all([shapely.box(*b) for b in boxes]) for boxes in (larger, smaller))
+    return bool(one.covers(other))
+
+
+def boxes_said(boxes: Iterable[Sequence[float]]) -> str:
+    """Boxes in words, for messages."""
+    return " and ".join(_say(*box) for box in boxes)
 
 
 def _say(*values: float) -> str:

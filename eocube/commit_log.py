@@ -23,6 +23,8 @@ PLAN = f"{FOLDER}/plan.json"
 LAYOUT = f"{FOLDER}/layout.json"
 SEAL = f"{FOLDER}/segments.json"
 """What the log held when the store was last finalised: a segment that went since is known to have gone."""
+MOVING = f"{FOLDER}/moving.json"
+"""Where version 0.1 noted how far it had come in moving a store's shards."""
 _SEGMENT = re.compile(rf"{FOLDER}/(\d{{8,}})\.jsonl")
 _PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d+),"shard":\[(\d+),(\d+)\],')
 _SHIFT = b'{"shift":'
@@ -42,8 +44,9 @@ def segment_key(number: int) -> str:
 class CommitLog:
     """The receipts of a store. The last receipt of a (time, shard) counts; earlier ones are history.
 
-    A store that grew northwards or westwards counts its rows and columns from another corner since: a `shift` line in
-    the log says so, and receipts before it are read as if they had been written after it.
+    Version 0.1 moved the corner that rows and columns count from when a store grew northwards or westwards: a `shift`
+    line in the log of such a store says so, and receipts before it are read as if they had been written after it. No
+    such line is written any more.
     """
 
     def __init__(self, target: Target) -> None:

@@ -11,6 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eocube.bounds import boxes_said, covers
 from eocube.catalog import BBox, Interval, Scene, parse_bbox, parse_interval, search
 from eocube.commits import State
 from eocube.errors import InputError
@@ -54,6 +55,9 @@ class EncodeOptions:
     """earth-search, planetary-computer, cdse, a STAC API's URL, or the path or URL of a static catalogue."""
     bands: str | None = None
     """A subset of the sensor's bands, as B02,B03,B04,B08. None takes all."""
+    extent: tuple[str, ...] = ()
+    """West south east north: ground that the cube is to have room for, the bbox in it. It can grow anywhere inside by
+    a larger --bbox later; without it, only south and east of the bbox. Reserved ground costs next to nothing."""
     weights: str = "nano"
     """nano, a path, or hf://owner/name."""
     resolution: str = "10"
@@ -114,6 +118,8 @@ class Request:
 
     sensor: Sensor
     boxes: tuple[BBox, ...]
+    extent: tuple[BBox, ...]
+    """The ground that arrays are laid out over; empty for that of `boxes`."""
     interval: Interval
     catalog: str
     weights: str
@@ -136,9 +142,12 @@ class Request:
         sensor = get_sensor(options.sensor)
         if options.bands is not None:
             sensor = sensor.subset([b.strip() for b in options.bands.split(",") if b.strip()])
-        if len(options.bbox) != 4:
-            raise InputError(f"--bbox takes four numbers, west south east north; {len(options.bbox)} given")
-        west, south, east, north = (number(v, "--bbox") for v in options.bbox)
+        boxes = box_of(options.bbox, "--bbox")
+        extent = box_of(options.extent, "--extent") if options.extent else ()
+        if extent and not covers(extent, boxes):
+            raise InputError(
+                f"--bbox {boxes_said(boxes)} is not inside --extent {boxes_said(extent)}: reserve ground that holds it"
+            )
         if not options.datetime:
             raise InputError("--datetime is missing: give a date or A/B, such as 2024-06-01/2024-08-31")
         if not options.out and not options.plan:
@@ -163,15 +172,17 @@ class Request:
             raise InputError(f"--unit-timeout is a number of seconds above 0, not {options.unit_timeout}")
         retry = () if options.retry is None else tuple(retryable(r) for r in options.retry.split(","))
         return cls(
-            sensor, parse_bbox(west, south, east, north), parse_interval(options.datetime), options.catalog,
+            sensor, boxes, extent, parse_interval(options.datetime), options.catalog,
             options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
             retry, share, network_limits(options), unit_timeout, "cuda" if on_gpu else "cpu", options,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         """What decides the plan, without secrets: the same document resumes a store without searching again."""
+        reserved = {"extent": [list(b) for b in self.extent]} if self.extent else {}
         return {
             "bbox": [list(b) for b in self.boxes],
+            **reserved,
             "datetime": [t.isoformat() for t in self.interval],
             "sensor": self.sensor.name,
             "bands": [b.name for b in self.sensor.bands],
@@ -209,6 +220,14 @@ def network_limits(options: EncodeOptions) -> NetworkLimits:
 def absolute(url: str) -> str:
     """A local path made absolute, so that actors in another working directory mean the same place; URLs as they are."""
     return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:
+    """A box out of four arguments; two over the antimeridian."""
+    if len(values) != 4:
+        raise InputError(f"{flag} takes four numbers, west south east north; {len(values)} given")
+    west, south, east, north = (number(v, flag) for v in values)
+    return parse_bbox(west, south, east, north)
 
 
 def number(text: str, flag: str) -> float:
@@ -270,7 +289,7 @@ def make_plans(
     sensor = fit_sensor(request.sensor, weights)
     encoding = encoding_of(weights, request.precision, request.storage)
     plans, searched, batch = [], "", None
-    for grid in grids_for(request.boxes, request.resolution, stride=encoding.stride):
+    for grid in grids_for(request.boxes, request.resolution, request.extent, stride=encoding.stride):
         found = search(
             request.catalog, sensor, grid.lonlat_bounds_with_halo(), request.interval,
             storage_options=source_options, check_pixels=True, allow_local=request.options.allow_local_sources,
@@ -313,6 +332,9 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     return {
         "zone": plan.grid.name,
         "epsg": lattice.epsg,
+        "extent": [list(box) for box in plan.request.get("extent") or ()],
+        "array_km": [side * lattice.cell / 1000.0 for side in reversed(plan.grid.shape)],
+        "requested_percent": round(100.0 * windows / plan.grid.requested_mask.size, 2),
         "space_id": plan.space_id,
         "plan": plan.hash,
         "times": len(plan.times),

@@ -1,7 +1,11 @@
-"""A request for more ground or more time than a store holds, as a plan that continues the store's own.
+"""Continues a store's plan with a request for more ground or more time than the store holds.
 
-What is there stays where it is: time steps of the store keep their indices and new ones go behind them in order of
-time, whatever their date, because inserting a step would rename every shard behind it while readers are at work. So
+What is there stays where it is, and no object of a store is ever renamed: readers that have it open see their windows
+in their places, before, while and after it grows. So the north-western corner that rows and columns count from is fixed
+when a store is made: that of the bbox, or of `--extent`, which reserves ground to grow into; arrays get larger in the
+south and east only, and ground north or west of the corner is refused. docs/growth.md says what else was weighed.
+
+Time steps of the store keep their indices too and new ones go behind them in order of time, whatever their date. So
 the time axis of a store that was extended backwards is not sorted; `ds.sortby("time")` is lazy and costs nothing, as
 chunks hold one time each. Scenes that were frozen stay frozen: of an acquisition that the catalogue has processed
 again the store keeps the processing it has; a tile that the catalogue did not have before joins its time step for
@@ -11,25 +15,46 @@ windows that are not done yet.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import shapely
 from shapely.geometry import box
 
+from eocube.bounds import boxes_said, covers
 from eocube.differences import named_changes
 from eocube.errors import StoreError
+from eocube.grid import BBox, by_zone
 from eocube.layout import ROOT, eocube_document
 from eocube.plan import Plan, TimeStep
-from eocube.rebase import room_before
 from eocube.root import create_root, read_root
 from eocube.scene_ids import distinct, same_acquisition
 from eocube.store import LatentStore
 from eocube.target import Target
+from eocube.zones import zone_name
 
-GROWING = ("bbox", "datetime")
+GROWING = ("bbox", "extent", "datetime")
 """What of a request may differ from the store's, when it holds all that the store's had."""
+
+
+def stored_extent(plans: Sequence[Plan]) -> tuple[BBox, ...]:
+    """The ground that a store was made to have room for; empty where none was reserved."""
+    boxes = [_boxes(plan, "extent") for plan in plans]
+    return max(boxes, key=lambda reserved: sum((e - w) * (n - s) for w, s, e, n in reserved), default=())
+
+
+def several_zones(plans: Sequence[Plan]) -> bool:
+    """Whether a store of these plans is a group with one cube a zone: so many there are, or its extent reaches."""
+    return len(plans) > 1 or len(by_zone(stored_extent(plans))) > 1
+
+
+def zoned(url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether the cubes at a URL lie in groups of their own: as the root there says, else as its plans reach."""
+    if len(plans) > 1 or not several_zones(plans):
+        return len(plans) > 1
+    root = read_root(Target(url, storage_options), zones=True)
+    return root is None or "zones" in root["attributes"]["eocube"]
 
 
 def grow_plans(url: str, stored: Sequence[Plan], asked: Sequence[Plan]) -> tuple[Plan, ...]:
@@ -38,24 +63,26 @@ def grow_plans(url: str, stored: Sequence[Plan], asked: Sequence[Plan]) -> tuple
     Args:
         url: of the store, for messages.
         stored: its frozen plans.
-        asked: plans of the new request, from a search of their own.
+        asked: plans of the new request, from a search of their own, with the store's extent where none was asked for.
 
     Raises:
-        StoreError: the request differs otherwise than by more ground or more time; the message says how.
+        StoreError: the request differs otherwise than by more ground or more time, or by ground that the store has no
+            room for; the message says how.
     """
     old, new = ({p.grid.name: p for p in plans} for plans in (stored, asked))
+    further = {*new, *map(zone_name, by_zone(stored_extent(asked)))} - old.keys()
+    if further and not several_zones(stored):
+        raise StoreError(
+            f"{url} holds {stored[0].grid.name} alone and what is asked for reaches {', '.join(sorted(further))} too: "
+            "a store of one zone cannot become one of several; write to another --out, with an --extent that reaches "
+            "them all"
+        )
     if all(name in old and old[name].hash == plan.hash for name, plan in new.items()) and len(old) == len(new):
         return tuple(asked)
-    _check_request(url, stored[0], asked[0])
+    _check_request(url, stored, asked[0])
     for name, plan in old.items():
         if name in new:
             _check_meaning(url, plan, new[name])
-    if len(stored) == 1 and new.keys() - old.keys():
-        raise StoreError(
-            f"{url} holds {stored[0].grid.name} alone and the box asked for reaches "
-            f"{', '.join(sorted(new.keys() - old.keys()))} too: a store of one zone cannot become one of several; "
-            "write to another --out"
-        )
     # A zone that the new search has nothing for keeps what it has; a new one starts with what was found.
     both = {name: grown(url, old[name], new[name]) for name in old.keys() & new.keys()}
     return tuple(plan for _, plan in sorted({**old, **new, **both}.items()))
@@ -65,8 +92,7 @@ def join_zones(url: str, plans: Sequence[Plan], storage_options: Mapping[str, An
     """Make the root over several zones, or let it know of new ones.
 
     A zone that is new gets its store before the root names it, and is named before the others grow: killed at any
-    moment, the same command finds the zones' requests unlike each other, searches again and goes on. A zone whose
-    objects are about to move is taken out of the root's metadata until `finalise_root` gathers them again.
+    moment, the same command finds the zones' requests unlike each other, searches again and goes on.
     """
     target, names = Target(url, storage_options), [p.grid.name for p in plans]
     root = read_root(target, zones=True)
@@ -77,26 +103,17 @@ def join_zones(url: str, plans: Sequence[Plan], storage_options: Mapping[str, An
     for plan in plans:
         if plan.grid.name not in known:
             LatentStore.create(f"{url.rstrip('/')}/{plan.grid.name}", plan, storage_options=storage_options)
-    root["attributes"]["eocube"]["zones"] = names
-    members = root.get("consolidated_metadata", {}).get("metadata", {})
-    moving = {p.grid.name for p in plans if _moves(members.get(p.grid.name), p)}
-    for key in [k for k in members if k.split("/")[0] in moving]:
-        del members[key]
-    if moving or names != known:
+    if names != known:
+        root["attributes"]["eocube"]["zones"] = names
         target.put(ROOT, json.dumps(root, indent=1, allow_nan=False).encode())
 
 
-def _moves(member: Mapping[str, Any] | None, plan: Plan) -> bool:
-    """Whether a zone's shards get new keys as it becomes the plan's, by its metadata in the root."""
-    if member is None:
-        return False
-    document = member["attributes"]["eocube"]
-    transform = document["grid"]["transform"]
-    return document.get("plan_hash") in plan.extends and any(room_before((transform[2], transform[5]), plan.grid))
+def _boxes(plan: Plan, name: str) -> tuple[BBox, ...]:
+    return tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in plan.request.get(name) or ())
 
 
-def _check_request(url: str, stored: Plan, asked: Plan) -> None:
-    was, wanted = dict(stored.request), dict(asked.request)
+def _check_request(url: str, stored: Sequence[Plan], asked: Plan) -> None:
+    was, wanted = dict(stored[0].request), dict(asked.request)
     other = named_changes(*({k: v for k, v in r.items() if k not in GROWING} for r in (was, wanted)))
     if other:
         raise StoreError(f"{url} was made by another request: {other}; ask for the same, or write to another --out")
@@ -106,10 +123,16 @@ def _check_request(url: str, stored: Plan, asked: Plan) -> None:
             f"{url} holds {first[:10]}/{last[:10]} and {wanted['datetime'][0][:10]}/{wanted['datetime'][1][:10]} was "
             "asked: a store grows by a --datetime that holds its own; or write to another --out"
         )
-    if not _covers(wanted["bbox"], was["bbox"]):
+    if not covers(wanted["bbox"], was["bbox"]):
         raise StoreError(
-            f"{url} holds the bbox {_said(was['bbox'])} and {_said(wanted['bbox'])} was asked: a store grows by a "
-            "--bbox that holds its own; or write to another --out"
+            f"{url} holds the bbox {boxes_said(was['bbox'])} and {boxes_said(wanted['bbox'])} was asked: a store grows "
+            "by a --bbox that holds its own; or write to another --out"
+        )
+    had, wants = stored_extent(stored), _boxes(asked, "extent")
+    if had and not covers(wants, had):
+        raise StoreError(
+            f"{url} has room for the extent {boxes_said(had)} and {boxes_said(wants) or 'none'} was asked: ask for the "
+            "same or leave --extent out"
         )
 
 
@@ -121,20 +144,14 @@ def _check_meaning(url: str, stored: Plan, asked: Plan) -> None:
             raise StoreError(f"{url} is a store of another {part}: {changes}; write to another --out")
 
 
-def _covers(larger: Iterable[Sequence[float]], smaller: Iterable[Sequence[float]]) -> bool:
-    return bool(shapely.union_all([box(*b) for b in larger]).covers(shapely.union_all([box(*b) for b in smaller])))
-
-
-def _said(boxes: Iterable[Sequence[float]]) -> str:
-    return " and ".join(" ".join(f"{v:g}" for v in b) for b in boxes)
-
-
 def grown(url: str, stored: Plan, asked: Plan) -> Plan:
-    """One zone's plan: the ground that was asked for, the store's times, then the new ones.
+    """One zone's plan: the ground that was asked for in the store's arrays, the store's times, then the new ones.
 
     Raises:
-        StoreError: ground that the store holds is not in what was asked for.
+        StoreError: ground that the store holds is not in what was asked for, or this lies beyond the store's corner.
     """
+    _check_corner(url, stored, asked)
+    asked = replace(asked, grid=asked.grid.anchored_at(stored.grid))
     if not holds(asked, stored):
         raise StoreError(
             f"{url}: {stored.grid.name} holds ground that the box asked for does not: ask for a --bbox that holds the "
@@ -184,6 +201,27 @@ def _named_as(stored: Plan, asked: Plan) -> Plan:
     names = {was.id: now.id for was, now in zip(asked.scenes, scenes, strict=True)}
     times = tuple(replace(t, scene_ids=tuple(sorted(names[i] for i in t.scene_ids))) for t in asked.times)
     return replace(asked, scenes=scenes, times=times)
+
+
+def _check_corner(url: str, stored: Plan, asked: Plan) -> None:
+    """StoreError when ground asked for, or newly reserved, lies north or west of the store's corner."""
+    lattice, grid = stored.grid.lattice, asked.grid
+    n, km = lattice.cores_per_shard, lattice.shard * lattice.cell / 1000
+    what, row, col = "the ground", grid.cores.row0 // n, grid.cores.col0 // n
+    # The same extent has the same corner; compared as asked for, so that no rounding of a projection refuses it.
+    if _boxes(asked, "extent") != _boxes(stored, "extent"):
+        what, row, col = "the ground or extent", min(row, grid.shard_row0), min(col, grid.shard_col0)
+    beyond = [
+        f"{shards * km:g} km {side}"
+        for side, shards in (("north", stored.grid.shard_row0 - row), ("west", stored.grid.shard_col0 - col))
+        if shards > 0
+    ]
+    if beyond:
+        raise StoreError(
+            f"{url}: {what} asked for in {grid.name} takes shards up to {' and '.join(beyond)} of the store's "
+            "north-western corner, which never moves: write to another --out, with an --extent that holds all the "
+            "ground it is to grow over"
+        )
 
 
 def holds(larger: Plan, smaller: Plan) -> bool:

@@ -1,10 +1,9 @@
-"""The part of a zone's lattice that one cube covers: a bbox as whole shards and requested windows."""
+"""Says which part of a zone's lattice one cube covers: a bbox, and ground reserved around it, as shards and windows."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,9 +29,10 @@ _SEARCH_PAD = 1e-4
 class CubeGrid:
     """What one store covers: whole shards of the lattice, and which of their cores are asked for.
 
-    `shard_row0` and `shard_col0` are lattice shard indices of the array's first shard; `cores` is the box of requested
-    core indices; `parts` are the bbox's longitude/latitude rectangles inside the zone's own ground: a core is
-    requested when it shares ground with one of them, the others end `outside`.
+    `shard_row0` and `shard_col0` are lattice shard indices of the array's first shard, the north-western corner of the
+    store, which never changes; `cores` is the box of requested core indices; `parts` are the bbox's longitude/latitude
+    rectangles inside the zone's own ground: a core is requested when it shares ground with one of them, the others end
+    `outside`. The arrays may reach further than `cores`: over ground reserved for growth.
     """
 
     lattice: Lattice
@@ -44,8 +44,11 @@ class CubeGrid:
     parts: tuple[BBox, ...]
 
     @classmethod
-    def over(cls, lattice: Lattice, parts: Iterable[BBox]) -> CubeGrid:
-        """The cube over longitude/latitude rectangles of the lattice's own zone."""
+    def over(cls, lattice: Lattice, parts: Iterable[BBox], extent: Iterable[BBox] = ()) -> CubeGrid:
+        """The cube over longitude/latitude rectangles of the lattice's own zone.
+
+        Its arrays hold the rectangles of `extent` as well, none of whose cores is requested for that.
+        """
         boxes = tuple(sorted((float(w), float(s), float(e), float(n)) for w, s, e, n in parts))
         left, bottom, right, top = (float(v) for v in shapely.bounds(_area(lattice.epsg, boxes)))
         outer = lattice.cores_over((left, bottom, right, top))
@@ -58,9 +61,28 @@ class CubeGrid:
             outer.row0 + int(rows.max()) + 1,
             outer.col0 + int(cols.max()) + 1,
         )
+        held = _with(lattice, cores, extent)
         n = lattice.cores_per_shard
-        row0, col0 = cores.row0 // n, cores.col0 // n
-        return cls(lattice, row0, col0, -(-cores.row1 // n) - row0, -(-cores.col1 // n) - col0, cores, boxes)
+        row0, col0 = held.row0 // n, held.col0 // n
+        return cls(lattice, row0, col0, -(-held.row1 // n) - row0, -(-held.col1 // n) - col0, cores, boxes)
+
+    def anchored_at(self, stored: CubeGrid) -> CubeGrid:
+        """The same cores asked for, in the arrays of a store, which grow south and east as far as these reach.
+
+        Its first shard stays the first, so that every shard keeps its key and every window its place.
+
+        Raises:
+            InputError: cores north or west of the store's corner, or another lattice.
+        """
+        n = self.lattice.cores_per_shard
+        row0, col0 = stored.shard_row0, stored.shard_col0
+        if self.lattice != stored.lattice:
+            raise InputError(f"{self.lattice} is not the store's {stored.lattice}")
+        if self.cores.row0 < row0 * n or self.cores.col0 < col0 * n:
+            raise InputError("cores asked for lie north or west of the store's corner, which never moves")
+        row1 = max(self.shard_row0 + self.shard_rows, row0 + stored.shard_rows)
+        col1 = max(self.shard_col0 + self.shard_cols, col0 + stored.shard_cols)
+        return replace(self, shard_row0=row0, shard_col0=col0, shard_rows=row1 - row0, shard_cols=col1 - col0)
 
     @property
     def name(self) -> str:
@@ -129,13 +151,14 @@ class CubeGrid:
         n = self.lattice.cores_per_shard
         row0, col0 = self.shard_row0 * n, self.shard_col0 * n
         rows, cols = self.windows_shape
-        return _mask(self.lattice, CoreRange(row0, col0, row0 + rows, col0 + cols), self.parts)
+        return _mask_within(self.lattice, CoreRange(row0, col0, row0 + rows, col0 + cols), self.cores, self.parts)
 
     def requested(self, window: Window) -> bool:
         """Whether the window's core shares ground with the bbox inside the zone's own ground."""
-        row, col = self.place_in_status(window)
-        rows, cols = self.windows_shape
-        return 0 <= row < rows and 0 <= col < cols and bool(self.requested_mask[row, col])
+        box = self.cores
+        row, col = window.row - box.row0, window.col - box.col0
+        inside = 0 <= row < box.row1 - box.row0 and 0 <= col < box.col1 - box.col0
+        return inside and bool(_mask(self.lattice, box, self.parts)[row, col])
 
     def place_in_status(self, window: Window) -> tuple[int, int]:
         """Row and column of the window in the status arrays (and all others of one value a core)."""
@@ -230,22 +253,43 @@ class CubeGrid:
         )
 
 
-def grids_for(bbox: BBox | Iterable[BBox], resolution: int, **lattice: int) -> list[CubeGrid]:
+def grids_for(
+    bbox: BBox | Iterable[BBox], resolution: int, extent: Iterable[BBox] = (), **lattice: int
+) -> list[CubeGrid]:
     """One cube grid for each UTM zone and hemisphere that a bbox (or several) has ground in, sorted by zone.
 
-    `lattice` passes stride, core, halo and shard on to `Lattice`. InputError when the box leaves UTM or is empty.
+    The arrays hold the zone's part of `extent` too. `lattice` passes stride, core, halo and shard on to `Lattice`.
+    InputError when the box leaves UTM or is empty.
     """
     boxes: list[BBox] = []
     for item in [bbox] if isinstance(bbox, tuple) and not isinstance(bbox[0], tuple) else bbox:
         west, south, east, north = item  # type: ignore[misc]
         boxes.append((float(west), float(south), float(east), float(north)))
-    parts: dict[int, list[BBox]] = defaultdict(list)
-    for box in boxes:
-        for epsg, part in zones_of(box):
-            parts[epsg].append(part)
+    parts, reserved = by_zone(boxes), by_zone(extent)
     if not parts:
         raise InputError(f"bbox {boxes} covers no ground; give it some width and height")
-    return [CubeGrid.over(Lattice(epsg, resolution, **lattice), boxes) for epsg, boxes in parts.items()]
+    return [
+        CubeGrid.over(Lattice(epsg, resolution, **lattice), own, reserved.get(epsg, ())) for epsg, own in parts.items()
+    ]
+
+
+def by_zone(boxes: Iterable[BBox]) -> dict[int, list[BBox]]:
+    """The parts of boxes that lie in each zone's own ground, by EPSG code; of one box in order of zone."""
+    parts: dict[int, list[BBox]] = {}
+    for box in boxes:
+        for epsg, part in zones_of(box):
+            parts.setdefault(epsg, []).append(part)
+    return parts
+
+
+def _with(lattice: Lattice, cores: CoreRange, parts: Iterable[BBox]) -> CoreRange:
+    """The box of cores that holds these and the ground of parts."""
+    boxes = tuple(sorted(parts))
+    if not boxes:
+        return cores
+    left, bottom, right, top = (float(v) for v in shapely.bounds(_area(lattice.epsg, boxes)))
+    more = lattice.cores_over((left, bottom, right, top))
+    return CoreRange(*map(min, cores[:2], more[:2]), *map(max, cores[2:], more[2:]))
 
 
 @lru_cache(maxsize=16)
@@ -274,3 +318,13 @@ def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...]) -> NDArray[
     mask[mask] = ~shapely.touches(area, squares[mask])
     mask.flags.writeable = False
     return np.asarray(mask, dtype=np.bool_)
+
+
+@lru_cache(maxsize=16)
+def _mask_within(lattice: Lattice, box: CoreRange, cores: CoreRange, parts: tuple[BBox, ...]) -> NDArray[np.bool_]:
+    """The mask of a box's cores when those of the parts lie all within `cores`: reserved ground costs no geometry."""
+    mask = np.zeros((box.row1 - box.row0, box.col1 - box.col0), np.bool_)
+    rows = slice(cores.row0 - box.row0, cores.row1 - box.row0)
+    mask[rows, cores.col0 - box.col0 : cores.col1 - box.col0] = _mask(lattice, cores, parts)
+    mask.flags.writeable = False
+    return mask

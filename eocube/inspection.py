@@ -11,6 +11,7 @@ from typing import Any
 import eocube
 from eocube.commits import Receipt, State
 from eocube.errors import StoreError
+from eocube.extend import stored_extent, zoned
 from eocube.history import History
 from eocube.plan import Plan
 from eocube.quality_sample import SAMPLE, fidelity, truth_pixels
@@ -33,10 +34,19 @@ def plan_of(url: str, group: str | None) -> Plan:
     texts = LatentStore.stored_plans(cube_url(url, group))
     if not texts:
         raise StoreError(f"{url}: no eocube cube is there")
-    if len(texts) > 1:
-        names = ", ".join(Plan.from_json(t).grid.name for t in texts)
-        raise StoreError(f"{url} holds several zones: add --group with one of {names}")
-    return Plan.from_json(texts[0])
+    plans = [Plan.from_json(text) for text in texts]
+    if zoned(cube_url(url, group), plans, None):
+        names = ", ".join(plan.grid.name for plan in plans)
+        raise StoreError(f"{url} holds one cube a zone: add --group with one of {names}")
+    return plans[0]
+
+
+def groups_of(url: str, group: str | None) -> list[str | None]:
+    """The groups to look at: the one named, else every zone's, or None alone where the cube lies at the root."""
+    if group is not None:
+        return [group]
+    plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url)]
+    return [plan.grid.name for plan in plans] if plans and zoned(url, plans, None) else [None]
 
 
 def info(url: str, group: str | None = None) -> dict[str, Any]:
@@ -55,7 +65,9 @@ def info(url: str, group: str | None = None) -> dict[str, Any]:
         "window_px": lattice.window_px,
         "halo_px": lattice.halo_px,
         "bbox": [round(v, 5) for v in (west, south, east, north)],
+        "extent": [list(box) for box in stored_extent([plan])],
         "array_shape": [len(plan.times), plan.channels, *plan.grid.shape],
+        "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
         "times": [t.time for t in plan.times],
         "scenes": len(plan.scenes),
         "weights": plan.encoding.weights_name,
@@ -125,11 +137,7 @@ def verify(url: str, group: str | None = None, *, decode: bool = False, sample: 
 
     Every zone of a cube of several, unless `group` names one.
     """
-    zones = [None] if group is None else [group]
-    if group is None:
-        texts = LatentStore.stored_plans(url)
-        if len(texts) > 1:
-            zones = [Plan.from_json(text).grid.name for text in texts]
+    zones = groups_of(url, group)
     findings: list[str] = []
     unfinished, decoded = 0, dict[str, Any]()
     for zone in zones:

@@ -18,7 +18,7 @@ from eocube.cost import work
 from eocube.encode import plan_summary
 from eocube.errors import InputError
 from eocube.history import History
-from eocube.inspection import cube_url, plan_of, status
+from eocube.inspection import cube_url, groups_of, plan_of, status
 from eocube.layout import versions
 from eocube.page_charts import histogram, over_time
 from eocube.page_pictures import ground_pictures, states_picture
@@ -49,8 +49,7 @@ def write_page(url: str, out: str | Path, *, group: str | None = None, source: b
     Raises:
         StoreError: no cube there. InputError: the page cannot be written.
     """
-    texts = LatentStore.stored_plans(url) if group is None else ()
-    zones = [Plan.from_json(t).grid.name for t in texts] if len(texts) > 1 else [group]
+    zones = groups_of(url, group)
     html = _template().render(cubes=[describe_cube(url, zone, source=source) for zone in zones], versions=versions())
     try:
         Path(out).write_text(html, encoding="utf-8")

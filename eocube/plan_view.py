@@ -9,6 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from eocube.asset_sizes import asset_sizes
+from eocube.bounds import boxes_said
 from eocube.cost import cost, total
 from eocube.encode import EncodeOptions, plan_summary
 from eocube.errors import InputError
@@ -46,7 +47,7 @@ def lines(documents: Sequence[Mapping[str, Any]]) -> str:
     """The plans for people: a block a zone, and the sum of several."""
     blocks = [_block(str(d["zone"]), d) for d in documents]
     if len(documents) > 1:
-        blocks.append(_block("all zones", {**documents[0], **total(list(documents)), "refused": []}))
+        blocks.append(_block("all zones", {**documents[0], **total(list(documents)), "refused": [], "array_km": None}))
     return "\n".join(blocks)
 
 
@@ -66,9 +67,19 @@ def _block(name: str, d: Mapping[str, Any]) -> str:
         ("out", f"{decimal(d['bytes_out'])} before compression"),
         (f"{'GPU' if d['device'] == 'cuda' else 'CPU'} hours", f"{hours} ({speed}{d['rate_from']})"),
     ]
+    if d["array_km"] is not None:
+        wide, high = d["array_km"]
+        room = f"{wide:g} x {high:g} km, {d['requested_percent']:g} % of it asked for; {_growth(d['extent'])}"
+        rows.insert(3, ("arrays", room))
     if d["dollars"] is not None:
         rows.append(("dollars", f"{d['dollars']:.2f} at {d['price_per_hour']:g} an hour"))
     return "\n".join([name, *(f"  {label:<10} {value}" for label, value in rows)])
+
+
+def _growth(extent: Sequence[Sequence[float]]) -> str:
+    if extent:
+        return f"grow anywhere in {boxes_said(extent)}"
+    return "grow south and east, all round with --extent"
 
 
 def show(documents: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from eocube.commit_log import FOLDER, PLAN
+from eocube.commit_log import FOLDER, MOVING, PLAN
 from eocube.errors import StoreError
 from eocube.layout import LATENT, ROOT
 from eocube.lease import is_lease
@@ -90,11 +90,21 @@ def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
     return root
 
 
+def refuse_half_moved(target: Target) -> None:
+    """StoreError for a store whose shards version 0.1 was moving when it was ended: some lie where others belong."""
+    if target.get(MOVING) is not None:
+        raise StoreError(
+            f"{target} was left half-way by version 0.1, which moved shards to extend a store ({MOVING}): finish with "
+            "eocube 0.1 by the command that extended it, or write to another target"
+        )
+
+
 def half_made(target: Target) -> bytes | None:
     """The plan of a store without a root; None when nothing is there; StoreError when something else is."""
     names = target.names()
     if not names:
         return None
+    refuse_half_moved(target)
     made = target.get(PLAN)
     if made is None:
         if names == [FOLDER] and all(is_lease(key) for key in target.keys(FOLDER)):

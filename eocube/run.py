@@ -16,7 +16,7 @@ from eocube.encode import EncodeOptions, Exit, Request, default_gpus, demo_optio
 from eocube.engine import Cube, EngineOptions, RunTally
 from eocube.engine import run as run_engine
 from eocube.errors import StoreError
-from eocube.extend import grow_plans, join_zones
+from eocube.extend import grow_plans, join_zones, stored_extent, zoned
 from eocube.inspection import in_order
 from eocube.lease import Lease
 from eocube.limits import Limits
@@ -108,7 +108,7 @@ def carry_out(
     finally:
         if lease.held:
             summaries = [store.finalise() for store in stores]
-            if len(cubes) > 1:
+            if cubes[0].url != request.out:
                 finalise_root(request.out, storage_options=engine.storage_options)
     lease.check()
     return tally, summaries
@@ -135,6 +135,7 @@ def plans_of(
         )
     weights = load(request.weights)
     request = at_stored_precision(request, frozen)
+    request = replace(request, extent=request.extent or stored_extent(frozen))
     if frozen and all(dict(p.request) == request.document() for p in frozen):
         changed = [p for p in frozen if p.encoding.sha256 != weights.meta.sha256]
         if changed:
@@ -166,14 +167,14 @@ def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[P
 
 def open_cubes(request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> tuple[Cube, ...]:
     """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
-    if len(plans) == 1:
+    if not zoned(request.out, plans, storage_options):
         cubes: tuple[Cube, ...] = (Cube(plans[0], request.out),)
     else:
         cubes = tuple(Cube(p, f"{request.out.rstrip('/')}/{p.grid.name}") for p in plans)
         join_zones(request.out, plans, storage_options)
     for cube in cubes:
         LatentStore.create(cube.url, cube.plan, storage_options=storage_options)
-    if len(cubes) > 1:
+    if cubes[0].url != request.out:
         finalise_root(request.out, storage_options=storage_options)
     return cubes
 

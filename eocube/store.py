@@ -19,7 +19,6 @@ from zarr.abc.buffer import Buffer
 from zarr.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import MemoryStore
 
-from eocube import rebase
 from eocube.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
 from eocube.commits import Receipt, State
 from eocube.cube_item import cube_item
@@ -37,7 +36,7 @@ from eocube.layout import (
     root_metadata,
     template,
 )
-from eocube.root import create_root, finalise_root, half_made, read_root
+from eocube.root import create_root, finalise_root, half_made, read_root, refuse_half_moved
 from eocube.shard_codec import Block
 from eocube.tables import Scores, Summary, Totals, derived_objects, summarise
 from eocube.target import Target, storing
@@ -109,23 +108,23 @@ class LatentStore:
 
         The plan is replaced first, so that the same command goes on after a kill. Objects keep their keys and cuts,
         and those with more in them than before still serve who has the old metadata; the root's zarr.json, written
-        last, makes the new extent seen at once. Only room north or west takes more (`eocube.rebase`).
+        last, makes the new extent seen at once. No object is ever renamed (`eocube.extend`).
+
+        Raises:
+            StoreError: the plan's arrays have another north-western corner, or are smaller; nothing was touched.
         """
-        target.put(PLAN, plan.to_json().encode())
-        transform = store.document["grid"]["transform"]
-        room = rebase.room_before((transform[2], transform[5]), plan.grid)
-        if any(room):
-            spec = store.latent
-            assert spec.shards is not None
-            shards = spec.shape[2] // spec.shards[2], spec.shape[3] // spec.shards[3]
-            rebase.begin(target, plan.hash, plan.grid, shards, room)
+        was, corner, shape = store.document["grid"], plan.grid.transform, store.latent.shape[2:]
+        if [was["transform"][2], was["transform"][5]] != [corner.c, corner.f]:
+            refuse_half_moved(target)
+            raise StoreError(f"{target}: the north-western corner of a store never moves: write to another target")
+        if any(new < old for new, old in zip(plan.grid.shape, shape, strict=True)):
+            raise StoreError(f"{target}: the arrays of a store never shrink: write to another target")
         return cls._make(target, plan)
 
     @classmethod
     def _make(cls, target: Target, plan: StorePlan) -> LatentStore:
         text = plan.to_json().encode()
         target.put(PLAN, text)
-        moved = rebase.finish(target, plan.hash)
         objects = template(plan)
         objects[ITEM] = cube_item(plan, target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube")
         requested = np.asarray(plan.grid.requested_mask, dtype=np.bool_)
@@ -134,14 +133,14 @@ class LatentStore:
         # The seal of the layout leaves out what follows from the log, which is known only when all of it was read.
         root = root_metadata(root_attributes(plan, document), objects)
         objects[LAYOUT] = seal({PLAN: text, **objects}, json.loads(root))
-        derived = derived_objects(array_specs(plan), latest, requested, valid=moved, seen=totals.add)
-        present = set(target.keys("valid/c")) if moved else frozenset()
-        _publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived), present)
+        derived = derived_objects(array_specs(plan), latest, requested, valid=False, seen=totals.add)
+        # The arrays' own metadata after all that they cover, for readers that pass the root's over.
+        metadata = {key: objects.pop(key) for key in list(objects) if key.endswith(f"/{ROOT}")}
+        _publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived))
+        _publish(target, metadata.items())
         attributes = root_attributes(plan, {**document, **_from_log(totals.summary(len(plan.times)))})
-        root = root_metadata(attributes, objects)
+        root = root_metadata(attributes, metadata)
         target.put(ROOT, root)
-        if moved:
-            rebase.forget(target)
         return cls(target, json.loads(root))
 
     @classmethod
@@ -150,8 +149,7 @@ class LatentStore:
         target = Target(url, storage_options)
         root = read_root(target)
         if root is None:
-            if rebase.under_way(target) is not None:
-                raise StoreError(f"{target} is being extended: wait, or run the command that extends it again")
+            refuse_half_moved(target)
             raise StoreError(f"no eocube store at {target}")
         return cls(target, root)
 

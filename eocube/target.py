@@ -156,17 +156,6 @@ class Target:
             else:
                 self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
 
-    def move(self, key: str, to: str) -> None:
-        """Give an object another key: one rename on disk, elsewhere a copy on the server and a removal."""
-        with self._storing("move", self.at(key)):
-            if self.local is not None:
-                (self.local / to).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.local / key, self.local / to)
-                _sync_folder((self.local / to).parent)
-            else:
-                self._ask(lambda: self.fs.cp_file(f"{self.path}/{key}", f"{self.path}/{to}"))
-                self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
-
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects under a folder, sorted."""
         root = f"{self.path}/{prefix}".rstrip("/")

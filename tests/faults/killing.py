@@ -35,7 +35,7 @@ CORE, HALO, SHARD, CHANNELS, STRIDE = 6, 2, 12, 3, 8
 SENSOR = get_sensor("S2L2A").subset(["B02"])
 ENCODING = Encoding("stand-in", "stand-in", "00", CHANNELS, STRIDE, "fp32", "fp16")
 WORLD = (10.0, 47.0, 13.0, 49.0)
-WRITES = ("put", "create", "delete", "move")
+WRITES = ("put", "create", "delete")
 
 
 class Killed(BaseException):
@@ -90,8 +90,18 @@ def request_of(box: Sequence[float], days: tuple[int, int], **changes: Any) -> d
     return {"bbox": [list(box)], "datetime": [first, last], "catalog": "here", "max_cloud": None, **changes}
 
 
-def plan_of(box: Sequence[float], scenes: Sequence[Scene], days: tuple[int, int] = (1, 31), **changes: Any) -> Plan:
-    grid: CubeGrid = grids_for(tuple(box), 10, core=CORE, halo=HALO, shard=SHARD)[0]  # type: ignore[arg-type]
+def plan_of(
+    box: Sequence[float],
+    scenes: Sequence[Scene],
+    days: tuple[int, int] = (1, 31),
+    extent: Sequence[float] | None = None,
+    **changes: Any,
+) -> Plan:
+    """The plan of one zone's box, its arrays laid out over `extent` where there is one."""
+    reserved = () if extent is None else (tuple(extent),)
+    grid: CubeGrid = grids_for(tuple(box), 10, reserved, core=CORE, halo=HALO, shard=SHARD)[0]  # type: ignore[arg-type]
+    if extent is not None:
+        changes["extent"] = [list(extent)]
     return build_plan(SENSOR, ENCODING, grid, scenes, request_of(box, days, **changes))
 
 

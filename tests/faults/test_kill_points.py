@@ -28,14 +28,16 @@ from eocube.target import Target
 from tests.faults.killing import Death, Killed, Reader, check_readable, drive, objects, plan_of, receipts, scene
 
 SMALL = (11.500, 48.100, 11.518, 48.112)
-SOUTH_EAST = (11.500, 48.085, 11.540, 48.112)
+LOWER = (11.500, 48.100, 11.518, 48.110)
+SOUTH_EAST = (11.500, 48.085, 11.540, 48.110)
 NORTH_WEST = (11.470, 48.100, 11.518, 48.135)
 ALL_ROUND = (11.480, 48.090, 11.535, 48.125)
+ROOM = (11.465, 48.080, 11.550, 48.140)
 TWO_DAYS, LATER, EARLIER = (10, 15), (10, 15, 20), (5, 10, 12, 15, 20)
 
 
-def plan(box: Sequence[float], days: Sequence[int]) -> Plan:
-    return plan_of(box, [scene(d) for d in days], (min(days), max(days)))
+def plan(box: Sequence[float], days: Sequence[int], extent: Sequence[float] | None = None) -> Plan:
+    return plan_of(box, [scene(d) for d in days], (min(days), max(days)), extent)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Story:
 STORIES = [
     Story("a fresh store", (plan(SMALL, TWO_DAYS),)),
     Story("more days", (plan(SMALL, TWO_DAYS), plan(SMALL, EARLIER))),
-    Story("more ground south and east", (plan(SMALL, TWO_DAYS), plan(SOUTH_EAST, TWO_DAYS))),
-    Story("more ground north and west", (plan(SMALL, TWO_DAYS), plan(NORTH_WEST, TWO_DAYS))),
-    Story("more of both, all round", (plan(SMALL, TWO_DAYS), plan(ALL_ROUND, EARLIER))),
+    Story("more ground south and east", (plan(LOWER, TWO_DAYS), plan(SOUTH_EAST, TWO_DAYS))),
+    Story("more ground north and west", (plan(SMALL, TWO_DAYS, ROOM), plan(NORTH_WEST, TWO_DAYS, ROOM))),
+    Story("more of both, all round", (plan(SMALL, TWO_DAYS, ROOM), plan(ALL_ROUND, EARLIER, ROOM))),
+    Story("more room", (plan(SMALL, TWO_DAYS, ROOM), plan(SMALL, TWO_DAYS, (*ROOM[:1], 48.060, 11.570, ROOM[3])))),
 ]
 
 
@@ -172,7 +175,7 @@ def test_what_is_logged_is_not_done_again() -> None:
 
 
 def test_an_extended_store_encodes_only_what_is_new() -> None:
-    small, large = plan(SMALL, TWO_DAYS), plan(ALL_ROUND, EARLIER)
+    small, large = plan(SMALL, TWO_DAYS, ROOM), plan(ALL_ROUND, EARLIER, ROOM)
     url = fresh_url()
     first = drive(url, small)
     second = drive(url, large)
@@ -184,9 +187,10 @@ def test_an_extended_store_encodes_only_what_is_new() -> None:
 
 def test_an_extended_store_holds_what_a_fresh_one_holds() -> None:
     url, fresh = fresh_url(), fresh_url()
-    for asked in (plan(SMALL, TWO_DAYS), plan(SOUTH_EAST, LATER), plan(ALL_ROUND_AND_SOUTH_EAST, EARLIER)):
-        drive(url, asked)
-    drive(fresh, plan(ALL_ROUND_AND_SOUTH_EAST, EARLIER))
+    boxes = ((LOWER, TWO_DAYS), (SOUTH_EAST, LATER), (ALL_ROUND_AND_SOUTH_EAST, EARLIER))
+    for box, days in boxes:
+        drive(url, plan(box, days, ROOM))
+    drive(fresh, plan(*boxes[-1], ROOM))
     a, b = (xr.open_zarr(u, mask_and_scale=False).sortby("time").load() for u in (url, fresh))
     unsorted = xr.open_zarr(url)
     assert not unsorted.indexes["time"].is_monotonic_increasing and "sortby" in unsorted.time.attrs["comment"]

@@ -36,7 +36,8 @@ def encode(out: Path, catalog: Path, box: tuple[float, ...], dates: str = DEMO_D
 @pytest.mark.slow
 def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Path, ray_local: object) -> None:
     grown, fresh = tmp_path / "grown.zarr", tmp_path / "fresh.zarr"
-    assert encode(grown, demo_catalog, (*MIDDLE, EAST, NORTH), SUMMER) == Exit.DONE
+    first = (*MIDDLE, EAST, NORTH)
+    assert encode(grown, demo_catalog, first, SUMMER, "--extent", *map(str, DEMO_BBOX)) == Exit.DONE
     before = {p: p.read_bytes() for p in (grown / "latent").rglob("c/*/*/*/*")}
     assert encode(grown, demo_catalog, DEMO_BBOX) == Exit.DONE
     assert encode(fresh, demo_catalog, DEMO_BBOX) == Exit.DONE
@@ -44,6 +45,7 @@ def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Pa
     for name in ("latent", "status", "valid", "valid_percent", "x", "y", "time", "scene_ids"):
         assert a[name].values.tobytes() == b[name].values.tobytes(), name
     assert before and main(["verify", str(grown), "--json"]) == Exit.DONE
+    assert encode(grown, demo_catalog, DEMO_BBOX, DEMO_DATETIME, "--extent", *map(str, DEMO_BBOX)) == Exit.DONE
     with pytest.warns(UserWarning, match=r'not in order of time.*ds.sortby\("time"\)'):
         eocube.open(str(grown))
     assert status(str(grown))["time_order"].startswith("not in order: 1 steps lie behind")
