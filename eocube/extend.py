@@ -19,9 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import shapely
-from shapely.geometry import box
-
 from eocube.bounds import boxes_said, covers
 from eocube.differences import named_changes
 from eocube.errors import StoreError
