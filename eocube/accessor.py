@@ -61,11 +61,15 @@ def open(
     """
     import zarr
 
+    from eocube import forks
+    from eocube.remote_store import readable
+
     shown = _without_query(url)
     path = _group_url(url, group)
-    storage_options = dict(options_for(path, storage_options)) or None
+    forks.watch()  # what is opened here is lazy: a worker forked later may compute it
     try:
-        root = zarr.open_group(path, mode="r", storage_options=storage_options)
+        source = readable(path, dict(options_for(path, storage_options)) or None)
+        root = zarr.open_group(source, mode="r")
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = shown if group is None else f"{shown}, group {group!r}"
         raise StoreError(f"{where}: no Zarr store can be opened there ({_first_line(error)})") from error
@@ -78,8 +82,7 @@ def open(
             raise StoreError(f"{shown} holds one cube a zone: open it with group= one of {', '.join(cubes)}")
         raise StoreError(f"{shown}: a Zarr store, but no latent cube of eocube")
     ds: xr.Dataset = xr.open_zarr(
-        path,
-        storage_options=storage_options,
+        source,
         consolidated=root.metadata.consolidated_metadata is not None,
         chunks=None,
         decode_coords="all",

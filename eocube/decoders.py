@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from eocube import forks
 from eocube.errors import InputError, StoreError
 from eocube.sensors import Band, Sensor
 
@@ -37,10 +38,28 @@ A picture's own error is some 3 % of it at best, beside which this is nothing: i
 """
 _PROBE = 8  # latents a side of the picture that tells
 
-# One lock for all: loading is rare, and two threads that want the same decoder must not both load it.
-_loading = threading.Lock()
-# Tasks on one GPU only queue behind each other there; letting them in one at a time bounds the memory they hold.
-_on_gpu = threading.Lock()
+
+class _Locks:
+    """The locks of this module: other threads of the parent may hold them as it forks."""
+
+    def __init__(self) -> None:
+        self.forked = False
+        self._make()
+
+    def _make(self) -> None:
+        # One lock for all: loading is rare, and two threads that want the same decoder must not both load it.
+        self.loading = threading.Lock()
+        # Tasks on one GPU only queue behind each other there; letting them in one at a time bounds the memory they
+        # hold.
+        self.on_gpu = threading.Lock()
+
+    def after_fork(self) -> None:
+        """New locks. OpenMP's threads stayed in the parent: what would use several waits for ever from now on."""
+        self.forked = True
+        self._make()
+
+
+_locks = _Locks()
 _weights: dict[tuple[str, str], EOVAE] = {}
 _decoders: dict[DecoderSpec, Callable[[Any], Any]] = {}
 
@@ -95,6 +114,7 @@ def _sensor(text: str) -> Sensor:
 
 def check_weights(spec: DecoderSpec) -> None:
     """Load the spec's weights now, unless this process has them; StoreError where they are not the store's own."""
+    forks.watch(_locks)
     _vae(spec)
 
 
@@ -108,7 +128,7 @@ def decode_one(spec: DecoderSpec, latents: Pixels) -> Pixels:
         with _one_thread(torch):
             decoded = decoder(z)
     else:
-        with _on_gpu:
+        with _locks.on_gpu:
             decoded = decoder(z.to(device)).cpu()
     pixels: Pixels = decoded[0].float().numpy()
     return pixels
@@ -146,7 +166,7 @@ def _decoder(spec: DecoderSpec) -> Callable[[Any], Any]:
     if found is not None:
         return found
     vae = _vae(spec)
-    with _loading:
+    with _locks.loading, _one_thread(torch) if _locks.forked else nullcontext():
         if spec not in _decoders:
             _decoders[spec] = _mixed(vae, spec) if spec.dtype == MIXED else _made(vae, spec, getattr(torch, spec.dtype))
         return _decoders[spec]
@@ -189,7 +209,7 @@ def _vae(spec: DecoderSpec) -> EOVAE:
     from model.weights import WeightsError, load_weights
 
     key = (spec.weights, spec.sha256)
-    with _loading:
+    with _locks.loading:
         if key not in _weights:
             try:
                 vae = load_weights(spec.weights)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
 
+from eocube import forks
 from eocube.redaction import one_line
 from eocube.transient import Failure, judge
 
@@ -122,6 +123,11 @@ class Network:
         self.retries: Counter[str] = Counter()
         self._say = say
         self._random = random.Random(seed)
+        self.after_fork()
+        forks.watch(self)
+
+    def after_fork(self) -> None:
+        """Know nothing of hosts, as a new process: threads of the parent may have held the locks as it forked."""
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
 

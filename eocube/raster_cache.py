@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from eocube import forks
 from eocube.gdal_env import Raster, open_raster
 from eocube.network import Network, shared_network
 from eocube.storage_options import scheme_of
@@ -39,6 +40,13 @@ class RasterCache:
         self, storage_options: Mapping[str, Any], limit: int = KEPT_OPEN, network: Network | None = None
     ) -> None:
         self._options, self._limit, self._network = storage_options, limit, network or shared_network()
+        self._parents: list[Any] = []
+        self.after_fork()
+        forks.watch(self)
+
+    def after_fork(self) -> None:
+        """Keep nothing open: a forked child shares the parent's positions in its files, and its locks may be held."""
+        self._parents.append(getattr(self, "_all", None))  # not closed: what GDAL locked in the parent stays locked
         self._local: OrderedDict[_Key, _Place] = OrderedDict()
         self._own = threading.local()
         self._all = [self._local]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from eocube.errors import StoreError
+from eocube.forks import SPAWN
 from eocube.network import Network, shared_network
 from eocube.redaction import one_line, redacted, secrets_of
 from eocube.storage_options import S3_SCHEMES, filesystem_for, host_of, options_for, scheme_of
@@ -36,6 +37,8 @@ def storing(doing: str, url: str, secrets: Iterable[str] = ()) -> Iterator[None]
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         why = one_line((why.strip().splitlines() or [""])[0], secrets) or type(error).__name__
         hint = _HINTS.get(type(error), "check that the target exists and may be written")
+        if "fork-safe" in why:  # fsspec's word for a filesystem whose sockets are the parent's
+            hint = SPAWN
         # `from None` where there are secrets: a traceback would show the words of the client library.
         cause = None if secrets else error
         raise StoreError(f"cannot {doing} {redacted(url, secrets)}: {why}; {hint}") from cause
