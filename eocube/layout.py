@@ -125,6 +125,12 @@ class ArraySpec:
         )
 
 
+def is_chunk(key: str, name: str) -> bool:
+    """Whether a key has the form of an array's objects; what else lies in its folder is none of the store's."""
+    head, *index = key.removeprefix(f"{name}/").split("/")
+    return key.startswith(f"{name}/") and head == "c" and all(part.isascii() and part.isdigit() for part in index)
+
+
 def inner_side(core: int, shard: int) -> int:
     """Latents along an inner chunk: the multiple of the core that divides the shard and is nearest to 48."""
     fitting = [core * k for k in range(1, shard // core + 1) if shard % (core * k) == 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -12,6 +13,11 @@ from eocube.errors import StoreError
 from eocube.layout import LATENT, ROOT
 from eocube.lease import is_lease
 from eocube.target import Target
+
+_LITTER = re.compile(
+    r"\.DS_Store|\.localized|\._.*|Icon\r|Thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]+|\.fuse_hidden.*",
+    re.IGNORECASE,
+)
 
 
 def create_root(
@@ -90,6 +96,11 @@ def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
     return root
 
 
+def is_litter(key: str) -> bool:
+    """Whether a file manager or a network file system left this file: nobody's data, wherever it lies."""
+    return _LITTER.fullmatch(key.rsplit("/", 1)[-1]) is not None
+
+
 def refuse_half_moved(target: Target) -> None:
     """StoreError for a store whose shards version 0.1 was moving when it was ended: some lie where others belong."""
     if target.get(MOVING) is not None:
@@ -101,13 +112,13 @@ def refuse_half_moved(target: Target) -> None:
 
 def half_made(target: Target) -> bytes | None:
     """The plan of a store without a root; None when nothing is there; StoreError when something else is."""
-    names = target.names()
+    names = [name for name in target.names() if not is_litter(name)]
     if not names:
         return None
     refuse_half_moved(target)
     made = target.get(PLAN)
     if made is None:
-        if names == [FOLDER] and all(is_lease(key) for key in target.keys(FOLDER)):
+        if names == [FOLDER] and all(is_lease(key) or is_litter(key) for key in target.keys(FOLDER)):
             return None  # a run that has just begun, or was killed before it wrote its plan
         raise StoreError(f"{target} exists and is no eocube store (it holds {names[0]}): write to another target")
     return made

@@ -32,6 +32,7 @@ from eocube.layout import (
     StorePlan,
     array_specs,
     eocube_document,
+    is_chunk,
     root_attributes,
     root_metadata,
     template,
@@ -193,7 +194,7 @@ class LatentStore:
 
     def _array(self, name: str) -> Block:
         """A small array whole. Its objects come by the target's own requests: counted, limited, made again."""
-        keys = self.target.keys(name)
+        keys = [key for key in self.target.keys(name) if key == f"{name}/{ROOT}" or is_chunk(key, name)]
         objects: dict[str, Buffer] = {
             key: CpuBuffer.from_bytes(data) for key, data in zip(keys, self.target.get_many(keys), strict=True)
         }

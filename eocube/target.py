@@ -160,11 +160,12 @@ class Target:
                 self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of all objects under a folder, sorted."""
+        """Keys of all objects under a folder, sorted; the empty objects that stand for folders are none."""
         root = f"{self.path}/{prefix}".rstrip("/")
         with self._storing("list", self.at(prefix)):
             start = len(self.path.rstrip("/")) + 1
-            return sorted(str(p)[start:] for p in self._ask(lambda: self._list(self.fs.find, root)))
+            found = (str(p)[start:] for p in self._ask(lambda: self._list(self.fs.find, root)))
+            return sorted(key for key in found if key and not key.endswith("/"))
 
     def names(self) -> list[str]:
         """What lies directly at the root, sorted; empty when there is nothing, or nothing there at all."""
@@ -177,7 +178,9 @@ class Target:
                 found = self._ask(lambda: self._list(self.fs.ls, self.path))
             except FileNotFoundError:
                 return []
-            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
+            here = self.path.rstrip("/")
+            names = (str(p).rstrip("/") for p in found)
+            return sorted(name.rsplit("/", 1)[-1] for name in names if name != here)
 
     def _list(self, how: Callable[..., Iterable[str]], path: str) -> list[str]:
         """A listing made anew: nothing of an earlier one, nor of a part of one that failed, is taken for it."""

@@ -15,7 +15,8 @@ import numpy as np
 from eocube.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.commits import Receipt, State, checked
 from eocube.errors import StoreError
-from eocube.layout import INT8_NODATA, LATENT, ROOT
+from eocube.layout import INT8_NODATA, LATENT, ROOT, is_chunk
+from eocube.root import is_litter
 from eocube.tables import Summary, Totals
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
     return [
         Finding(key, "belongs to no part of the store: remove it")
         for key in store.target.keys("")
-        if key not in known and not key.startswith((f"{FOLDER}/", f"{LATENT}/c/"))
+        if key not in known and not is_chunk(key, LATENT) and (is_litter(key) or not key.startswith(f"{FOLDER}/"))
     ]
 
 
@@ -177,7 +178,7 @@ def _shards(store: LatentStore, latest: Latest, progress: Callable[[int, int], N
                     progress(done, len(latest))
     named = {finding.path for finding in findings}
     for key in store.target.keys(f"{LATENT}/c"):
-        if key not in logged and key not in named:
+        if is_chunk(key, LATENT) and key not in logged and key not in named:
             findings.append(Finding(key, "is not in the commit log: the same command writes it again"))
     return findings
 
