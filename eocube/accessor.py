@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from eocube.attributes import KEY, NODATA_CODE, CubeInfo, read_info
+from eocube.coverage import ON_LATENTS
 from eocube.errors import InputError, StoreError
 from eocube.redaction import redacted
 from eocube.sensors import Sensor, nearest
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from eocube.decode import Span
+    from eocube.decode import Ground, Span
     from eocube.report import Source
 
+WHOLE = 100
+"""Percent of source pixels that a latent must have to be decoded where the store does not know which they are.
+
+Of 28 x 28 latents of a small scene those at the edge are 14 %, and a lower bar lets some of what they lack through.
+"""
 QUANTITY = {"reflectance": "reflectance", "dB": "backscatter", "dn8": "digital_number"}
 """Name of the decoded array by the sensor's unit."""
 CF_UNITS = {"reflectance": "1", "dB": "dB", "dn8": "1"}
@@ -99,7 +105,7 @@ def open(
     latent = ds["latent"]
     shards = latent.encoding.get("shards") or latent.encoding.get("chunks") or latent.shape
     sizes = dict(zip(latent.dims, shards, strict=True))
-    for name in ("latent", "valid"):
+    for name in ("latent", *ON_LATENTS):
         if name in ds:
             ds[name] = ds[name].chunk({d: sizes[d] for d in ds[name].dims if d in sizes})
     return ds
@@ -164,6 +170,8 @@ class EocubeAccessor:
         *,
         crop: bool = True,
         weights: str | None = None,
+        mask: bool = True,
+        min_valid: int | None = None,
     ) -> xr.DataArray:
         """Pixels out of latents: a lazy dask array (time, band, y, x), float32, in the sensor's unit and resolution.
 
@@ -172,7 +180,9 @@ class EocubeAccessor:
         `compute`, one chunk is one core, and what is not asked for is not decoded: decode first, select then. A cube
         that is cut before has no latents beyond the cut to decode with, and its outermost pixels suffer.
 
-        NaN where a window is not ok, and where the source has no pixel under a latent (`valid` is 0).
+        NaN where a window is not ok, and where the source lacks the pixel in some band: what the network saw there was
+        mirrored filler. A store of an earlier version does not know its source's pixels, only what percent of them each
+        latent has (`valid`); of those, latents that are not whole are left out.
 
         Torch computes on dask's threads, each task on one, so that dask's `num_workers` sets how many cores are busy;
         on a GPU tasks take turns.
@@ -186,10 +196,13 @@ class EocubeAccessor:
             blend: False leaves the seams: each core as its own window decodes it.
             crop: False keeps the whole shards that arrays cover; True crops to the cores that were asked for.
             weights: where the weights are now, if not where the store says; they must be the same ones.
+            mask: False decodes all of every window that is ok, ground that no source has too.
+            min_valid: percent of source pixels, 1 to 100, that a latent must have for any of its pixels to be given. By
+                default every pixel with a source is, where the store knows them, and otherwise those of whole latents.
 
         Raises:
             StoreError: no cube, no weights, or others than the store was encoded with.
-            InputError: no such band; latents that are not adjoining ones of the lattice.
+            InputError: no such band; latents that are not adjoining ones of the lattice; `min_valid` out of range.
         """
         from eocube.decode import Tiling, decode_array
         from eocube.decoders import DecoderSpec, check_weights, decode_one, dtype_name, sensor_json
@@ -209,14 +222,9 @@ class EocubeAccessor:
         if timeless:
             latent = latent.expand_dims("time")
         latent = latent.chunk() if latent.chunks is None else latent
-        valid = cube.get("valid")
-        if valid is not None:
-            valid = valid.expand_dims("time") if "time" not in valid.dims else valid
-            valid = (valid.chunk() if valid.chunks is None else valid).transpose("time", "y", "x")
         tiling = Tiling(rows, cols, info.halo, info.stride, info.halo * info.stride if blend else 0)
-        data = decode_array(
-            latent.data, None if valid is None else valid.data, tiling, partial(decode_one, spec), len(names)
-        )
+        ground = _ground(cube, min_valid) if mask else None
+        data = decode_array(latent.data, ground, tiling, partial(decode_one, spec), len(names))
         return _labelled(cube, data[0] if timeless else data, info, names, rows, cols)
 
     def status(self) -> pd.DataFrame:
@@ -287,6 +295,25 @@ class EocubeAccessor:
         if 0 in (cropped.sizes["x"], cropped.sizes["y"]):
             raise InputError("the selection lies outside of what the cube was asked for: crop=False decodes it anyway")
         return cropped
+
+
+def _ground(cube: xr.Dataset, min_valid: int | None) -> Ground | None:
+    """Where the cube's pixels have a source, as far as its arrays say; None where they say nothing."""
+    from eocube.decode import Ground
+
+    if min_valid is not None and not 1 <= min_valid <= 100:
+        raise InputError(f"min_valid={min_valid}: give a percentage from 1 to 100, or mask=False for everything")
+    if "valid" not in cube:
+        return None
+    lazy: dict[str, Any] = {}
+    for name in ("valid", "missing"):
+        if name in cube:
+            array = cube[name]
+            array = array if "time" in array.dims else array.expand_dims("time")
+            array = array.chunk() if array.chunks is None else array
+            lazy[name] = array.transpose("time", "y", "x", ...).data
+    least = WHOLE if min_valid is None else min_valid
+    return Ground(lazy["valid"], lazy.get("missing"), least, min_valid is not None)
 
 
 def _span(centres: xr.DataArray, info: CubeInfo, sign: int) -> Span:

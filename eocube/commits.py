@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from eocube.coverage import CLEAR, deflated, inflated
 from eocube.moments import Moments
 from eocube.seams import Seams
 
@@ -60,7 +59,9 @@ class WindowResult:
     `row`, `col` index the store's (wy, wx) arrays. `valid_percent`, `cloud_percent` are of the core, 255 where not
     known. `psnr` in dB and `sam` in radians, None where not measured; an ok window with a `reason` decoded worse than
     its weights allow, and the reason says how much. `valid_mask` is `pack_mask` of the (core, core) percent of valid
-    source pixels, None where every pixel is valid. `item` and `asset` name what could not be read.
+    source pixels, None where every pixel is valid. `missing` is `pack_missing` of the core's pixels that the source
+    lacks in some band, None where it lacks none or, beside a `valid_mask`, by a version that did not keep them;
+    `clouds` is `pack_clouds` of cloud and shadow over its latent pixels. `item` and `asset` name what cannot be read.
     """
 
     row: int
@@ -74,12 +75,14 @@ class WindowResult:
     valid_mask: str | None = None
     item: str | None = None
     asset: str | None = None
+    missing: str | None = None
+    clouds: str | None = None
 
 
 _BY_VALUE = {int(state): state for state in State}
 _CHECK = b',"crc32":"'
 _DENSE = ("row", "col", "state", "valid_percent", "cloud_percent")
-_SPARSE = ("reason", "psnr", "sam", "valid_mask", "item", "asset")
+_SPARSE = ("reason", "psnr", "sam", "valid_mask", "item", "asset", "missing", "clouds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class Receipt:
             values = {str(i): v for i, w in enumerate(self.windows) if _is_given(v := getattr(w, name))}
             if values:
                 windows[name] = values
+        if clear := _runs([k for k, w in enumerate(self.windows) if w.clouds == CLEAR]):
+            windows["clear"] = clear
         data = {
             "unit": self.unit,
             "time": self.time,
@@ -198,14 +203,29 @@ def states_in(line: bytes) -> npt.NDArray[np.int64]:
 
 def _is_given(value: str | float | None) -> bool:
     """Whether there is a value JSON can hold: a PSNR of infinity (nothing differs) counts as not measured."""
-    return value is not None and (isinstance(value, str) or isfinite(value))
+    return value is not None and (value != "" if isinstance(value, str) else isfinite(value))
+
+
+def _runs(places: Sequence[int]) -> list[list[int]]:
+    """Rising places as half-open runs: most units are clear from the first window to the last, which is 15 bytes."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][1] == place:
+            runs[-1][1] += 1
+        else:
+            runs.append([place, place + 1])
+    return runs
 
 
 def _windows(columns: Mapping[str, Any]) -> tuple[WindowResult, ...]:
     rows: list[Sequence[int]] = [columns[name] for name in _DENSE]
+    clouds: list[str | None] = [None] * len(rows[0])
+    for first, stop in columns.get("clear", ()):
+        for place in range(max(0, first), min(stop, len(clouds))):
+            clouds[place] = CLEAR
     results = [
-        WindowResult(row, col, _BY_VALUE[state], None, valid, cloud)
-        for row, col, state, valid, cloud in zip(*rows, strict=True)
+        WindowResult(row, col, _BY_VALUE[state], None, valid, cloud, clouds=clear)
+        for row, col, state, valid, cloud, clear in zip(*rows, clouds, strict=True)
     ]
     extra: dict[int, dict[str, Any]] = {}
     for name in _SPARSE:
@@ -220,14 +240,14 @@ def pack_mask(valid: npt.NDArray[np.uint8]) -> str | None:
     """The (core, core) uint8 percents as base64 of zlib; None when every one is 100, which needs no mask."""
     if (valid == 100).all():
         return None
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(valid, dtype=np.uint8).tobytes(), 9)).decode("ascii")
+    return deflated(np.ascontiguousarray(valid, dtype=np.uint8).tobytes())
 
 
 def unpack_mask(packed: str | None, core: int) -> npt.NDArray[np.uint8]:
     """Inverse of `pack_mask`: (core, core) uint8. ValueError when the size is not core x core."""
     if packed is None:
         return np.full((core, core), 100, np.uint8)
-    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).reshape(core, core)
+    return inflated(packed, core**2).reshape(core, core)
 
 
 def now() -> str:

@@ -50,7 +50,10 @@ def cube_item(plan: StorePlan, name: str) -> bytes:
         },
         "cube:variables": {
             "latent": {"type": "data", "dimensions": ["time", "channel", "y", "x"], "data_type": plan.dtype},
-            "valid": {"type": "auxiliary", "dimensions": ["time", "y", "x"], "unit": "%"},
+            **{
+                name: {"type": "auxiliary", "dimensions": ["time", "y", "x"], "unit": "%"}
+                for name in ("valid", "cloud", "shadow")
+            },
         },
         "eocube:space_id": plan.space_id,
         "eocube:sensor": space.get("sensor", {}).get("name"),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
+from eocube.coverage import fine, unseen
 from eocube.mirror import mirror_sources
 
 Floats = npt.NDArray[np.float32]
@@ -70,10 +71,24 @@ class Tiling:
         return self.rows.core + 2 * self.halo
 
 
-def decode_array(latents: da.Array, valid: da.Array | None, tiling: Tiling, decode: Decode, bands: int) -> da.Array:
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where decoded pixels have a source.
+
+    `valid` (time, y, x) is the percent of source pixels in each latent pixel; latents under `min_valid` are left out,
+    `everywhere` or only where `missing` (time, y, x, bytes; `eocube.coverage`) does not know better.
+    """
+
+    valid: da.Array
+    missing: da.Array | None = None
+    min_valid: int = 1
+    everywhere: bool = False
+
+
+def decode_array(latents: da.Array, ground: Ground | None, tiling: Tiling, decode: Decode, bands: int) -> da.Array:
     """Latents (time, z, y, x), NaN where there are none, to pixels (time, bands, y * stride, x * stride) float32.
 
-    NaN where the latents are, and where `valid` (time, y, x) is 0. Every core is decoded once a compute, in a
+    NaN where the latents are, and where the ground has no source. Every core is decoded once a compute, in a
     window with `halo` latents of its neighbours around; what no neighbour has is mirrored. One chunk is one core.
     """
     rows, cols = tiling.rows.chunks, tiling.cols.chunks
@@ -81,10 +96,14 @@ def decode_array(latents: da.Array, valid: da.Array | None, tiling: Tiling, deco
         (1, -1, rows, cols)
     )
     sources: list[Any] = [latents]
-    if valid is not None:
-        valid = valid.rechunk((1, rows, cols))  # type: ignore[no-untyped-call]
-        sources.append(valid)
-    token = tokenize(latents, valid, tiling, decode, bands)
+    names: dict[str, str] = {}
+    for name, array in (("valid", ground.valid), ("missing", ground.missing)) if ground is not None else ():
+        if array is not None:
+            array = array.rechunk((1, rows, cols, *[-1] * (array.ndim - 3)))  # type: ignore[no-untyped-call]
+            sources.append(array)
+            names[name] = array.name
+    rule = (1, False) if ground is None else (ground.min_valid, ground.everywhere)
+    token = tokenize(*sources, rule, tiling, decode, bands)
     windows, output = f"eocube-window-{token}", f"eocube-decode-{token}"
     tasks: dict[Any, Any] = {}
     near = range(-tiling.reach, tiling.reach + 1)
@@ -111,10 +130,11 @@ def decode_array(latents: da.Array, valid: da.Array | None, tiling: Tiling, deco
                 left = tiling.cols.first(col) - col * tiling.cols.core
                 area = (top, left, rows[i], cols[j])
                 tasks[output, t, 0, i, j] = (
-                    partial(_merge, tiling, area, steps, bands),
+                    partial(_merge, tiling, area, steps, bands, rule),
                     (latents.name, t, 0, i, j),
                     [(windows, t, *around[step]) for step in steps],
-                    None if valid is None else (valid.name, t, i, j),
+                    (names["valid"], t, i, j) if "valid" in names else None,
+                    (names["missing"], t, i, j, 0) if "missing" in names else None,
                 )
     graph = HighLevelGraph.from_collections(output, tasks, dependencies=sources)
     stride = tiling.stride
@@ -160,14 +180,17 @@ def _merge(
     area: tuple[int, int, int, int],
     steps: Sequence[tuple[int, int]],
     bands: int,
+    rule: tuple[int, bool],
     latents: npt.NDArray[Any],
     decoded: Sequence[Floats | None],
     valid: npt.NDArray[np.uint8] | None,
+    missing: npt.NDArray[np.uint8] | None,
 ) -> Floats:
     """The pixels of (a cut of) one core, cross-faded with the windows that reach over it.
 
     `area` is (row, column, height, width) of the cut within the core, in latents; `decoded` are the windows at `steps`
-    (in cores) from this one, None where there is none; `latents` and `valid` are the cut's own.
+    (in cores) from this one, None where there is none; `latents`, `valid` and `missing` are the cut's own, the last two
+    judged by `rule`: a `Ground`'s `min_valid` and `everywhere`.
     """
     stride, halo = tiling.stride, tiling.halo
     top, left, height, width = (n * stride for n in area)
@@ -196,10 +219,13 @@ def _merge(
             total[:, y0:y1, x0:x1] += weight * window[:, y + y0 : y + y1, x + x0 : x + x1]
             weights[y0:y1, x0:x1] += weight
         out = np.divide(total, weights, dtype=np.float32)
-    unseen = ~np.isfinite(latents[0]).all(axis=0)
+    blank = ~np.isfinite(latents[0]).all(axis=0)
+    if blank.any():
+        out[:, fine(blank, stride)] = np.nan
     if valid is not None:
-        unseen |= valid[0] == 0
-    out[:, np.repeat(np.repeat(unseen, stride, axis=0), stride, axis=1)] = np.nan
+        gone = unseen(valid[0], None if missing is None else missing[0], *rule, stride)
+        if gone is not None:
+            out[:, gone] = np.nan
     return out[None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -15,13 +15,13 @@ from zarr.abc.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from eocube.commits import STATES, State
+from eocube.coverage import UNKNOWN_PERCENT, cell_bytes
 from eocube.grid import CubeGrid
 from eocube.shard_codec import Block, ShardCodec, compressors
 
 ROOT = "zarr.json"
 LATENT = "latent"
 INT8_NODATA = -128
-UNKNOWN_PERCENT = 255
 
 # How arrays are cut never depends on how large they are: a store that grows keeps its objects, and those that hold
 # more than before still serve who opened it when it was smaller.
@@ -138,7 +138,7 @@ def inner_side(core: int, shard: int) -> int:
 
 
 def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
-    """The arrays of a plan's store that hold results: latent, valid, and those of one value a window."""
+    """The arrays of a plan's store that hold results: latent, those beside it, and those of one value a window."""
     grid, lattice, times = plan.grid, plan.grid.lattice, len(plan.times)
     (ny, nx), (wy, wx) = grid.shape, grid.windows_shape
     side = inner_side(lattice.core, lattice.shard)
@@ -149,7 +149,13 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
         INT8_NODATA if plan.dtype == "int8" else float("nan"),
     )  # fmt: skip
     valid = ArraySpec("valid", ("time", "y", "x"), (times, ny, nx), (1, side, side), (1, block, block), "uint8", 0)
-    specs = {LATENT: latent, "valid": valid}
+    bits = cell_bytes(lattice.stride)
+    missing = ArraySpec(
+        "missing", (*valid.dims, "cell_byte"), (*valid.shape, bits), (*valid.chunks, bits), (1, block, block, bits),
+        "uint8", 0,
+    )  # fmt: skip
+    cloud, shadow = (replace(valid, name=name, fill=UNKNOWN_PERCENT) for name in ("cloud", "shadow"))
+    specs = {spec.name: spec for spec in (latent, valid, missing, cloud, shadow)}
     for name, dtype, fill in (
         ("status", "uint8", int(State.NOT_ATTEMPTED)),
         ("valid_percent", "uint8", UNKNOWN_PERCENT),
@@ -199,6 +205,22 @@ def _array_attributes(plan: StorePlan) -> dict[str, dict[str, Any]]:
         LATENT: latent,
         "valid": {
             "long_name": "share of valid source pixels in each latent pixel, 0 where no window is ok",
+            "units": "percent",
+            **on_pixels,
+        },
+        "missing": {
+            "long_name": "source pixels that some band lacks: the bits of each latent pixel's square, row by row, the "
+            "first pixel the highest bit of the first byte",
+            "comment": f"{lattice.stride} x {lattice.stride} bits; valid is 100 where none is set",
+            **on_pixels,
+        },
+        "cloud": {
+            "long_name": f"cloud over the valid mask samples of each latent pixel, {UNKNOWN_PERCENT} unknown",
+            "units": "percent",
+            **on_pixels,
+        },
+        "shadow": {
+            "long_name": f"cloud shadow over the valid mask samples of each latent pixel, {UNKNOWN_PERCENT} unknown",
             "units": "percent",
             **on_pixels,
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from eocube.band_pixels import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes
 from eocube.catalog import sign
+from eocube.coverage import UNKNOWN_PERCENT
 from eocube.errors import SourceError
 from eocube.gdal_env import Raster, gdal_environment
 from eocube.grid import Lattice, Window
 from eocube.network import Network, shared_network
-from eocube.radiometry import scl_fractions
+from eocube.radiometry import SCL_CLOUD, SCL_NODATA, SCL_SHADOW, scl_fractions
 from eocube.raster_cache import RasterCache
 from eocube.read_failure import RefusedError, failure, judge_read
 from eocube.redaction import secrets_of
@@ -29,7 +30,7 @@ from eocube.untrusted import here
 from eocube.warp import PixelGrid, Placement, mirror_gaps, place
 from eocube.zones import BBox
 
-UNKNOWN = 255
+UNKNOWN = UNKNOWN_PERCENT
 """`cloud_percent` (and `valid_percent` of a mask) where no mask says it."""
 
 _SCL_SAMPLING = 20
@@ -55,7 +56,9 @@ class WindowPixels:
     core. 0 is said only where there is none and 100 only where all are valid. `cloud_percent` is that of the core's
     valid part, 255 where no mask says it. `scene_ids` are the scenes that gave pixels, in mosaic order. `bytes_read`
     counts the bytes of the source arrays as they were read (decoded, at the source's sampling), not those that
-    travelled compressed.
+    travelled compressed. `missing` is set on the pixels of the core, `core_px` a side, that some band lacks, a coarser
+    band at its own sampling; None where none does. `clouds` (2, core, core) uint8 is the percentage of cloud and of
+    cloud shadow among the mask's valid samples in each latent pixel, 255 where it has none; None where no mask says it.
     """
 
     groups: Mapping[int, NDArray[Any]]
@@ -64,14 +67,18 @@ class WindowPixels:
     cloud_percent: int
     scene_ids: tuple[str, ...]
     bytes_read: int
+    missing: NDArray[np.bool_] | None = None
+    clouds: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
-    key: tuple[Window, tuple[Scene, ...]]
-    valid_percent: int
-    cloud_percent: int
-    bytes_read: int
+    """What the masks say of a core: percents, the cloud in each latent pixel (None: no mask says it), bytes read."""
+
+    valid_percent: int = UNKNOWN
+    cloud_percent: int = UNKNOWN
+    clouds: NDArray[np.uint8] | None = None
+    bytes_read: int = 0
 
 
 class WindowReader:
@@ -124,7 +131,8 @@ class WindowReader:
         Reads no band. 255 for both where a touching scene has no mask. Raises SourceError.
         """
         with gdal_environment(self._options):
-            return self._mask(self._touching(scenes, window), window, place)
+            found = self._mask(self._touching(scenes, window), window, place)
+        return found.valid_percent, found.cloud_percent, found.bytes_read
 
     def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
         """The window's pixels from the scenes of one time step, in mosaic order: later ones fill what earlier left.
@@ -140,7 +148,8 @@ class WindowReader:
         # A scene's bands lie alike on a group's grid: where is worked out once.
         placed = lru_cache(_PLACES)(place)
         with gdal_environment(self._options):
-            _, cloud, read = self._mask(touching, window, placed)
+            mask = self._mask(touching, window, placed)
+            cloud, read = mask.cloud_percent, mask.bytes_read
             for sampling, indices in self._groups.items():
                 grid = self._grid(window, sampling)
                 shape = (len(indices), grid.size, grid.size)
@@ -160,11 +169,12 @@ class WindowReader:
             return WindowPixels(groups, empty, 0, UNKNOWN, ids, read)
         if all(valid.all() for valid in seen.values()):
             full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
-            return WindowPixels(groups, full, 100, cloud, ids, read)
-        share = self._share(seen)
+            return WindowPixels(groups, full, 100, cloud, ids, read, None, mask.clouds)
+        share, missing = self._share(seen), self._missing(seen)
         for sampling, pixels in groups.items():
             mirror_gaps(pixels, seen[sampling])
-        return WindowPixels(groups, percent(share), int(percent(share.mean(keepdims=True))[0, 0]), cloud, ids, read)
+        whole = int(percent(share.mean(keepdims=True))[0, 0])
+        return WindowPixels(groups, percent(share), whole, cloud, ids, read, missing, mask.clouds)
 
     def read_run(
         self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None
@@ -190,7 +200,9 @@ class WindowReader:
         self, scene: Scene, windows: Sequence[Window], max_cloud: float | None
     ) -> tuple[WindowPixels, ...] | None:
         masks = self._mask_run(scene, windows)
-        if masks is None or (max_cloud is not None and any(UNKNOWN != cloud > max_cloud for cloud, _ in masks)):
+        if masks is None or (
+            max_cloud is not None and any(UNKNOWN != mask.cloud_percent > max_cloud for mask in masks)
+        ):
             return None
         groups: list[dict[int, NDArray[Any]]] = [{} for _ in windows]
         bytes_read = 0
@@ -215,14 +227,16 @@ class WindowReader:
                 group[sampling] = pixels[:, :, left : left + first.size]
         full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
         return tuple(
-            WindowPixels(group, full, 100, cloud, (scene.id,), bytes_read + mask_bytes)
-            for group, (cloud, mask_bytes) in zip(groups, masks, strict=True)
+            WindowPixels(
+                group, full, 100, mask.cloud_percent, (scene.id,), bytes_read + mask.bytes_read, None, mask.clouds
+            )
+            for group, mask in zip(groups, masks, strict=True)
         )
 
-    def _mask_run(self, scene: Scene, windows: Sequence[Window]) -> list[tuple[int, int]] | None:
-        """(Cloud percent of the valid part, bytes read) of each core by the scene's mask; None where it is off-grid."""
+    def _mask_run(self, scene: Scene, windows: Sequence[Window]) -> list[_Mask] | None:
+        """What the scene's mask says of each core; None where it is off the grid."""
         if scene.mask is None:
-            return [(UNKNOWN, 0)] * len(windows)
+            return [_Mask()] * len(windows)
         first, last = (self._mask_grid(window) for window in (windows[0], windows[-1]))
         raster, crs = self._open(scene, scene.mask)
         raw = read_along(raster, crs, first, last, [scene.mask])
@@ -230,7 +244,7 @@ class WindowReader:
             return None
         size = first.size
         cores = (raw[0, :, k * size : (k + 1) * size] for k in range(len(windows)))
-        return [(_of_classes(core)[1], size**2 * raw.itemsize) for core in cores]
+        return [self._of_classes(core, size**2 * raw.itemsize) for core in cores]
 
     # -- which scenes, which ground
 
@@ -306,19 +320,19 @@ class WindowReader:
 
     # -- the mask
 
-    def _mask(self, touching: tuple[Scene, ...], window: Window, placed: Place) -> tuple[int, int, int]:
+    def _mask(self, touching: tuple[Scene, ...], window: Window, placed: Place) -> _Mask:
         key = (window, touching)
-        known: _Mask | None = getattr(self._local, "mask", None)
-        if known is not None and known.key == key:
-            return known.valid_percent, known.cloud_percent, 0  # its bytes were counted when it was read
+        known: tuple[tuple[Window, tuple[Scene, ...]], _Mask] | None = getattr(self._local, "mask", None)
+        if known is not None and known[0] == key:
+            return replace(known[1], bytes_read=0)  # they were counted when it was read
         found = self._read_mask(touching, window, placed)
-        self._local.mask = _Mask(key, *found)
+        self._local.mask = key, found
         return found
 
-    def _read_mask(self, scenes: Sequence[Scene], window: Window, placed: Place) -> tuple[int, int, int]:
+    def _read_mask(self, scenes: Sequence[Scene], window: Window, placed: Place) -> _Mask:
         sources = [(scene, scene.mask) for scene in scenes if scene.mask is not None]
         if not scenes or len(sources) < len(scenes):
-            return UNKNOWN, UNKNOWN, 0
+            return _Mask()
         grid = self._mask_grid(window)
         classes, read = np.zeros((grid.size, grid.size), dtype=np.uint8), 0
         for scene, source in sources:
@@ -333,14 +347,21 @@ class WindowReader:
                 read += found[1]
             if classes.all():
                 break
-        return *_of_classes(classes), read
+        return self._of_classes(classes, read)
+
+    def _of_classes(self, classes: NDArray[Any], bytes_read: int) -> _Mask:
+        """What a core's classes (n, n) come to."""
+        cloud, _, nodata = scl_fractions(classes)
+        valid = int(percent(np.array([1.0 - nodata]))[0])
+        clouds = cloud_cells(classes, self.lattice.core)
+        return _Mask(valid, round(100 * cloud) if valid else UNKNOWN, clouds, bytes_read)
 
     def _mask_grid(self, window: Window) -> PixelGrid:
         """The core's pixels at a mask's sampling."""
         lattice = self.lattice
         side = lattice.core * lattice.cell
         sampling = max(_SCL_SAMPLING, lattice.resolution)
-        sampling = sampling if side % sampling == 0 else lattice.resolution
+        sampling = sampling if lattice.cell % sampling == 0 else lattice.resolution
         left, _, _, top = lattice.core_bounds(window)
         return PixelGrid(lattice.epsg, left, top, float(sampling), side // sampling)
 
@@ -373,6 +394,22 @@ class WindowReader:
         except Exception:  # closing a broken handle may fail too; it is gone from the cache all the same
             return
 
+    def _missing(self, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+        """Pixels of the core (core_px, core_px) that some band lacks, coarser ones by their own sampling; or None."""
+        there = np.ones((self.lattice.core_px,) * 2, dtype=np.bool_)
+        for sampling, valid in seen.items():
+            if not valid.all():
+                there &= self._on_core(valid.all(axis=0), sampling)
+        return None if there.all() else ~there
+
+    def _on_core(self, values: NDArray[Any], sampling: int) -> NDArray[Any]:
+        """What a group (H, W) of this sampling says of the core's pixels (core_px, core_px), each under its sample."""
+        lattice = self.lattice
+        times = sampling // lattice.resolution
+        start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
+        core = slice(start, start + lattice.core_px)
+        return np.repeat(np.repeat(values, times, axis=0), times, axis=1)[core, core]
+
     def _share(self, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.float64]:
         """Share of valid samples, all bands together, in each latent pixel of the core: (core, core), 0..1."""
         lattice = self.lattice
@@ -381,20 +418,26 @@ class WindowReader:
             if valid.all():
                 total += len(valid) * lattice.stride**2
                 continue
-            times = sampling // lattice.resolution
-            start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
-            count = valid.sum(axis=0, dtype=np.int64)
-            core = slice(start, start + lattice.core_px)
-            fine = np.repeat(np.repeat(count, times, axis=0), times, axis=1)[core, core]
+            fine = self._on_core(valid.sum(axis=0, dtype=np.int64), sampling)
             total += fine.reshape(lattice.core, lattice.stride, lattice.core, lattice.stride).sum(axis=(1, 3))
         return total / (len(self.sensor.bands) * lattice.stride**2)
 
 
-def _of_classes(classes: NDArray[Any]) -> tuple[int, int]:
-    """(Valid percent, cloud percent of the valid part) of a core's classes."""
-    cloud, _, nodata = scl_fractions(classes)
-    valid = int(percent(np.array([1.0 - nodata]))[0])
-    return valid, round(100 * cloud) if valid else UNKNOWN
+def cloud_cells(classes: NDArray[Any], core: int) -> NDArray[np.uint8]:
+    """Percent of cloud and of cloud shadow among the valid samples in each latent pixel, by a core's classes (n, n).
+
+    (2, core, core), `UNKNOWN` where no sample is valid.
+    """
+    valid = _per_cell(classes != SCL_NODATA, core)
+    cloud = sum(_per_cell(classes == kind, core) for kind in SCL_CLOUD)
+    share = np.stack([cloud, _per_cell(classes == SCL_SHADOW, core)]) / np.maximum(valid, 1)
+    return np.asarray(np.where(valid > 0, percent(share), UNKNOWN), dtype=np.uint8)
+
+
+def _per_cell(samples: NDArray[np.bool_], core: int) -> NDArray[np.int64]:
+    """How many samples (n, n) are set in each of core x core squares."""
+    each = len(samples) // core
+    return np.asarray(samples.reshape(core, each, core, each).sum(axis=(1, 3)), dtype=np.int64)
 
 
 def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:

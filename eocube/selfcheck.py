@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from eocube.coverage import fine
 from eocube.grid import CubeGrid, Window
 from eocube.quality import DATA_RANGE, psnr, sam
 from eocube.reader import WindowPixels
@@ -82,13 +83,18 @@ class SelfCheck:
         groups = {s: torch.from_numpy(a)[None].to(self._device) for s, a in pixels.groups.items()}
         decoded, source = (a[0].float().cpu().numpy() for a in (self._decoder(stored), self._truth(groups)))
         return Checked(
-            self._score(source, decoded, pixels.valid), self._sides(window, latents, decoded - source, pixels.valid)
+            self._score(source, decoded, self._seen(pixels)), self._sides(window, latents, decoded - source, pixels)
         )
 
-    def _score(self, source: Floats, decoded: Floats, valid: npt.NDArray[np.uint8]) -> Scores:
+    def _seen(self, pixels: WindowPixels) -> npt.NDArray[np.bool_]:
+        """The pixels of the core that the source has in every band: what a reader of the cube gets to see."""
+        if pixels.missing is not None:
+            return ~pixels.missing
+        return fine(pixels.valid == 100, self._lattice.stride)
+
+    def _score(self, source: Floats, decoded: Floats, seen: npt.NDArray[np.bool_]) -> Scores:
         lattice, unit = self._lattice, self._sensor.unit
         inner = slice(lattice.halo_px, lattice.halo_px + lattice.core_px)
-        seen = _fine(valid == 100, lattice.stride)
         if not seen.any():
             return Scores()
         a, b = source[:, inner, inner][:, seen], decoded[:, inner, inner][:, seen]
@@ -98,17 +104,15 @@ class SelfCheck:
             breach = f"decodes at {value:.1f} dB PSNR, under the weights' floor of {self._floor:.1f} dB"
         return Scores(value, sam(a, b) if unit == "reflectance" else None, breach)
 
-    def _sides(
-        self, window: Window, latents: Floats, error: Floats, valid: npt.NDArray[np.uint8]
-    ) -> dict[Border, Side]:
+    def _sides(self, window: Window, latents: Floats, error: Floats, pixels: WindowPixels) -> dict[Border, Side]:
         borders = self._sample.borders.get(window, ())
         if not borders:
             return {}
         lattice = self._lattice
-        inner, fine = (slice(h, h + c) for h, c in ((lattice.halo, lattice.core), (lattice.halo_px, lattice.core_px)))
+        inner, px = (slice(h, h + c) for h, c in ((lattice.halo, lattice.core), (lattice.halo_px, lattice.core_px)))
         latents, error = latents.astype(np.float32), error.astype(np.float32)
-        latents[:, inner, inner][:, valid == 0] = np.nan  # mirrored filler is no ground
-        error[:, fine, fine][:, _fine(valid != 100, lattice.stride)] = np.nan
+        latents[:, inner, inner][:, pixels.valid == 0] = np.nan  # mirrored filler is no ground
+        error[:, px, px][:, ~self._seen(pixels)] = np.nan
         return {
             border: Side(
                 layer(latents, axis=border.axis, first=border.first == window, halo=lattice.halo),
@@ -144,7 +148,3 @@ class BorderBook:
 
 def _place(border: Border) -> tuple[int, int, int]:
     return border.first.row, border.first.col, border.axis
-
-
-def _fine(mask: npt.NDArray[np.bool_], stride: int) -> npt.NDArray[np.bool_]:
-    return np.repeat(np.repeat(mask, stride, 0), stride, 1)

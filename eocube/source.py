@@ -38,8 +38,8 @@ def read_source(
         storage_options: fsspec options of the sources.
 
     Returns:
-        (band, y, x) float32, pixel-centre coordinates. NaN where it cannot be read and in latent pixels that source
-        pixels do not cover whole: what the reader mirrors there is filler, nothing to compare with.
+        (band, y, x) float32, pixel-centre coordinates. NaN where it cannot be read and where some band has no pixel:
+        what the reader mirrors there is filler, nothing to compare with.
     """
     grid, lattice = plan.grid, plan.grid.lattice
     row0, col0, row1, col1 = grid.extent
@@ -83,7 +83,7 @@ def read_windows(
 
 
 def _core(plan: Plan, truth: PixelPipeline, reader: WindowReader, time: int, window: Window) -> Pixels | None:
-    """A window's core in physical units, NaN where the source does not cover a latent pixel; None without a pixel."""
+    """A window's core in physical units, NaN where some band has no pixel; None without a pixel."""
     lattice = plan.grid.lattice
     scenes = plan.scenes_of(time, window)
     if not scenes:
@@ -97,8 +97,9 @@ def _core(plan: Plan, truth: PixelPipeline, reader: WindowReader, time: int, win
     inner = slice(lattice.halo_px, lattice.halo_px + lattice.core_px)
     groups = {s: torch.from_numpy(np.ascontiguousarray(a))[None] for s, a in pixels.groups.items()}
     physical = truth.physical(groups)[0, :, inner, inner].cpu().numpy()
-    seen = np.repeat(np.repeat(pixels.valid == 100, lattice.stride, 0), lattice.stride, 1)
-    return np.where(seen, physical, np.nan).astype(np.float32)
+    if pixels.missing is not None:
+        physical[:, pixels.missing] = np.nan
+    return np.asarray(physical, dtype=np.float32)
 
 
 def _labelled(plan: Plan, pixels: Pixels, west: float, north: float) -> xr.DataArray:

@@ -21,6 +21,7 @@ from zarr.storage import MemoryStore
 
 from eocube.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
 from eocube.commits import Receipt, State
+from eocube.coverage import ON_LATENTS
 from eocube.cube_item import cube_item
 from eocube.differences import difference
 from eocube.errors import StoreError
@@ -318,12 +319,12 @@ class LatentStore:
     # -- finalising
 
     def finalise(self) -> Summary:
-        """Write what follows from the log: status and its companions, `valid`, moments, consolidated metadata.
+        """Write what follows from the log: the arrays beside the latents, status and its companions, moments, the root.
 
         The same receipts always give the same bytes, in whatever order they came; may be called at any time.
         """
         latest, totals = self.log.latest(), Totals(self.requested)
-        present = set(self.target.keys("valid/c"))
+        present = {key for name in ON_LATENTS if name in self.specs for key in self.target.keys(f"{name}/c")}
         _publish(self.target, self.derived(latest, totals), present)
         summary = totals.summary(self.latent.shape[0])
         data = self.root_bytes(summary)

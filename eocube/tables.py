@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.commit_log import Latest
-from eocube.commits import Receipt, State, unpack_mask
+from eocube.commits import Receipt, State, WindowResult, unpack_mask
+from eocube.coverage import ON_LATENTS, unpack_clouds, unpack_missing
 from eocube.layout import ArraySpec
 from eocube.moments import Moments
 from eocube.seams import Seams
@@ -20,7 +21,7 @@ from eocube.shard_codec import Block
 
 Encode = Callable[[Block], bytes | None]
 
-_REMEMBERED = 256  # encoded blocks of `valid` kept: some hundred kB each at worst
+_REMEMBERED = 256  # encoded blocks kept of an array beside the latents: some hundred kB each at worst
 
 # `status` last: what it says is ok is there in all the others by then.
 WINDOW_ARRAYS = ("valid_percent", "cloud_percent", "psnr", "sam", "status")
@@ -160,20 +161,21 @@ def derived_objects(
 ) -> Iterator[tuple[str, bytes | None]]:
     """The objects that follow from the log, every one of them: (key, bytes), None for one that is not to be there.
 
-    Each receipt is read once, in the log's order, and none is kept. Those of `valid` come time by time, then those of
-    the (time, wy, wx) arrays for the times that share an object, in the order of `WINDOW_ARRAYS`.
+    Each receipt is read once, in the log's order, and none is kept. Those beside the latents come time by time, then
+    those of `WINDOW_ARRAYS` for the times that share their objects: memory holds one time of the former, where there
+    is ground, and one row of objects of the latter.
 
     Args:
         specs: the store's arrays.
         latest: the receipts that count.
         requested: (wy, wx).
-        valid: whether the objects of `valid` are wanted too.
+        valid: whether the objects of the arrays beside the latents are wanted too.
         seen: is shown every receipt.
     """
-    status, encode = specs["status"], _remembering(specs["valid"].codec.encode)
+    status = specs["status"]
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]
-    core = specs["valid"].shape[1] // status.shape[1]
+    beside = Beside(specs) if valid else None
     for start in range(0, times, together):
         stop = min(start + together, times)
         tables: dict[str, Block] = {
@@ -182,15 +184,14 @@ def derived_objects(
         }
         tables["status"][:, ~requested] = State.OUTSIDE
         for time in range(start, stop):
-            pixels = np.zeros((1, *specs["valid"].shape[1:]), np.uint8) if valid else None
             for receipt in latest.of_times(time, time + 1):
                 if seen is not None:
                     seen(receipt)
                 _fill_windows(tables, receipt, time - start, requested)
-                if pixels is not None:
-                    _fill_valid(pixels[0], receipt, core)
-            if pixels is not None:
-                yield from _objects(specs["valid"], pixels, time, encode)
+                if beside is not None:
+                    beside.add(receipt)
+            if beside is not None:
+                yield from beside.objects(time)
         for name in WINDOW_ARRAYS:
             yield from _objects(specs[name], tables[name], start // together, specs[name].codec.encode)
 
@@ -207,12 +208,53 @@ def _fill_windows(tables: Mapping[str, Block], receipt: Receipt, at: int, reques
     tables["sam"][place] = [np.nan if w.sam is None else w.sam for w in windows]
 
 
-def _fill_valid(pixels: Block, receipt: Receipt, core: int) -> None:
-    for window in receipt.windows:
-        if window.state is State.OK:
-            rows = slice(window.row * core, (window.row + 1) * core)
-            cols = slice(window.col * core, (window.col + 1) * core)
-            pixels[rows, cols] = 100 if window.valid_mask is None else unpack_mask(window.valid_mask, core)
+class Beside:
+    """The arrays beside the latents, of one time: filled window by window, given out object by object.
+
+    Only the blocks that a window lies in take memory; the others have no object.
+    """
+
+    def __init__(self, specs: Mapping[str, ArraySpec]) -> None:
+        self._specs = {name: specs[name] for name in ON_LATENTS if name in specs}
+        valid = specs["valid"]
+        assert valid.shards is not None
+        self._core, self._side = valid.shape[1] // specs["status"].shape[1], valid.shards[1]
+        self._grid = tuple(-(-n // self._side) for n in valid.shape[1:])
+        self._encode = {name: _remembering(spec.codec.encode) for name, spec in self._specs.items()}
+        self._blocks: dict[tuple[str, int, int], Block] = {}
+
+    def add(self, receipt: Receipt) -> None:
+        """Fill in the windows of a receipt that are ok."""
+        for window in receipt.windows:
+            if window.state is not State.OK:
+                continue
+            self._fill("valid", window, unpack_mask(window.valid_mask, self._core))
+            if window.clouds is not None and "cloud" in self._specs:
+                cloud, shadow = unpack_clouds(window.clouds, self._core)
+                self._fill("cloud", window, cloud)
+                self._fill("shadow", window, shadow)
+            if window.missing is not None and "missing" in self._specs:
+                size = self._specs["missing"].shape[3]
+                self._fill("missing", window, unpack_missing(window.missing, self._core, size))
+
+    def objects(self, time: int) -> Iterator[tuple[str, bytes | None]]:
+        """Every object of that time, (key, bytes); forgets what was filled in."""
+        blocks, self._blocks = self._blocks, {}
+        for name, spec in self._specs.items():
+            for i, j in product(*map(range, self._grid)):
+                block = blocks.pop((name, i, j), None)
+                key = spec.key(time, i, j, *[0] * (len(spec.shape) - 3))
+                yield key, None if block is None else self._encode[name](block[None])
+
+    def _fill(self, name: str, window: WindowResult, values: Block) -> None:
+        per = self._side // self._core
+        i, j = window.row // per, window.col // per
+        if (name, i, j) not in self._blocks:
+            spec = self._specs[name]
+            height, width = (min(self._side, n - k * self._side) for n, k in zip(spec.shape[1:3], (i, j), strict=True))
+            self._blocks[name, i, j] = np.full((height, width, *spec.shape[3:]), spec.fill, spec.dtype)
+        row, col = window.row % per * self._core, window.col % per * self._core
+        self._blocks[name, i, j][row : row + self._core, col : col + self._core] = values
 
 
 def _remembering(encode: Encode) -> Encode:

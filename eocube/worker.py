@@ -18,6 +18,7 @@ import torch
 from eocube.busy import BusyClock
 from eocube.catalog import Scene
 from eocube.commits import Receipt, State, WindowResult, now, pack_mask
+from eocube.coverage import pack_clouds, pack_missing
 from eocube.errors import SourceError
 from eocube.grid import Window
 from eocube.kept import read_kept
@@ -182,15 +183,17 @@ class UnitRunner:
 
         def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
             wy, wx = grid.place_in_status(read.window)
-            mask = None
+            mask = missing = clouds = None
             if latents is not None:
                 row, col = grid.place_in_shard(read.window)
                 shard[:, row : row + lattice.core, col : col + lattice.core] = latents
-                mask = None if read.pixels is None else pack_mask(read.pixels.valid)
+                if read.pixels is not None:
+                    mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
+                    missing = pack_missing(read.pixels.missing, lattice.stride)
             results[read.window] = WindowResult(
                 row=wy, col=wx, state=state, reason=reason, valid_percent=read.valid_percent,
                 cloud_percent=read.cloud_percent, psnr=scores.psnr, sam=scores.sam, valid_mask=mask,
-                item=read.item, asset=read.asset,
+                item=read.item, asset=read.asset, missing=missing, clouds=clouds,
             )  # fmt: skip
 
         left = [(k, w) for k, w in enumerate(windows) if grid.requested(w) and w not in results]

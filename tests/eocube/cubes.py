@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from eocube.commits import Receipt, State, WindowResult, pack_mask
+from eocube.coverage import pack_clouds, pack_missing
 from eocube.grid import CubeGrid, grids_for
 from eocube.moments import Moments
 from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.reader import percent
 from eocube.sensors import Sensor, get_sensor
 from eocube.store import LatentStore
 from model.eo_vae import EOVAE, EOVAEConfig
@@ -74,9 +76,22 @@ class Made:
 
 
 def make_store(
-    url: str, plan: Plan, bad: dict[tuple[int, int, int], State] | None = None, valid: np.ndarray | None = None
+    url: str,
+    plan: Plan,
+    bad: dict[tuple[int, int, int], State] | None = None,
+    valid: np.ndarray | None = None,
+    missing: np.ndarray | None = None,
+    clouds: np.ndarray | None = None,
 ) -> Made:
-    """Write smooth random latents: every requested window ok but `bad` ones, named by (time, row, column)."""
+    """Write smooth random latents: every requested window ok but `bad` ones, named by (time, row, column).
+
+    The same at every time: `valid` (ny, nx) percent, `missing` pixels (ny * stride, nx * stride), which give `valid`
+    unless it is given, and `clouds` (2, ny, nx) percent.
+    """
+    stride = plan.grid.lattice.stride
+    if missing is not None and valid is None:
+        there = ~missing.reshape(plan.grid.shape[0], stride, plan.grid.shape[1], stride)
+        valid = percent(there.mean(axis=(1, 3)))
     bad = bad or {}
     store = LatentStore.create(url, plan)
     grid, core = plan.grid, plan.grid.lattice.core
@@ -96,12 +111,17 @@ def make_store(
                 state = bad.get((unit.time, *grid.place_in_status(window)), State.OK)
             wy, wx = grid.place_in_status(window)
             box = np.s_[unit.time, :, wy * core : (wy + 1) * core, wx * core : (wx + 1) * core]
-            mask = None
+            mask = gone = cloudy = None
             if state is not State.OK:
                 latents[box] = np.nan
             elif valid is not None:
                 mask = pack_mask(valid[box[2:]])
-            results.append(WindowResult(wy, wx, state, valid_percent=100, valid_mask=mask))
+            if state is State.OK and missing is not None:
+                fine = tuple(slice(s.start * stride, s.stop * stride) for s in box[2:])
+                gone = pack_missing(missing[fine], stride)
+            if state is State.OK and clouds is not None:
+                cloudy = pack_clouds(clouds[:, *box[2:]])
+            results.append(WindowResult(wy, wx, state, valid_percent=100, valid_mask=mask, missing=gone, clouds=cloudy))
         s = grid.lattice.shard
         block = latents[unit.time, :, unit.row * s : (unit.row + 1) * s, unit.col * s : (unit.col + 1) * s]
         _, sha256 = store.write_shard(unit.time, unit.row, unit.col, store.to_storage(block))

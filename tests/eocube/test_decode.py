@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from eocube.decode import Span, Tiling, decode_array, mirror_fill
+from eocube.decode import Ground, Span, Tiling, decode_array, mirror_fill
 
 STRIDE, CORE, HALO = 4, 6, 2
 
@@ -96,7 +96,8 @@ def test_unseen_latents_and_latents_blanked_by_hand_are_nan() -> None:
     valid[0, 3, 4] = 0
     valid[0, 9, 9] = 1
     z[0, 1, 7, 2] = np.nan
-    decoded = decode_array(da.from_array(z), da.from_array(valid), tiling((12, 12)), Recorder(), 2).compute()
+    ground = Ground(da.from_array(valid))
+    decoded = decode_array(da.from_array(z), ground, tiling((12, 12)), Recorder(), 2).compute()
     expected = np.zeros((12, 12), bool)
     expected[3, 4] = expected[7, 2] = True
     np.testing.assert_array_equal(np.isnan(decoded[0, 0]), up(expected))

@@ -210,7 +210,8 @@ def test_coordinates_flags_and_attributes(disk: Path) -> None:
     assert ds.status.attrs["flag_meanings"].split() == list(STATES)
     assert ds.status.dtype == np.uint8
     assert {"spatial_ref", "platform", "scene_ids", "requested"} <= set(ds.coords)
-    assert set(ds.data_vars) == {"latent", "valid", "status", "valid_percent", "cloud_percent", "psnr", "sam"}
+    beside = {"valid", "missing", "cloud", "shadow"}
+    assert set(ds.data_vars) == {"latent", *beside, "status", "valid_percent", "cloud_percent", "psnr", "sam"}
     assert ds.latent.attrs["grid_mapping"] == "spatial_ref"
     assert ds.channel.attrs["names"] == ["z00", "z01", "z02"]
     document = ds.attrs["eocube"]

@@ -122,7 +122,12 @@ class Reader:
         value = value_of(int(scenes[0].group[-2:]), window.row, window.col)
         valid = np.full((CORE, CORE), 100 if there else 0, np.uint8)
         valid[0, 0] = min(valid[0, 0], 40)
-        return WindowPixels({10: np.full((1, side, side), value, np.uint16)}, valid, int(valid.mean()), 255, (), 1)
+        missing = np.zeros((CORE * STRIDE,) * 2, np.bool_)
+        missing[:STRIDE, : STRIDE - value % STRIDE] = True  # another part of the first latent for every window
+        clouds = np.zeros((2, CORE, CORE), np.uint8)
+        clouds[:, 1, 1] = value % 3 * 20  # clear throughout, one in three
+        groups = {10: np.full((1, side, side), value, np.uint16)}
+        return WindowPixels(groups, valid, int(valid.mean()), int(clouds[0].mean()), (), 1, missing, clouds)
 
     def read_run(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None) -> None:
         return None
