@@ -19,6 +19,7 @@ from eocube.network import shared_network
 from eocube.scene import BandSource, Scene
 from eocube.scene_ids import SAME_ACQUISITION, distinct
 from eocube.sensors import Sensor
+from eocube.stac_fetch import Budget
 from eocube.stac_items import find_asset, identify, level_of, processing_rank, scene_from_item
 from eocube.stac_sources import (
     PRESETS,
@@ -32,6 +33,7 @@ from eocube.stac_sources import (
     walk_static,
     within,
 )
+from eocube.storage_options import scoped
 from eocube.untrusted import check_item
 
 __all__ = [
@@ -81,16 +83,18 @@ def search(
     """Every usable scene of `sensor` that meets the box (or boxes) and the interval, each acquisition once.
 
     `catalog` is a preset ("earth-search", "planetary-computer", "cdse"), the URL of a STAC API, or any fsspec URL or
-    path of a static catalogue, collection, item or item collection (`storage_options` are for those). Of several
+    path of a static catalogue, collection, item or item collection (`storage_options` are for those, by the rules of
+    `eocube.storage_options.scoped`). Of several
     processings of an acquisition the sensor's preferred collection wins, then the newest; an unusable one gives way to
     the next. Where metadata contradict each other about the offset a coarse view of the dark bands is read
     (`read_overview`, default: rasterio) and decides, or the item is refused; `check_pixels` reads one also of the
     items that are consistent but of the class known to be wrong at times. `max_items` stops after that many items.
-    `allow_local` lets a catalogue from elsewhere lead to files of this machine.
+    `allow_local` lets a catalogue from elsewhere lead to files of this machine and to addresses of its networks.
 
     Raises `InputError` where the catalogue cannot be reached, is no STAC, or cannot serve the sensor.
     """
     boxes = _boxes(bbox)
+    storage_options = scoped(storage_options, PRESETS.get(catalog, catalog), trusted=allow_local)
     gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options, allow_local)
     signer = gathered.signer
     inside = [one for one in gathered.found if within(one.item, boxes, interval)]
@@ -152,11 +156,12 @@ def _gather(
     """The items of whichever kind of catalogue it is."""
     every = tuple(dict.fromkeys(name for names in sensor.collections.values() for name in names))
     url = PRESETS.get(catalog) or static_location(catalog)
+    budget = Budget(safe_url(url))
     preset = next((name for name, known in PRESETS.items() if _same_host(known, url)), None)
     if preset is None:
-        document = load_json(url, storage_options)
+        document = load_json(url, storage_options, budget=budget)
         if not (url.startswith("http") and is_api(document)):
-            return _gather_static(url, document, sensor, every, storage_options, allow_local)
+            return _gather_static(url, document, sensor, every, storage_options, allow_local, budget)
     if preset is not None:
         wanted = (*sensor.collections.get(preset, ()), *sensor.collections.get("any", ()))
         if not wanted:
@@ -164,12 +169,14 @@ def _gather(
             hint = f"try --catalog {serving}" if serving else "name its collections in the sensor's file"
             raise InputError(f"{preset} has no collection for {sensor.name}; {hint}")
     else:
-        wanted = known_collections(url, every)
+        wanted = known_collections(url, every, storage_options=storage_options, budget=budget)
         if not wanted:
             raise InputError(f"{safe_url(url)} has none of the collections of {sensor.name}: {', '.join(every)}")
     if preset == PLANETARY_COMPUTER:
         _need_signer()
-    found = search_api(url, wanted, boxes, interval, max_items=max_items)
+    found = search_api(
+        url, wanted, boxes, interval, max_items=max_items, storage_options=storage_options, budget=budget
+    )
     found = [replace(one, allow_local=allow_local) for one in found]
     name = f"{preset} ({safe_url(url)})" if preset else safe_url(url)
     signer = PLANETARY_COMPUTER if preset == PLANETARY_COMPUTER else None
@@ -183,6 +190,7 @@ def _gather_static(
     every: tuple[str, ...],
     storage_options: Mapping[str, Any] | None,
     allow_local: bool,
+    budget: Budget,
 ) -> _Gathered:
     """A static catalogue's items: those of the sensor's collections, or, where it has none of them, of all others.
 
@@ -196,12 +204,11 @@ def _gather_static(
         others.add(name)
         return False
 
-    items, absent = walk_static(root, ours, storage_options, document=document, allow_local=allow_local)
+    how: dict[str, Any] = {"document": document, "allow_local": allow_local, "budget": budget}
+    items, absent = walk_static(root, ours, storage_options, **how)
     found = [one for one in items if one.item.get("collection") in every]
     if not found and others:
-        items, absent = walk_static(
-            root, lambda name: True, storage_options, document=document, allow_local=allow_local
-        )
+        items, absent = walk_static(root, lambda name: True, storage_options, **how)
     if not found:
         found = [one for one in items if _has_any(one.item, sensor)]
     ids = sorted({str(one.item.get("collection")) for one in found})

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import tyro
 
 from eocube.encode import EncodeOptions, Exit
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
-from eocube.storage_options import VARIABLE, parse_options
+from eocube.storage_options import parse_options
 
 Options = TypeVar("Options")
 
@@ -30,7 +29,7 @@ class StoreOptions:
     url: Annotated[str, tyro.conf.Positional]
     """Path or URL of the cube."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
+    """fsspec options of the cube, and of its sources by host: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones, such as utm32."""
     json: bool = False
@@ -117,15 +116,9 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
         raise SystemExit(int(Exit.BAD_INPUT)) from None
 
 
-def guarded(command: Callable[[], int], storage_options: Sequence[str] = ()) -> int:
-    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2.
-
-    `storage_options` hold wherever the command opens something remote: they go by this process's environment.
-    """
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2."""
     try:
-        given = parse_options(storage_options)
-        if given is not None:
-            os.environ[VARIABLE] = json.dumps(given)
         return int(command())
     except (InputError, StoreError, ClusterError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -159,11 +152,11 @@ def info_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.inspection import describe, info
 
-        found = info(options.url, options.group)
+        found = info(options.url, options.group, parse_options(options.storage_options))
         print(json.dumps(found, indent=1) if options.json else describe(found))
         return Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 def status_main(argv: Sequence[str]) -> int:
@@ -173,11 +166,11 @@ def status_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.inspection import describe, status
 
-        found = status(options.url, options.group)
+        found = status(options.url, options.group, parse_options(options.storage_options))
         print(json.dumps(found, indent=1) if options.json else describe(found))
         return Exit.RETRYABLE if found["retryable"] else Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 def verify_main(argv: Sequence[str]) -> int:
@@ -187,7 +180,8 @@ def verify_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.inspection import describe, verify
 
-        found = verify(options.url, options.group, decode=options.decode, sample=options.sample or None)
+        given = parse_options(options.storage_options)
+        found = verify(options.url, options.group, given, decode=options.decode, sample=options.sample or None)
         if options.json:
             print(json.dumps(found, indent=1))
         else:
@@ -195,7 +189,7 @@ def verify_main(argv: Sequence[str]) -> int:
             print("\n".join(found["findings"]) or "nothing wrong found")
         return Exit.RETRYABLE if found["findings"] else Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
@@ -206,10 +200,12 @@ def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
         from eocube.export import export
 
         bands = None if options.bands is None else [b.strip() for b in options.bands.split(",") if b.strip()]
-        print(export(options.url, options.out, bands=bands, time=options.time, group=options.group))
+        given = parse_options(options.storage_options)
+        how: dict[str, Any] = {"bands": bands, "time": options.time, "group": options.group, "storage_options": given}
+        print(export(options.url, options.out, **how))
         return Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 def quicklook_main(argv: Sequence[str]) -> int:
@@ -219,10 +215,11 @@ def quicklook_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.inspection import quicklook
 
-        print(quicklook(options.url, options.group, Path(options.out), options.time, source=options.source))
+        given, out = parse_options(options.storage_options), Path(options.out)
+        print(quicklook(options.url, options.group, out, options.time, given, source=options.source))
         return Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 def report_main(argv: Sequence[str]) -> int:
@@ -232,10 +229,11 @@ def report_main(argv: Sequence[str]) -> int:
     def command() -> int:
         from eocube.page import write_page
 
-        print(write_page(options.url, options.out, group=options.group, source=options.source))
+        how: dict[str, Any] = {"group": options.group, "source": options.source}
+        print(write_page(options.url, options.out, storage_options=parse_options(options.storage_options), **how))
         return Exit.DONE
 
-    return guarded(command, options.storage_options)
+    return guarded(command)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {

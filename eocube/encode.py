@@ -89,7 +89,9 @@ class EncodeOptions:
     """fsspec options of the target, and of catalogue and sources where --source-options does not say otherwise: a JSON
     object, name=value pairs such as endpoint_url=... anon=true profile=... requester_pays=true, or @file.json."""
     source_options: tuple[str, ...] = field(default=(), repr=False)
-    """fsspec options of catalogue and sources, where they differ; `{}` for none."""
+    """fsspec options of catalogue and sources, where they differ; `{}` for none. Those for web servers go to the
+    catalogue's own host; those of another host are named with it: {"hosts": {"data.example.org": {"headers": {...}}}}.
+    A host that is named so, be it with {}, may lie in a private network too."""
     max_requests_per_second: str | None = None
     """To any one host, from the whole run: while it encodes, the driver keeps to a tenth and the actors share the rest
     evenly, as many as there are at the time. Sources are then read one range a request."""
@@ -99,7 +101,7 @@ class EncodeOptions:
     """Seconds that an actor may take over a shard, beside --patience; then it counts as hung, is ended, and the shard
     is done again. Three such ends (or deaths of the actor) and the shard is left for the next run."""
     allow_local_sources: bool = False
-    """Let a catalogue from elsewhere lead to files of this machine."""
+    """Let a catalogue from elsewhere lead to files of this machine, and to addresses of its own networks."""
     price: float | None = None
     """With --plan: dollars an hour of one device (a GPU, or one machine's CPUs)."""
     calibrate: int = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -17,13 +18,21 @@ TILE = 256
 """Side of a GeoTIFF's tiles."""
 
 
-def export(url: str, out: str, *, bands: Sequence[str] | None = None, time: int = 0, group: str | None = None) -> str:
+def export(
+    url: str,
+    out: str,
+    *,
+    bands: Sequence[str] | None = None,
+    time: int = 0,
+    group: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
     """Decode a cube into `out`: `.tif` takes one time step, `.zarr` all of them. Returns what was written, in a line.
 
     Raises:
         InputError: another ending, or no such time step or band.
     """
-    ds = eocube.open(url, group=group)
+    ds = eocube.open(url, None if storage_options is None else dict(storage_options), group=group)
     decoded: xr.DataArray = ds.eocube.decode(bands=bands)
     if out.endswith(".tif"):
         if not 0 <= time < decoded.sizes["time"]:

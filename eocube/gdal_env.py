@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from eocube.storage_options import (
     gdal_s3_options,
     host_of,
     options_for,
+    policy_of,
     scheme_of,
 )
 from eocube.untrusted import decoded_sizes
@@ -58,6 +60,10 @@ _OPTIONS: Mapping[str, str | int | float] = {
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
 
+# What the environment says in these would go to every host that a catalogue names: what is for one host is said in the
+# storage options' `hosts`.
+_TO_EVERY_HOST = ("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_BEARER", "GDAL_HTTP_USERPWD")
+
 
 class _Keys(Session):  # type: ignore[misc]
     """S3 credentials as they are given; without any, GDAL looks in the environment, ~/.aws and the instance itself."""
@@ -82,7 +88,8 @@ def without_query(text: object) -> str:
 @contextmanager
 def gdal_environment(storage_options: Mapping[str, Any]) -> Iterator[None]:
     """GDAL configured for eocube's reads on this thread; every read and every opening happens inside it."""
-    with rasterio.Env(session=_Keys(gdal_s3_options(storage_options)), **_OPTIONS):
+    unsaid = {name: "" for name in _TO_EVERY_HOST if os.environ.get(name)}
+    with rasterio.Env(session=_Keys(gdal_s3_options(storage_options)), **_OPTIONS, **unsaid):
         yield
 
 
@@ -194,6 +201,7 @@ def open_raster(
     GDAL's own cannot.
     """
     network = network or shared_network()
+    policy_of(storage_options).check_url(href)
     path = gdal_path(href, storage_options)
     if network.limited and scheme_of(href):
         path = None

@@ -16,8 +16,12 @@ from eocube.history import History
 from eocube.plan import Plan
 from eocube.quality_sample import SAMPLE, fidelity, truth_pixels
 from eocube.source import read_source
+from eocube.storage_options import scoped
 from eocube.store import LatentStore
 from eocube.tables import Failure, Totals
+
+Options = Mapping[str, Any] | None
+"""fsspec options of a cube, by its own store's place of its sources too; None takes the environment's."""
 
 __all__ = ["cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify"]
 
@@ -29,9 +33,9 @@ def cube_url(url: str, group: str | None) -> str:
     return url if group is None else f"{url.rstrip('/')}/{group}"
 
 
-def plan_of(url: str, group: str | None) -> Plan:
+def plan_of(url: str, group: str | None, storage_options: Options = None) -> Plan:
     """The frozen plan of a cube. StoreError when there is none, or several zones and none named."""
-    texts = LatentStore.stored_plans(cube_url(url, group))
+    texts = LatentStore.stored_plans(cube_url(url, group), storage_options=storage_options)
     if not texts:
         raise StoreError(f"{url}: no eocube cube is there")
     plans = [Plan.from_json(text) for text in texts]
@@ -41,17 +45,17 @@ def plan_of(url: str, group: str | None) -> Plan:
     return plans[0]
 
 
-def groups_of(url: str, group: str | None) -> list[str | None]:
+def groups_of(url: str, group: str | None, storage_options: Options = None) -> list[str | None]:
     """The groups to look at: the one named, else every zone's, or None alone where the cube lies at the root."""
     if group is not None:
         return [group]
-    plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url)]
+    plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url, storage_options=storage_options)]
     return [plan.grid.name for plan in plans] if plans and zoned(url, plans, None) else [None]
 
 
-def info(url: str, group: str | None = None) -> dict[str, Any]:
+def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
     """Sensor, ground, times, weights and space id of a cube."""
-    plan = plan_of(url, group)
+    plan = plan_of(url, group, storage_options)
     lattice = plan.grid.lattice
     west, south, east, north = plan.grid.lonlat_bounds_with_halo()
     return {
@@ -79,13 +83,13 @@ def info(url: str, group: str | None = None) -> dict[str, Any]:
     }
 
 
-def status(url: str, group: str | None = None) -> dict[str, Any]:
+def status(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
     """Windows by state and reason, how far the work is and how fast it goes, and what can be tried again, and how.
 
     `rate` is that of the last run, in windows a second of its wall time; `eta_seconds` what is left at that rate.
     """
-    plan = plan_of(url, group)
-    store = LatentStore.open(cube_url(url, group))
+    plan = plan_of(url, group, storage_options)
+    store = LatentStore.open(cube_url(url, group), storage_options=storage_options)
     latest = store.log.latest()
     totals, breaches = Totals(store.requested), Counter[str]()
 
@@ -132,17 +136,24 @@ def _failure(failure: Failure) -> str:
     return f"{failure.item or '?'} {failure.asset or ''}: {failure.reason}"
 
 
-def verify(url: str, group: str | None = None, *, decode: bool = False, sample: int | None = SAMPLE) -> dict[str, Any]:
+def verify(
+    url: str,
+    group: str | None = None,
+    storage_options: Options = None,
+    *,
+    decode: bool = False,
+    sample: int | None = SAMPLE,
+) -> dict[str, Any]:
     """Read every object back; with `decode` also compare a sample of each time step's pixels with its sources.
 
     Every zone of a cube of several, unless `group` names one.
     """
-    zones = groups_of(url, group)
+    zones = groups_of(url, group, storage_options)
     findings: list[str] = []
     unfinished, decoded = 0, dict[str, Any]()
     for zone in zones:
-        plan, place = plan_of(url, zone), cube_url(url, zone)
-        store = LatentStore.open(place)
+        plan, place = plan_of(url, zone, storage_options), cube_url(url, zone)
+        store = LatentStore.open(place, storage_options=storage_options)
         findings += [
             f"commits/plan.json: several items are called {name!r}, and their dates hold the pixels of one"
             for name in plan.doubled
@@ -151,19 +162,29 @@ def verify(url: str, group: str | None = None, *, decode: bool = False, sample: 
         if not findings:
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]
         if decode:
-            scores = fidelity(plan, place, sample=sample)
+            scores = fidelity(plan, place, sample=sample, storage_options=storage_options)
             decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
     found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
     return {**found, "decoded": decoded} if decode else found
 
 
-def quicklook(url: str, group: str | None, out: Path, time: int = 0, *, source: bool = True) -> str:
+def quicklook(
+    url: str,
+    group: str | None,
+    out: Path,
+    time: int = 0,
+    storage_options: Options = None,
+    *,
+    source: bool = True,
+) -> str:
     """Draw a time step of a cube into a PNG. Returns its path."""
-    plan = plan_of(url, group)
+    plan = plan_of(url, group, storage_options)
     if not 0 <= time < len(plan.times):
         raise StoreError(f"time step {time}: {url} has 0 to {len(plan.times) - 1}")
-    pixels = read_source(plan, truth_pixels(plan), time) if source else None
-    return str(eocube.open(cube_url(url, group)).eocube.quicklook(str(out), time=time, source=pixels))
+    options = scoped(storage_options, url)
+    pixels = read_source(plan, truth_pixels(plan), time, storage_options=options) if source else None
+    ds = eocube.open(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
+    return str(ds.eocube.quicklook(str(out), time=time, source=pixels))
 
 
 def describe(document: Mapping[str, Any], indent: str = "") -> str:

@@ -27,6 +27,7 @@ from eocube.quality import DATA_RANGE
 from eocube.redaction import redacted
 from eocube.report import STATE_COLOURS
 from eocube.seams import KINDS
+from eocube.storage_options import scoped
 from eocube.store import LatentStore
 
 MAPS, GROUNDS = 24, 4
@@ -37,7 +38,14 @@ _BINS = 48
 DASH = "\N{EN DASH}"
 
 
-def write_page(url: str, out: str | Path, *, group: str | None = None, source: bool = False) -> str:
+def write_page(
+    url: str,
+    out: str | Path,
+    *,
+    group: str | None = None,
+    source: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
     """Write the page; returns its path.
 
     Args:
@@ -45,12 +53,14 @@ def write_page(url: str, out: str | Path, *, group: str | None = None, source: b
         out: the file.
         group: a zone of a cube of several; None takes them all.
         source: read the sources again, to draw them beside what is decoded.
+        storage_options: fsspec options of the cube, and of its sources by the rules of `storage_options.scoped`.
 
     Raises:
         StoreError: no cube there. InputError: the page cannot be written.
     """
-    zones = groups_of(url, group)
-    html = _template().render(cubes=[describe_cube(url, zone, source=source) for zone in zones], versions=versions())
+    zones = groups_of(url, group, storage_options)
+    cubes = [describe_cube(url, zone, storage_options, source=source) for zone in zones]
+    html = _template().render(cubes=cubes, versions=versions())
     try:
         Path(out).write_text(html, encoding="utf-8")
     except OSError as error:
@@ -58,19 +68,22 @@ def write_page(url: str, out: str | Path, *, group: str | None = None, source: b
     return str(out)
 
 
-def describe_cube(url: str, group: str | None, *, source: bool) -> dict[str, Any]:
+def describe_cube(
+    url: str, group: str | None, storage_options: Mapping[str, Any] | None, *, source: bool
+) -> dict[str, Any]:
     """What the template shows of one cube: figures, tables as (name, key, value) rows, charts and pictures."""
     place = cube_url(url, group)
-    plan, store = plan_of(url, group), LatentStore.open(place)
+    plan, store = plan_of(url, group, storage_options), LatentStore.open(place, storage_options=storage_options)
     latest = store.log.latest()
-    history, found = History.of(latest), status(url, group)
+    history, found = History.of(latest), status(url, group, storage_options)
     summary, planned = store.summarise(latest), {**plan_summary(plan), **work(plan)}
-    ds = eocube.open(place)
+    ds = eocube.open(place, None if storage_options is None else dict(storage_options))
     states, requested = ds["status"].values, store.requested
     shown = spread(len(plan.times), MAPS)
     full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]
+    sources = scoped(storage_options, url)
     grounds = [
-        {"time": plan.times[t].time, "pictures": ground_pictures(ds, plan, t, source=source)}
+        {"time": plan.times[t].time, "pictures": ground_pictures(ds, plan, t, source=source, source_options=sources)}
         for t in (full[k] for k in spread(len(full), GROUNDS))
     ]
     return {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +44,9 @@ def states_picture(status: npt.NDArray[np.uint8], requested: npt.NDArray[np.bool
     return _picture(title, colours[cut])
 
 
-def ground_pictures(ds: xr.Dataset, plan: Plan, time: int, *, source: bool) -> list[Picture]:
+def ground_pictures(
+    ds: xr.Dataset, plan: Plan, time: int, *, source: bool, source_options: Mapping[str, Any] | None = None
+) -> list[Picture]:
     """One time step decoded, its latents, and with `source` what was encoded; of a large cube its fullest part."""
     info = ds.eocube.info
     step = ds.isel(time=time)
@@ -57,7 +61,7 @@ def ground_pictures(ds: xr.Dataset, plan: Plan, time: int, *, source: bool) -> l
     pictures: list[Picture] = []
     stretch = Stretch.of(picture)
     if source:
-        truth = read_source(plan, truth_pixels(plan), time)
+        truth = read_source(plan, truth_pixels(plan), time, storage_options=source_options)
         truth = truth.reindex(y=decoded.y, x=decoded.x, method="nearest", tolerance=info.resolution / 4)
         drawn = composite(truth.values.astype(np.float32), names, info.sensor)
         if np.isfinite(drawn.layers).any():

@@ -27,6 +27,8 @@ from eocube.reader import UNKNOWN, WindowReader
 from eocube.scene import Scene
 from eocube.scene_ids import distinct
 from eocube.sensors import Sensor, get_sensor
+from eocube.stac_sources import PRESETS
+from eocube.storage_options import scoped
 from eocube.store import LatentStore
 from eocube.zones import to_lonlat, zones_of
 from model.pixels import PixelPipeline
@@ -192,7 +194,8 @@ class ScenePatches:
                 scenes.append(usable)
         if not grids:
             raise InputError(f"no scenes found: {searched}")
-        return cls(sensor, grids, scenes, max_cloud=max_cloud, storage_options=storage_options)
+        sources = scoped(storage_options, PRESETS.get(catalog, catalog))
+        return cls(sensor, grids, scenes, max_cloud=max_cloud, storage_options=sources)
 
     @classmethod
     def from_plans(
@@ -274,7 +277,7 @@ def open_cube(options: Mapping[str, Any]) -> ScenePatches:
         [Plan.from_json(text) for text in texts],
         size=None if given.get("size") is None else int(given["size"]),
         max_cloud=given.get("max_cloud"),
-        storage_options=given.get("storage_options"),
+        storage_options=scoped(given.get("storage_options"), str(given["url"])),
     )
 
 

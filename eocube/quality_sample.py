@@ -15,6 +15,7 @@ from eocube.grid import Window
 from eocube.plan import Plan, digest
 from eocube.quality import DATA_RANGE, psnr, rmse, sam
 from eocube.source import read_windows
+from eocube.storage_options import scoped
 from model.pixels import PixelPipeline
 
 SAMPLE = 64
@@ -31,12 +32,13 @@ def fidelity(
     """
     truth = truth_pixels(plan)
     ds = eocube.open(url, storage_options=None if storage_options is None else dict(storage_options))
+    sources = scoped(storage_options, url)
     decoded = ds.eocube.decode()
     scores: dict[str, dict[str, float]] = {}
     for k, step in enumerate(plan.times):
         windows = chosen_windows(plan, ds["status"].isel(time=k).values, sample)
         pairs = []
-        for source in read_windows(plan, truth, k, windows, storage_options=storage_options):
+        for source in read_windows(plan, truth, k, windows, storage_options=sources):
             image = decoded.isel(time=k).sel(x=source.x, y=source.y, method="nearest", tolerance=1e-3).compute()
             both = np.isfinite(image.values).all(0) & np.isfinite(source.values).all(0)
             if both.any():

@@ -6,6 +6,7 @@ import io
 
 from fsspec import AbstractFileSystem
 
+from eocube.http_client import read_range
 from eocube.network import Network
 
 BLOCK = 2**20
@@ -61,7 +62,10 @@ class RangedFile(io.RawIOBase):
         return found
 
     def _fetch(self, low: int, high: int) -> bytes:
-        data = bytes(self._filesystem.cat_file(self._path, start=low, end=high))
+        if self._path.startswith(("http://", "https://")):
+            data = read_range(self._filesystem, self._path, low, high)
+        else:
+            data = bytes(self._filesystem.cat_file(self._path, start=low, end=high))
         if len(data) != high - low:
             raise ConnectionError(f"{len(data)} bytes came where {high - low} were asked for")
         return data

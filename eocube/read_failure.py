@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from eocube.addresses import AddressError
 from eocube.errors import RadiometryError, SourceError
 from eocube.redaction import one_line, safe_url
 from eocube.scene import BandSource, Scene
@@ -20,7 +21,7 @@ class RefusedError(Exception):
 
 def judge_read(error: Exception) -> Failure:
     """What a failed read means: GDAL says most in its messages alone; what they do not tell is asked again."""
-    if isinstance(error, RefusedError | RadiometryError):
+    if isinstance(error, RefusedError | RadiometryError | AddressError):
         return Failure.FINAL
     reason = error.__cause__ or error  # fsspec says "not found" because of a 503
     words = str(reason).lower()

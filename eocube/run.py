@@ -24,7 +24,8 @@ from eocube.network import shared_network
 from eocube.plan import Plan
 from eocube.remaining import Remaining
 from eocube.seams import seams_line
-from eocube.storage_options import parse_options
+from eocube.stac_sources import PRESETS
+from eocube.storage_options import from_environment, parse_options, scoped
 from eocube.store import LatentStore, Summary, finalise_root
 from eocube.target import Target
 
@@ -60,10 +61,16 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
             options = demo_options(options, Path(DEMO_FOLDER))
     gpus = default_gpus(options)
     request = Request.parse(options, on_gpu=gpus > 0)
-    storage_options = parse_options(options.storage_options) or storage_options
+    given = parse_options(options.storage_options)
+    storage_options = given if given is not None else storage_options
+    if storage_options is None:
+        storage_options = from_environment()
     source_options: Mapping[str, Any] | None = parse_options(options.source_options, "--source-options")
-    if source_options is None:
-        source_options = storage_options
+    source_options = scoped(
+        storage_options if source_options is None else source_options,
+        PRESETS.get(request.catalog, request.catalog),
+        trusted=options.allow_local_sources,
+    )
     shared_network().configure(request.network)
     plans = plans_of(request, storage_options, source_options)
     if options.plan:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import pystac
 import pystac_client
-import requests
 from pystac_client.exceptions import APIError
 
+from eocube.addresses import AddressError, Policy
 from eocube.bounds import BBox, Interval, footprint_of, meets, parse_moment
 from eocube.errors import InputError, SourceError
 from eocube.network import Network
 from eocube.redaction import safe_url
 from eocube.sensors import nearest
-from eocube.stac_fetch import RetryingIO, cause, load_json
+from eocube.stac_fetch import Budget, RetryingIO, cause, load_json
+from eocube.storage_options import policy_of
 from eocube.untrusted import MAX_DEPTH, check_href, check_item, scheme
 
 __all__ = [
@@ -44,6 +46,7 @@ PRESETS: Mapping[str, str] = {
     "cdse": "https://stac.dataspace.copernicus.eu/v1",
 }
 PAGE_SIZE = 100
+_FAILURES = (APIError, pystac.STACError, NotImplementedError, KeyError, TypeError, RecursionError)
 # pgstac only estimates larger totals, so they prove nothing about missing items.
 EXACT_TOTALS = 100_000
 READ_THREADS = 16
@@ -57,6 +60,8 @@ class Found:
     base: str
     allow_local: bool = False
     """Whether a catalogue from elsewhere may lead to files of this machine."""
+    policy: Policy = field(default_factory=Policy)
+    """Which addresses the catalogue may lead to."""
 
     def resolve(self, href: str) -> str:
         """An absolute href: a URL or a local path. SourceError where this catalogue must not name it."""
@@ -65,7 +70,12 @@ class Found:
     def follow(self, href: str) -> str:
         """The same with the user and password of the base: to be read now, never to be kept."""
         check_href(href if scheme(href) else resolve_href(href, self.base), self.base, allow_local=self.allow_local)
-        return resolve_href(href, self.base)
+        place = resolve_href(href, self.base)
+        try:
+            self.policy.check_url(place)
+        except (AddressError, OSError) as error:
+            raise SourceError(f"its href {safe_url(place)[:200]} is not followed: {error}") from None
+        return place
 
 
 def without_user(href: str, base: str) -> str:
@@ -98,52 +108,99 @@ def search_api(
     interval: Interval,
     *,
     max_items: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     network: Network | None = None,
+    budget: Budget | None = None,
 ) -> list[Found]:
     """All items of an API in the collections, boxes and interval: every page, each item once, in the API's order.
 
-    `InputError` where the API cannot be reached, answers with nonsense, or sends fewer items than it said there are.
+    `storage_options` are those of `eocube.storage_options.scoped`. `InputError` where the API cannot be reached,
+    answers with nonsense, sends fewer items than it said there are, or comes to no end (see `AnswerLimits`).
     """
     where = safe_url(url)
+    budget = budget or Budget(where)
     start, end = (moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") for moment in interval)
     kept: dict[tuple[str, str, str], Found] = {}
+    alike: Counter[str] = Counter()
     try:
-        client = pystac_client.Client.open(url, stac_io=RetryingIO(network))
+        client = pystac_client.Client.open(url, stac_io=RetryingIO(url, storage_options, network, budget))
         for box in boxes:
             search = client.search(
                 collections=list(collections), bbox=list(box), datetime=f"{start}/{end}", limit=PAGE_SIZE
             )
-            for item in _all_pages(search.pages_as_dicts(), where, max_items):
-                when = item["properties"].get("datetime") if isinstance(item.get("properties"), Mapping) else None
-                kept.setdefault((str(item.get("collection")), str(item["id"]), str(when)), Found(item, url))
+            for item in _all_pages(search.pages_as_dicts(), where, max_items, budget.limits.idle_pages):
+                key = _key(item)
+                if key in kept:
+                    continue
+                kept[key] = Found(item, url, policy=policy_of(storage_options))
+                budget.item()
+                alike[same := _acquisition(item)] += 1
+                if same and alike[same] > budget.limits.alike:
+                    raise APIError(
+                        f"it goes on giving items of one moment and place under new ids, {alike[same]} so far: {same}"
+                    )
                 if max_items is not None and len(kept) >= max_items:
                     return list(kept.values())
-    except (APIError, requests.RequestException, pystac.STACError, NotImplementedError, KeyError, TypeError) as error:
+    except _FAILURES as error:
         raise InputError(f"cannot search {where}: {cause(error)}") from error
     return list(kept.values())
 
 
-def _all_pages(pages: Iterator[dict[str, Any]], where: str, max_items: int | None) -> Iterator[Mapping[str, Any]]:
-    """The items of all pages; raises where they are fewer than the first page said would match."""
+def _key(item: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What an item is told from others by."""
+    return str(item.get("collection")), str(item["id"]), str(_moment(item))
+
+
+def _moment(item: Mapping[str, Any]) -> Any:
+    properties = item.get("properties")
+    return properties.get("datetime") if isinstance(properties, Mapping) else None
+
+
+def _acquisition(item: Mapping[str, Any]) -> str:
+    """Collection, moment and box of an item: what few items share; "" where it does not say them."""
+    moment, box = _moment(item), item.get("bbox")
+    return f"{item.get('collection')} {moment} {box}" if moment and box else ""
+
+
+def _all_pages(
+    pages: Iterator[dict[str, Any]], where: str, max_items: int | None, idle_pages: int
+) -> Iterator[Mapping[str, Any]]:
+    """The items of all pages; raises where they are fewer than the first page said would match, or page after page
+    holds nothing new.
+    """
     promised: int | None = None
-    count = 0
+    count = idle = 0
+    seen = set[tuple[str, str, str]]()
     for page in pages:
         if promised is None:
             context = page.get("context") or {}
             promised = page.get("numberMatched", context.get("matched")) or 0
+        before = len(seen)
         for item in page.get("features", []):
             count += 1
+            seen.add(_key(item))
             yield item
+        idle = 0 if len(seen) > before else idle + 1
+        if idle >= idle_pages:
+            raise InputError(
+                f"cannot search {where}: its last {idle} pages repeat items of earlier ones: it has no end"
+            )
     if max_items is None and promised is not None and count < promised < EXACT_TOTALS:
         raise InputError(f"cannot search {where}: it said {promised} items match but its pages held {count}; try again")
 
 
-def known_collections(url: str, wanted: Sequence[str], network: Network | None = None) -> tuple[str, ...]:
+def known_collections(
+    url: str,
+    wanted: Sequence[str],
+    network: Network | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+) -> tuple[str, ...]:
     """Those of the wanted collections that an API has, in the wanted order."""
     try:
-        client = pystac_client.Client.open(url, stac_io=RetryingIO(network))
+        client = pystac_client.Client.open(url, stac_io=RetryingIO(url, storage_options, network, budget))
         there = {collection.id for collection in client.get_collections()}
-    except (APIError, requests.RequestException, pystac.STACError, NotImplementedError, KeyError, TypeError) as error:
+    except _FAILURES as error:
         raise InputError(f"cannot list the collections of {safe_url(url)}: {cause(error)}") from error
     return tuple(name for name in wanted if name in there)
 
@@ -183,6 +240,7 @@ def walk_static(
     *,
     document: Any = None,
     allow_local: bool = False,
+    budget: Budget | None = None,
 ) -> tuple[list[Found], list[str]]:
     """Every item that a static catalogue links to, and the places of linked files that do not exist.
 
@@ -191,13 +249,15 @@ def walk_static(
     it. A file that is there but cannot be read raises `InputError`: it must not look like an absent one; so does a
     catalogue from elsewhere that leads to this machine's files, unless `allow_local`, and one without end.
     """
-    document = load_json(root, storage_options) if document is None else document
+    budget = budget or Budget(safe_url(root))
+    document = load_json(root, storage_options, budget=budget) if document is None else document
+    policy = policy_of(storage_options)
     visited, items, absent = {root}, dict[str, Found](), list[str]()
     level = [(root, document)]
 
     def load(place: str) -> Any:
         try:
-            return load_json(place, storage_options)
+            return load_json(place, storage_options, budget=budget)
         except InputError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
@@ -214,16 +274,18 @@ def walk_static(
                 if content is None:
                     absent.append(place)
                 elif kind == "Feature" and "properties" in content and "assets" in content:
-                    items[place] = Found(content, place, allow_local)
+                    items[place] = Found(content, place, allow_local, policy)
                 elif kind == "FeatureCollection" or (kind is None and _has_features(content)):
                     if any(link.get("rel") == "next" for link in content.get("links", [])):
                         raise InputError(f"{safe_url(place)} is one page of a search; give the API's own URL instead")
                     for number, feature in enumerate(content.get("features", [])):
-                        items[f"{place}#{number}"] = Found(feature, place, allow_local)
+                        items[f"{place}#{number}"] = Found(feature, place, allow_local, policy)
                 elif kind in ("Catalog", "Collection") or (kind is None and _looks_like_catalogue(content)):
                     if kind == "Collection" and not accepts(str(content.get("id"))):
                         continue
-                    following += [place for place in _links(content, place, allow_local) if place not in visited]
+                    following += [
+                        place for place in _links(Found(content, place, allow_local, policy)) if place not in visited
+                    ]
                     visited.update(following)
                 else:
                     raise InputError(f"{safe_url(place)} is not STAC: no catalogue, collection or item")
@@ -240,9 +302,9 @@ def _looks_like_catalogue(content: Any) -> bool:
     return isinstance(content, Mapping) and "stac_version" in content and isinstance(content.get("links"), list)
 
 
-def _links(content: Mapping[str, Any], place: str, allow_local: bool) -> list[str]:
+def _links(here: Found) -> list[str]:
     """The absolute places of a catalogue's children and items, in its order."""
-    here = Found(content, place, allow_local)
+    content, place = here.item, here.base
     try:
         return [
             here.follow(str(link["href"]))

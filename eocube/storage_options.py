@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from eocube.addresses import Policy, Reach, matches, origins, reach_of_host, specificity, vouched_hosts
 from eocube.errors import InputError
+from eocube.http_client import GuardedClient
 from eocube.redaction import SecretOptions
 
 S3_SCHEMES = ("s3", "s3a")
@@ -24,6 +26,13 @@ GDAL_S3_CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
 _S3_ONLY = GDAL_S3_OPTIONS - {"client_kwargs"} | {"config_kwargs", "s3_additional_kwargs"}
 # Numbers only where a number can be meant: a key of digits stays text.
 _TEXT = frozenset({"key", "secret", "token", "password", "username", "profile", "account_key", "sas_token"})
+# Their clients send credentials to their own service or the endpoint in the options, wherever a URL's bucket is.
+_OBJECT_STORES = (*S3_SCHEMES, "gs", "gcs", "az", "abfs", "abfss")
+HOSTS = "hosts"
+"""Options by host: `{"hosts": {"data.example.org": {"headers": {...}}}}`. No option of fsspec's has this name."""
+# Set by `scoped` alone: the other options then go to no host but those of `hosts`. Its values are numbers and lists,
+# since texts count as secrets.
+_REACH = "reach"
 CONNECT_TIMEOUT_S = 15
 VARIABLE = "EOCUBE_STORAGE_OPTIONS"
 _TRUE = ("1", "YES", "TRUE", "ON")
@@ -86,30 +95,99 @@ def scheme_of(href: str) -> str:
     return "" if scheme in ("file", "local") else scheme
 
 
+def scoped(options: Mapping[str, Any] | None, base: str, *, trusted: bool = False) -> SecretOptions:
+    """Options for what a catalogue (or a store's plan) at `base` leads to: what it names is not what the user named.
+
+    Options outside `hosts` then go to the catalogue's own host; to another go those that `hosts` gives it, and none
+    else: headers and credentials travel to no host that only the catalogue named. Object stores take them as ever:
+    their clients sign requests to the endpoint that the user gave, or to the service itself. Addresses that are
+    nearer to this machine than `base` are refused (see `eocube.addresses`), but for hosts that `hosts` names, or
+    where the catalogue is `trusted` as a whole. Options that are scoped already stay as they are.
+
+    Raises:
+        InputError: `hosts` is no mapping of hosts to options.
+    """
+    given = SecretOptions(options if options is not None else from_environment())
+    if _REACH in given:
+        return given
+    hosts = _hosts_of(given)
+    named = vouched_hosts(hosts)
+    bare = {name: value for name, value in given.items() if name != HOSTS}
+    for origin in origins(base) if _by_host(base) else ():
+        hosts[origin] = {**bare, **hosts.get(origin, {})}
+    reach = Reach.ANY if trusted else _reach_of(base, given)
+    return SecretOptions({**given, HOSTS: hosts, _REACH: {"nearest": int(reach), "named": list(named)}})
+
+
+def policy_of(options: Mapping[str, Any] | None) -> Policy:
+    """Which addresses the sources of such options may be at; any, for options that no catalogue has scoped."""
+    said = (options or {}).get(_REACH)
+    return Policy() if said is None else Policy(Reach(said["nearest"]), tuple(said["named"]))
+
+
+def _reach_of(base: str, options: Mapping[str, Any]) -> Reach:
+    if scheme_of(base) in ("", "memory"):
+        return Reach.LOOPBACK
+    host = host_of(base, options)
+    return reach_of_host(urlsplit(f"//{host}").hostname or "") if host else Reach.PUBLIC
+
+
+def _hosts_of(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = options.get(HOSTS, {})
+    if not isinstance(found, Mapping) or not all(isinstance(of, Mapping) for of in found.values()):
+        raise InputError(
+            f'storage options: {HOSTS} takes options by host, as in {{"{HOSTS}": {{"data.example.org": {{...}}}}}}'
+        )
+    return {str(pattern).lower(): dict(of) for pattern, of in found.items()}
+
+
+def _by_host(url: str) -> bool:
+    """Whether a URL's host is who gets the request: not so where its first part is a bucket."""
+    scheme = scheme_of(url).rpartition("::")[2]
+    return scheme not in ("", "memory") and (scheme not in _OBJECT_STORES or "@" in urlsplit(url).netloc)
+
+
 def options_for(url: str, options: Mapping[str, Any] | None) -> SecretOptions:
-    """Those of the options that a URL's protocol takes, with what the environment says about S3.
+    """Those of the options that a URL's protocol and host take, with what the environment says about S3.
 
     One set serves target, catalogue and sources, which may be of different protocols: S3's own are left out elsewhere,
     and all are for a local path. `AWS_NO_SIGN_REQUEST` and `AWS_REQUEST_PAYER` count as for GDAL and the AWS command
     line; endpoint, profile, region and keys in the environment are read by the client libraries themselves.
     """
+    return _taken(url, options)[0]
+
+
+def _taken(url: str, options: Mapping[str, Any] | None) -> tuple[SecretOptions, tuple[str, ...]]:
+    """The options that a URL takes, and the patterns of hosts that any of them hang on."""
     scheme = scheme_of(url)
     if scheme in ("", "memory"):
-        return SecretOptions()
-    given = SecretOptions(options if options is not None else from_environment())
+        return SecretOptions(), ()
+    whole = options if options is not None else from_environment()
+    given = SecretOptions({name: value for name, value in whole.items() if name not in (HOSTS, _REACH)})
+    tied: list[str] = []
+    if _by_host(url):
+        if _REACH in whole:
+            given.clear()
+        elif given:
+            tied += origins(url)
+        hosts = _hosts_of(whole)
+        for pattern in sorted(hosts, key=specificity):
+            if hosts[pattern] and matches(pattern, url):
+                given.update(hosts[pattern])
+                tied.append(pattern)
     if scheme.rpartition("::")[2] not in S3_SCHEMES:
         if scheme in ("http", "https"):
             client = {k: v for k, v in (given.get("client_kwargs") or {}).items() if k not in GDAL_S3_CLIENT_OPTIONS}
             given = SecretOptions({k: v for k, v in given.items() if k not in _S3_ONLY and k != "client_kwargs"})
             if client:
                 given["client_kwargs"] = client
-        return given
+        return given, tuple(tied)
     if scheme in S3_SCHEMES:
         if _set("AWS_NO_SIGN_REQUEST") and not given.keys() & {"key", "secret", "token", "anon", "profile"}:
             given["anon"] = True
         if os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester":
             given.setdefault("requester_pays", True)
-    return given
+    return given, tuple(tied)
 
 
 def endpoint_of(options: Mapping[str, Any]) -> str | None:
@@ -136,10 +214,13 @@ def host_of(url: str, options: Mapping[str, Any] | None = None) -> str:
 def filesystem_for(url: str, options: Mapping[str, Any] | None) -> tuple[AbstractFileSystem, str]:
     """The filesystem and path of a URL, for requests that `eocube.network` retries.
 
-    S3's two inner layers of retries (botocore's times s3fs's) are off: one layer bounds, counts and pauses. What
-    `config_kwargs` say otherwise is kept.
+    That of a web server judges every address it connects to, and leaves headers behind where it is redirected to
+    another host. S3's two inner layers of retries (botocore's times s3fs's) are off: one layer bounds, counts and
+    pauses. What `config_kwargs` say otherwise is kept.
     """
-    given = options_for(url, options)
+    given, tied = _taken(url, options)
+    if scheme_of(url) in ("http", "https"):
+        given.setdefault("get_client", GuardedClient(policy_of(options), tied if given else ()))
     if scheme_of(url) not in S3_SCHEMES:
         return url_to_fs(url, **given)  # type: ignore[no-any-return]
     config = {
