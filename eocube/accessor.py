@@ -63,7 +63,8 @@ def open(
         group: the zone, such as "utm32", of a store that holds one cube a zone.
 
     Raises:
-        StoreError: no store there, no cube in it, several cubes and no `group` (the message names them), another space.
+        StoreError: no store there, no cube in it, several cubes and no `group` (the message names them), another space,
+            or one that says other things of its latents than when it was written.
     """
     import zarr
 
@@ -93,7 +94,8 @@ def open(
         chunks=None,
         decode_coords="all",
     )
-    info = read_info(ds)
+    info = read_info(ds, shown if group is None else f"{shown}, group {group!r}")
+    _check_codes(ds, info, shown)
     if not ds.indexes["time"].is_monotonic_increasing:
         warnings.warn(
             f'{shown}: its time steps are not in order of time, since it was extended backwards; ds.sortby("time") '
@@ -363,6 +365,16 @@ def _labelled(
 def _centres(first: int, count: int, metres: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Distances of pixel centres from the zone's origin; exact, a half metre being one in binary too."""
     return (np.arange(first, first + count, dtype=np.float64) + 0.5) * metres
+
+
+def _check_codes(ds: xr.Dataset, info: CubeInfo, shown: str) -> None:
+    """StoreError where int8 codes mean one thing by the attribute and another by the coordinates beside it."""
+    for name in ("scale", "offset") if info.quantisation is not None else ():
+        if name in ds.coords and not np.array_equal(ds[name].values, getattr(info.quantisation, name)):
+            raise StoreError(
+                f"{shown}: the {name} of its int8 codes is not that in its `eocube` attribute: one of them was edited "
+                "or damaged; `eocube verify` tells which"
+            )
 
 
 def _group_url(url: str, group: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from eocube.errors import StoreError
+from eocube.identity import refuse_edited
 from eocube.moments import Moments
 from eocube.sensors import Band, Sensor
 
@@ -55,17 +56,22 @@ class CubeInfo:
         return self.resolution * self.stride
 
 
-def read_info(ds: xr.Dataset) -> CubeInfo:
-    """The dataset's `eocube` attribute; StoreError when it has none or one that lacks what reading needs."""
+def read_info(ds: xr.Dataset, where: str = "the dataset") -> CubeInfo:
+    """The dataset's `eocube` attribute; StoreError when it has none, or an edited one, or one that reading cannot use.
+
+    `where` names the dataset in errors.
+    """
     document = ds.attrs.get(KEY)
     if isinstance(document, str):
         document = json.loads(document)
     if not isinstance(document, Mapping):
-        raise StoreError("the dataset has no `eocube` attribute: it is no latent cube, or its attributes were dropped")
+        raise StoreError(f"{where} has no `eocube` attribute: it is no latent cube, or its attributes were dropped")
+    if "space" in document:
+        refuse_edited(document, where)
     try:
         return _info(document)
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"the dataset's `eocube` attribute cannot be read: {type(error).__name__} {error}") from error
+        raise StoreError(f"{where}: its `eocube` attribute cannot be read: {type(error).__name__} {error}") from error
 
 
 def _info(document: Mapping[Hashable, Any]) -> CubeInfo:

@@ -17,9 +17,10 @@ def difference(document: Mapping[str, Any], plan: StorePlan, steps: Steps) -> st
 
     `steps` gives the store's times and newline-joined scene ids; it is called only when it is needed.
     """
-    if document.get("plan_hash") == plan.hash:
-        return None
     wanted = eocube_document(plan)
+    if document.get("plan_hash") == plan.hash:
+        changes = list(_changes(document.get("quantisation"), wanted.get("quantisation"), ""))
+        return f"another quantisation than its plan's: {_listed(changes)}" if changes else None
     if document.get("space_id") != plan.space_id:
         changes = list(_changes(document.get("space"), wanted.get("space"), ""))
         return f"another space ({document.get('space_id')}, asked {plan.space_id}): {_listed(changes)}"

@@ -153,7 +153,7 @@ def verify(
     unfinished, decoded = 0, dict[str, Any]()
     for zone in zones:
         plan, place = plan_of(url, zone, storage_options), cube_url(url, zone)
-        store = LatentStore.open(place, storage_options=storage_options)
+        store = LatentStore.open(place, storage_options=storage_options, check=False)
         findings += [
             f"commits/plan.json: several items are called {name!r}, and their dates hold the pixels of one"
             for name in plan.doubled

@@ -17,6 +17,7 @@ from zarr.storage import MemoryStore
 from eocube.commits import STATES, State
 from eocube.coverage import UNKNOWN_PERCENT, cell_bytes
 from eocube.grid import CubeGrid
+from eocube.identity import signed
 from eocube.shard_codec import Block, ShardCodec, compressors
 
 ROOT = "zarr.json"
@@ -332,7 +333,7 @@ def eocube_document(plan: StorePlan) -> dict[str, Any]:
         },
         "versions": versions(),
     }
-    return {**derived, **plan.document()}
+    return signed({**derived, **plan.document()})
 
 
 def template(plan: StorePlan) -> dict[str, bytes]:

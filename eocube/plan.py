@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from shapely.validation import make_valid
 from eocube.bounds import footprint_of
 from eocube.catalog import Scene
 from eocube.grid import CubeGrid, Window
+from eocube.identity import digest
 from eocube.scene_ids import doubled
 from eocube.sensors import Sensor
 from eocube.zones import central_meridian, to_zone
@@ -27,16 +27,6 @@ RADIOMETRY = "eocube-radiometry-1"
 """Version of the radiometric recipe: offset rule, dB, travelling form. Part of the space id."""
 RESAMPLING = "native-bilinear-1"
 """Version of the resampling recipe: native sampling, bilinear warps, mirrored swath edges. Part of the space id."""
-
-
-def canonical(document: Any) -> str:
-    """JSON with sorted keys and no spaces: the same document always gives the same text."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(document: Any, length: int = 16) -> str:
-    """The first `length` hexadecimal digits of the SHA-256 of a document's canonical JSON."""
-    return hashlib.sha256(canonical(document).encode()).hexdigest()[:length]
 
 
 def sensor_document(sensor: Sensor) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 import eocube
 from eocube.commits import State
 from eocube.grid import Window
-from eocube.plan import Plan, digest
+from eocube.identity import digest
+from eocube.plan import Plan
 from eocube.quality import DATA_RANGE, psnr, rmse, sam
 from eocube.source import read_windows
 from eocube.storage_options import scoped

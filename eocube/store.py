@@ -25,6 +25,7 @@ from eocube.coverage import ON_LATENTS
 from eocube.cube_item import cube_item
 from eocube.differences import difference
 from eocube.errors import StoreError
+from eocube.identity import refuse_edited
 from eocube.layout import (
     INT8_NODATA,
     LATENT,
@@ -88,6 +89,7 @@ class LatentStore:
         target = Target(url, storage_options)
         found = read_root(target)
         if found is not None:
+            refuse_edited(found["attributes"]["eocube"], str(target))
             store = cls(target, found)
             if store.document.get("plan_hash") in getattr(plan, "extends", ()):
                 target.tidy(everything=True)
@@ -146,13 +148,19 @@ class LatentStore:
         return cls(target, json.loads(root))
 
     @classmethod
-    def open(cls, url: Url, *, storage_options: Options = None) -> LatentStore:
-        """Open a store that is there, in one request. StoreError when there is none, or one of several zones."""
+    def open(cls, url: Url, *, storage_options: Options = None, check: bool = True) -> LatentStore:
+        """Open a store that is there, in one request.
+
+        StoreError when there is none, one of several zones, or one that says other things of its latents than when it
+        was written; the last only with `check`, which who names or mends the damage leaves out.
+        """
         target = Target(url, storage_options)
         root = read_root(target)
         if root is None:
             refuse_half_moved(target)
             raise StoreError(f"no eocube store at {target}")
+        if check:
+            refuse_edited(root["attributes"]["eocube"], str(target))
         return cls(target, root)
 
     @staticmethod

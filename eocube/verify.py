@@ -15,6 +15,7 @@ import numpy as np
 from eocube.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.commits import Receipt, State, checked
 from eocube.errors import StoreError
+from eocube.identity import FROM_LOG
 from eocube.layout import INT8_NODATA, LATENT, ROOT, is_chunk
 from eocube.root import is_litter
 from eocube.tables import Summary, Totals
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from eocube.store import LatentStore
 
 _AT_ONCE = 8
-FROM_LOG = ("moments", "seams")
-"""Entries of the `eocube` attribute that follow from the commit log and change with it."""
 
 
 class Finding(NamedTuple):

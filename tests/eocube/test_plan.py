@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from eocube.catalog import parse_interval, search
 from eocube.demo import DEMO_BBOX, DEMO_DATETIME
 from eocube.grid import grids_for
-from eocube.plan import Encoding, Plan, WorkUnit, build_plan, canonical, digest, group_times
+from eocube.identity import canonical, digest
+from eocube.plan import Encoding, Plan, WorkUnit, build_plan, group_times
 from eocube.sensors import get_sensor
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")
