@@ -146,14 +146,14 @@ def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bo
 
 
 def info_main(argv: Sequence[str]) -> int:
-    """What a cube is: sensor, ground, times, weights, space id."""
+    """What a cube is: sensor, ground, times, weights, space id, and how each scene's numbers were read."""
     options = parse(StoreOptions, argv, "eocube info")
 
     def command() -> int:
-        from eocube.inspection import describe, info
+        from eocube.inspection import brief, describe, info
 
         found = info(options.url, options.group, parse_options(options.storage_options))
-        print(json.dumps(found, indent=1) if options.json else describe(found))
+        print(json.dumps(found, indent=1) if options.json else describe(brief(found)))
         return Exit.DONE
 
     return guarded(command)

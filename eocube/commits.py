@@ -109,6 +109,8 @@ class Receipt:
     created: str = ""
     run: str = ""
     seams: Seams | None = None
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """Scene id -> the rule by which its numbers were read (`eocube.rules.short`); empty in receipts of version 0.1."""
 
     @property
     def complete(self) -> bool:
@@ -141,6 +143,8 @@ class Receipt:
         }
         if self.seams is not None:
             data["seams"] = self.seams.to_dict()
+        if self.rules:
+            data["rules"] = dict(self.rules)
         return with_check(data)
 
     @classmethod
@@ -170,6 +174,7 @@ class Receipt:
                 created=str(data.get("created", "")),
                 run=str(data.get("run", "")),
                 seams=None if seams is None else Seams.from_dict(seams),
+                rules={str(k): str(v) for k, v in data.get("rules", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a receipt: {type(error).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from eocube.gdal_env import gdal_environment, open_raster
 from eocube.network import shared_network
 from eocube.radiometry import Contradiction, Radiometry
 from eocube.read_failure import judge_read
+from eocube.sensors import SENTINEL2_OFFSETS
 from eocube.storage_options import host_of
 
 # Takes an asset's href and gives a coarse view of its first band, in raw DN (0 is nodata).
@@ -32,10 +34,14 @@ RAISED_WITHIN = (900.0, 1250.0)
 ENOUGH_PIXELS = 1000
 OVERVIEW_SIDE = 512
 TRIES = 4
+STATED = "stated by hand, offset "
+"""How the reason of a rule begins that the user stated."""
 
 
 def dark_tail(raw: NDArray[Any]) -> float | None:
-    """The `TAIL_PERCENT` percentile of the valid DN (above 0, below 65535); None where too few are valid."""
+    """The `TAIL_PERCENT` percentile of the valid DN (above 0, below 65535); None where too few are, or none whole."""
+    if raw.dtype.kind not in "ui":
+        return None
     valid = raw[(raw > 0) & (raw < 65535)]
     return float(np.percentile(valid, TAIL_PERCENT)) if valid.size >= ENOUGH_PIXELS else None
 
@@ -54,29 +60,68 @@ def judge(tails: Mapping[str, float | None]) -> Verdict | None:
     return "raised" if len(known) >= 2 and all(low <= tail <= high for tail in known) else None
 
 
+class UndecidedError(RadiometryError):
+    """The pixels do not say whether the +1000 is in them, or cannot be read."""
+
+
+def decide(
+    contradiction: Contradiction, hrefs: Mapping[str, str], read: OverviewReader | None, stated: float | None
+) -> tuple[Verdict, str]:
+    """What settles an item whose metadata do not: its pixels, else the offset that the user states.
+
+    What is stated never overrules pixels that speak clearly: such an item is refused, as one is that nobody settles.
+    `RadiometryError` says what to do.
+    """
+    if stated is not None and not any(math.isclose(stated, known, abs_tol=1e-9) for known in SENTINEL2_OFFSETS):
+        raise RadiometryError(f"an offset of {stated:g} is stated for it; Sentinel-2 knows 0 and -0.1 only")
+    try:
+        if read is None:
+            raise UndecidedError(f"metadata do not settle the offset ({contradiction.why}) and no pixels were read")
+        verdict, why = decide_by_pixels(contradiction, hrefs, read)
+    except UndecidedError as undecided:
+        if stated is None:
+            raise RadiometryError(
+                f"{undecided}: add s2:processing_baseline to the item, or say which it is with --offset 0 or "
+                "--offset -0.1 (offset: in a sensor's file)"
+            ) from undecided
+        return ("raised" if stated else "removed"), f"{STATED}{stated:g}: {undecided}"
+    if stated is not None and (verdict == "raised") != (stated != 0):
+        raise RadiometryError(f"an offset of {stated:g} is stated for it, but the pixels deny it: {why}")
+    return verdict, why
+
+
 def decide_by_pixels(
     contradiction: Contradiction, hrefs: Mapping[str, str], read: OverviewReader
 ) -> tuple[Verdict, str]:
     """What the pixels say where the metadata contradict each other: the verdict and the reason for the record.
 
     `hrefs` are the item's dark bands, band -> href, asked in that order until the verdict stands. Raises
-    `RadiometryError` with the reason where they are not decisive or cannot be read: the item is refused, never guessed.
+    `UndecidedError` with the reason where they are not decisive or cannot be read, `RadiometryError` where they are no
+    whole numbers.
     """
     tails: dict[str, float | None] = {}
     for band, href in hrefs.items():
         try:
-            tails[band] = dark_tail(read(href))
+            pixels = read(href)
         except (OSError, rasterio.errors.RasterioError) as error:
-            raise RadiometryError(
-                f"metadata contradict ({contradiction.why}) and {band} cannot be read to decide: {type(error).__name__}"
+            raise UndecidedError(
+                f"metadata do not settle the offset ({contradiction.why}) and {band} cannot be read to decide: "
+                f"{type(error).__name__}"
             ) from error
+        if pixels.dtype.kind not in "ui":
+            raise RadiometryError(
+                f"{band} holds {pixels.dtype} pixels, no digital numbers, and declares no scale: say data_type, scale "
+                "and offset in its raster:bands"
+            )
+        tails[band] = dark_tail(pixels)
         if judge(tails) == "removed":
             break
     seen = ", ".join(f"{band} {'unknown' if tail is None else f'{tail:.0f}'}" for band, tail in tails.items())
     verdict = judge(tails)
     if verdict is None:
-        raise RadiometryError(
-            f"metadata contradict ({contradiction.why}) and the dark tails do not decide ({seen or 'no dark band'})"
+        raise UndecidedError(
+            f"metadata do not settle the offset ({contradiction.why}) and the dark tails do not decide "
+            f"({seen or 'no dark band'})"
         )
     return verdict, f"dark tail {seen}: +1000 {verdict}; metadata contradict: {contradiction.why}"
 

@@ -19,6 +19,7 @@ from eocube.gdal_env import without_query
 from eocube.grid import grids_for
 from eocube.network import NetworkLimits
 from eocube.plan import Plan, build_plan
+from eocube.rules import rules_of
 from eocube.sensors import Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class EncodeOptions:
     extent: tuple[str, ...] = ()
     """West south east north: ground that the cube is to have room for, the bbox in it. It can grow anywhere inside by
     a larger --bbox later; without it, only south and east of the bbox. Reserved ground costs next to nothing."""
+    offset: str | None = None
+    """Reflectance = DN * scale + this, for items that leave it open: 0 or -0.1 for Sentinel-2. What an item's own
+    metadata settle stays as they say; where its pixels clearly deny what is stated, the item is refused."""
     weights: str = "nano"
     """nano, a path, or hf://owner/name."""
     resolution: str = "10"
@@ -144,6 +148,8 @@ class Request:
         sensor = get_sensor(options.sensor)
         if options.bands is not None:
             sensor = sensor.subset([b.strip() for b in options.bands.split(",") if b.strip()])
+        if options.offset is not None:
+            sensor = sensor.with_offset(number(options.offset, "--offset"))
         boxes = box_of(options.bbox, "--bbox")
         extent = box_of(options.extent, "--extent") if options.extent else ()
         if extent and not covers(extent, boxes):
@@ -194,6 +200,7 @@ class Request:
             "max_cloud": self.max_cloud,
             "precision": self.precision,
             "storage": self.storage,
+            **({} if self.options.offset is None else {"offset": self.sensor.source_offset}),
         }
 
 
@@ -342,6 +349,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "times": len(plan.times),
         "scenes": len(plan.scenes),
         "refused": [list(r) for r in plan.refused],
+        "rules": rules_of(plan),
         "units": len(units),
         "units_without_data": sum(u.empty for u in units),
         "windows": cores,

@@ -111,7 +111,9 @@ def _boxes(plan: Plan, name: str) -> tuple[BBox, ...]:
 
 def _check_request(url: str, stored: Sequence[Plan], asked: Plan) -> None:
     was, wanted = dict(stored[0].request), dict(asked.request)
-    other = named_changes(*({k: v for k, v in r.items() if k not in GROWING} for r in (was, wanted)))
+    # Items that were left open may be settled by hand later; what was settled so may not be settled otherwise.
+    free = GROWING if "offset" in was else (*GROWING, "offset")
+    other = named_changes(*({k: v for k, v in r.items() if k not in free} for r in (was, wanted)))
     if other:
         raise StoreError(f"{url} was made by another request: {other}; ask for the same, or write to another --out")
     first, last = was.get("datetime") or ("", "~")

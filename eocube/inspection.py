@@ -15,15 +15,21 @@ from eocube.extend import stored_extent, zoned
 from eocube.history import History
 from eocube.plan import Plan
 from eocube.quality_sample import SAMPLE, fidelity, truth_pixels
+from eocube.rules import counted, rules_of, told_otherwise
 from eocube.source import read_source
 from eocube.storage_options import scoped
 from eocube.store import LatentStore
 from eocube.tables import Failure, Totals
 
+__all__ = [
+    "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
+]  # fmt: skip
+
+LISTED = 20
+"""Scenes whose rules are printed at most."""
+
 Options = Mapping[str, Any] | None
 """fsspec options of a cube, by its own store's place of its sources too; None takes the environment's."""
-
-__all__ = ["cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify"]
 
 
 def cube_url(url: str, group: str | None) -> str:
@@ -54,7 +60,7 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
 
 
 def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
-    """Sensor, ground, times, weights and space id of a cube."""
+    """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
     plan = plan_of(url, group, storage_options)
     lattice = plan.grid.lattice
     west, south, east, north = plan.grid.lonlat_bounds_with_halo()
@@ -74,6 +80,8 @@ def info(url: str, group: str | None = None, storage_options: Options = None) ->
         "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
         "times": [t.time for t in plan.times],
         "scenes": len(plan.scenes),
+        "read_as": counted(rules_of(plan)),
+        "rules": rules_of(plan),
         "weights": plan.encoding.weights_name,
         "weights_sha256": plan.encoding.sha256,
         "precision": plan.encoding.precision,
@@ -160,6 +168,8 @@ def verify(
         ]
         findings += [f"{path if zone is None else f'{zone}/{path}'}: {what}" for path, what in store.verify()]
         if not findings:
+            prefix = "" if zone is None else f"{zone}/"
+            findings += [f"{prefix}commits: {unit} {what}" for unit, what in told_otherwise(plan, store.log.latest())]
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]
         if decode:
             scores = fidelity(plan, place, sample=sample, storage_options=storage_options)
@@ -185,6 +195,14 @@ def quicklook(
     pixels = read_source(plan, truth_pixels(plan), time, storage_options=options) if source else None
     ds = eocube.open(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(str(out), time=time, source=pixels))
+
+
+def brief(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` with the rules of a few scenes only, for people."""
+    rules = document["rules"]
+    left = len(rules) - LISTED
+    shown = dict(list(rules.items())[:LISTED])
+    return {**document, "rules": {**shown, **({f"and {left} more": "eocube info --json"} if left > 0 else {})}}
 
 
 def describe(document: Mapping[str, Any], indent: str = "") -> str:

@@ -24,6 +24,8 @@ class Kept:
     precision: Mapping[str, int] = field(default_factory=dict)
     seams: Seams | None = None
     """What the borders between the windows that stay came to."""
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """The rules that their scenes were read by."""
 
 
 def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
@@ -51,4 +53,4 @@ def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
     for window in good:
         row, col = grid.place_in_shard(window)
         latents[window] = block[:, row : row + core, col : col + core].copy()
-    return Kept(results, latents, receipt.precision, receipt.seams)
+    return Kept(results, latents, receipt.precision, receipt.seams, receipt.rules)

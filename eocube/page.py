@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 import eocube
-from eocube.commits import State
+from eocube.commits import Receipt, State
 from eocube.cost import work
 from eocube.encode import plan_summary
 from eocube.errors import InputError
@@ -26,6 +26,7 @@ from eocube.plan import Plan
 from eocube.quality import DATA_RANGE
 from eocube.redaction import redacted
 from eocube.report import STATE_COLOURS
+from eocube.rules import NOT_RECORDED, in_words
 from eocube.seams import KINDS
 from eocube.storage_options import scoped
 from eocube.store import LatentStore
@@ -102,9 +103,9 @@ def describe_cube(
         "quality_rows": list(_quality_rows(found, plan)),
         "failures": [*found["failures"].items(), *found["below_floor"].items()],
         "runs": history.runs,
-        "scenes": plan.scenes[:SCENES],
+        "scenes": [(scene, *in_words(plan, scene).partition(": ")[::2]) for scene in plan.scenes[:SCENES]],
         "scenes_left": max(0, len(plan.scenes) - SCENES),
-        "provenance": list(_provenance(plan, store.document)),
+        "provenance": [*_provenance(plan, store.document), _rules_in(latest)],
         "to_do": found["to_do"],
     }
 
@@ -116,7 +117,10 @@ def spread(count: int, most: int) -> list[int]:
 
 def _figures(found: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
     names = ("windows", "percent_done", "rate", "psnr", "sam", "scored_windows", "seams", "bytes_in", "bytes_out")
-    return {**{n: found[n] for n in names}, "planned": {k: v for k, v in planned.items() if k != "refused"}}
+    return {
+        **{n: found[n] for n in names},
+        "planned": {k: v for k, v in planned.items() if k not in ("refused", "rules")},
+    }
 
 
 def _headline(found: Mapping[str, Any], planned: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -220,6 +224,13 @@ def _provenance(plan: Plan, document: Mapping[str, Any]) -> Iterator[tuple[str, 
             yield f"{name}: {key}", redacted(value if isinstance(value, str) else json.dumps(value))
     for item, why in plan.refused:
         yield f"refused {item}", redacted(why)
+
+
+def _rules_in(latest: Iterable[Receipt]) -> tuple[str, str]:
+    receipts = [(bool(r.rules), bool(r.bytes_in)) for r in latest]
+    said = sum(told for told, _ in receipts)
+    silent = sum(read and not told for told, read in receipts)
+    return "rules in the receipts", f"of {said} units" + (f"; of {silent} {NOT_RECORDED}" if silent else "")
 
 
 def _template() -> Any:

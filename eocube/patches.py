@@ -235,15 +235,18 @@ class ScenePatches:
 def open_search(options: Mapping[str, Any]) -> ScenePatches:
     """`ScenePatches.from_search` from plain values, as a file names them.
 
-    Keys: catalog, sensor (a name or a YAML file), bbox (W S E N, or a list of such), datetime; bands, size (264),
-    resolution (10), max_cloud, storage_options. InputError names a key that is missing, unknown or wrong.
+    Keys: catalog, sensor (a name or a YAML file), bbox (W S E N, or a list of such), datetime; bands, offset (of items
+    that leave it open), size (264), resolution (10), max_cloud, storage_options. InputError names a key that is
+    missing, unknown or wrong.
     """
     given = _known(
         options,
         need=("catalog", "sensor", "bbox", "datetime"),
-        more=("bands", "size", "resolution", "max_cloud", "storage_options"),
+        more=("bands", "offset", "size", "resolution", "max_cloud", "storage_options"),
     )
     sensor = get_sensor(given["sensor"])
+    if given.get("offset") is not None:
+        sensor = sensor.with_offset(float(given["offset"]))
     if given.get("bands"):
         sensor = sensor.subset(list(given["bands"]))
     listed = list(given["bbox"])

@@ -15,6 +15,10 @@ from eocube.encode import EncodeOptions, plan_summary
 from eocube.errors import InputError
 from eocube.plan import Plan
 from eocube.rates import calibrate, recorded
+from eocube.rules import counted
+
+LISTED = 20
+"""Scenes whose rules are printed at most."""
 
 
 def plan_documents(
@@ -47,7 +51,8 @@ def lines(documents: Sequence[Mapping[str, Any]]) -> str:
     """The plans for people: a block a zone, and the sum of several."""
     blocks = [_block(str(d["zone"]), d) for d in documents]
     if len(documents) > 1:
-        blocks.append(_block("all zones", {**documents[0], **total(list(documents)), "refused": [], "array_km": None}))
+        whole = {**documents[0], **total(list(documents)), "refused": [], "rules": {}, "array_km": None}
+        blocks.append(_block("all zones", whole))
     return "\n".join(blocks)
 
 
@@ -73,6 +78,14 @@ def _block(name: str, d: Mapping[str, Any]) -> str:
         rows.insert(3, ("arrays", room))
     if d["dollars"] is not None:
         rows.append(("dollars", f"{d['dollars']:.2f} at {d['price_per_hour']:g} an hour"))
+    rules = d["rules"]
+    if rules:
+        rows.append(
+            ("read as", ", ".join(f"{rule} ({count} of {len(rules)})" for rule, count in counted(rules).items()))
+        )
+        rows += [("", f"{scene}: {why}") for scene, why in list(rules.items())[:LISTED]]
+        if len(rules) > LISTED:
+            rows.append(("", f"and {len(rules) - LISTED} more: --json"))
     return "\n".join([name, *(f"  {label:<10} {value}" for label, value in rows)])
 
 

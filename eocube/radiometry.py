@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eocube.errors import RadiometryError
-from eocube.sensors import Sensor
+from eocube.sensors import SENTINEL2_OFFSETS, Sensor
 
 # From this day ESA's processors write baseline 04.00: DN = reflectance * 1e4 + 1000. Reprocessing (Collection-1)
 # carries it to older days too, so the day alone settles nothing.
@@ -63,14 +63,21 @@ def offset_rule(
     `properties` are the item's, `asset` the asset's own object, `key` its key. Returns the rule, or a `Contradiction`
     for pixels to decide; raises `RadiometryError` with the reason where neither can help. See `_sentinel2` for the
     offset's decision table, `_backscatter` for Sentinel-1.
+
+    A sensor of Sentinel-2 takes an item that does not say which satellite's it is for Sentinel-2's. An item of another
+    satellite, or with another scale or offset than Sentinel-2's, means what it declares.
     """
     declared = _Declared.read(asset)
     if sensor.unit == "dn8":
         return _picture(declared, key)
     if sensor.unit == "dB":
         return _backscatter(properties, asset, declared, sensor, f"{collection} {item_id}".lower(), key)
+    if is_harmonised(properties, collection):
+        return _harmonised(declared, sensor)
     if is_sentinel2(properties, collection, item_id):
         return _sentinel2(properties, asset, declared, collection, item_id)
+    if sensor.means_sentinel2 and not _is_others(properties, declared):
+        return _sentinel2(properties, asset, declared, collection, item_id, unlabelled=sensor)
     return _as_declared(declared, sensor)
 
 
@@ -118,11 +125,30 @@ def _number(value: Any) -> float | None:
 def is_sentinel2(properties: Mapping[str, Any], collection: str = "", item_id: str = "") -> bool:
     """Whether the item is a Sentinel-2 MSI product, by whatever it says of itself."""
     said = f"{properties.get('constellation', '')} {properties.get('platform', '')} {collection}".lower()
-    if "hls" in said:  # NASA's harmonised product is made from Sentinel-2 but has its own scale and no such offset
+    if is_harmonised(properties, collection):
         return False
     if re.search(r"sentinel[-_ ]?2|sentinel-s2|\bs2[abc]\b", said):
         return True
     return bool(re.match(r"S2[A-D]_", item_id)) or any(name.startswith(("s2:", "sentinel2:")) for name in properties)
+
+
+def is_harmonised(properties: Mapping[str, Any], collection: str = "") -> bool:
+    """Whether the item is of NASA's HLS, which is made from Sentinel-2 and Landsat and has numbers of its own."""
+    said = f"{properties.get('constellation', '')} {properties.get('platform', '')} {collection}".lower()
+    return "hls" in said
+
+
+def _is_others(properties: Mapping[str, Any], declared: _Declared) -> bool:
+    """Whether what an item declares of its numbers is another's than Sentinel-2's: by satellite, scale or offset."""
+    named = any(properties.get(name) for name in ("constellation", "platform"))
+    scaled = declared.scale is not None and not math.isclose(declared.scale, SENTINEL2_SCALE, rel_tol=1e-6)
+    moved = declared.offset is not None and not _is_known_offset(declared.offset)
+    whole = not declared.data_type.startswith("float")
+    return (named and declared.offset is not None) or (whole and (scaled or moved))
+
+
+def _is_known_offset(offset: float) -> bool:
+    return any(math.isclose(offset, known, rel_tol=1e-6) for known in SENTINEL2_OFFSETS)
 
 
 def baseline_of(properties: Mapping[str, Any], item_id: str = "", collection: str = "") -> str | None:
@@ -168,6 +194,8 @@ def _sentinel2(
     declared: _Declared,
     collection: str,
     item_id: str,
+    *,
+    unlabelled: Sensor | None = None,
 ) -> Radiometry | Contradiction:
     """The rule of the +1000 of processing baseline 04.00, for Sentinel-2 reflectance.
 
@@ -186,17 +214,18 @@ def _sentinel2(
 
     An Earth Search COG of `sentinel-2-l2a` from which the flag is missing is a contradiction too from baseline 04.00
     on: that collection holds both kinds, and only the flag tells them apart. Float sources are physical already and
-    need a declared scale.
+    need a declared scale. `unlabelled` is the sensor by which an item counts as Sentinel-2's that does not say so.
     """
     nodata = 0.0 if declared.nodata is None else declared.nodata
     if declared.data_type.startswith("float"):
         return _float_reflectance(declared)
-    scale = SENTINEL2_SCALE if declared.scale is None else declared.scale
+    usual = SENTINEL2_SCALE if unlabelled is None else unlabelled.scale
+    scale = usual if declared.scale is None else declared.scale
     flag, baseline = offset_flag(properties), baseline_of(properties, item_id, collection)
     given = declared.offset
-    if given is not None and not (given == 0.0 or math.isclose(given, SENTINEL2_OFFSET, rel_tol=1e-6)):
+    if given is not None and not _is_known_offset(given):
         raise RadiometryError(f"declares an offset of {given:g}; Sentinel-2 knows 0 and {SENTINEL2_OFFSET:g} only")
-    said = (
+    said = ("" if unlabelled is None else f"taken for Sentinel-2 by sensor {unlabelled.name}, ") + (
         f"boa_offset_applied {'not given' if flag is None else str(flag).lower()}, "
         f"baseline {baseline or 'unknown'}, declared offset {'none' if given is None else f'{given:g}'}"
     )
@@ -289,12 +318,32 @@ def _backscatter(
 
 
 def _as_declared(declared: _Declared, sensor: Sensor) -> Radiometry:
-    """A user's own sensor: what the asset declares, else what the sensor's file says."""
+    """Another satellite's numbers: what the asset declares, else what the sensor's file states.
+
+    Never the sensor's travelling form: that is what numbers become, and says nothing of what they were.
+    """
     nodata = sensor.nodata if declared.nodata is None else declared.nodata
+    stated = sensor.source_offset
     if declared.scale is None and declared.offset is None:
-        return Radiometry(sensor.scale, sensor.offset, nodata, "dn", f"as {sensor.name} describes it")
+        if stated is None:
+            raise RadiometryError(
+                f"declares neither scale nor offset, and {sensor.name} states no offset of its sources: add scale and "
+                "offset to the asset's raster:bands, or offset: to the sensor's file, or say it with --offset"
+            )
+        return Radiometry(sensor.scale, stated, nodata, "dn", f"as {sensor.name} describes it")
     scale = 1.0 if declared.scale is None else declared.scale
+    if declared.offset is None and stated:
+        why = f"scale as the asset declares it, offset as {sensor.name} describes it"
+        return Radiometry(scale, stated, nodata, "dn", why)
     return Radiometry(scale, declared.offset or 0.0, nodata, "dn", "as the asset declares it")
+
+
+def _harmonised(declared: _Declared, sensor: Sensor) -> Radiometry:
+    """HLS: as declared, else as its user guide (version 2) has it: reflectance = DN * 1e-4, -9999 is nodata."""
+    if declared.scale is not None or declared.offset is not None:
+        return _as_declared(declared, sensor)
+    nodata = -9999.0 if declared.nodata is None else declared.nodata
+    return Radiometry(1e-4, 0.0, nodata, "dn", "harmonised (HLS): reflectance * 1e4, no offset")
 
 
 def to_travelling(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:

@@ -51,7 +51,7 @@ class BandSource:
         """The source that `to_dict` wrote."""
         rule = data["radiometry"]
         nodata = None if rule["nodata"] is None else float(rule["nodata"])
-        radiometry = Radiometry(float(rule["scale"]), float(rule["offset"]), nodata, rule["kind"], rule["why"])
+        radiometry = Radiometry(float(rule["scale"]), float(rule["offset"]), nodata, rule["kind"], rule.get("why", ""))
         return cls(data["band"], data["key"], data["href"], int(data["index"]), radiometry, data.get("size"))
 
 

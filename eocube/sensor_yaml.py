@@ -6,7 +6,7 @@ The file's keys (`bands`, `name` and `unit` are required):
     unit: reflectance            # reflectance | dB | dn8
     trained_as: RGBN             # the sensor of the weights it follows; its band names are that sensor's
     scale: 0.0001                # reflectance = DN * scale + offset, for assets that do not declare their own
-    offset: 0
+    offset: 0                    # say it: without it a file that is trained_as Sentinel-2 has Sentinel-2's offset rule
     nodata: 0
     mask_assets: [scl]           # a scene classification with Sentinel-2's classes, where there is one
     collections:                 # catalogue preset -> collection ids, preferred first; "any" serves every catalogue
@@ -21,13 +21,16 @@ The file's keys (`bands`, `name` and `unit` are required):
         std: 2118.2              # replace them before anything is encoded
 
 Reflectance travels as uint16 with the file's scale and offset (default: Sentinel-2's, 1e-4 and -0.1), dB as float32,
-dn8 as uint8. Items of Sentinel-2 itself keep Sentinel-2's own offset rule whatever the file says.
+dn8 as uint8. The default says nothing of a source: an item that declares no offset needs one in the file, or, where the
+sensor is trained as one of Sentinel-2, is settled as that satellite's items are. Items of Sentinel-2 itself keep its
+offset rule whatever the file says; the file counts where they and their pixels leave it open.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ import numpy as np
 import yaml
 
 from eocube.errors import InputError
-from eocube.sensors import WEIGHTS_UNITS, Band, Sensor, nearest
+from eocube.sensors import SENTINEL2, WEIGHTS_UNITS, Band, Sensor, nearest
 
 _KEYS = ("name", "unit", "bands", "collections", "scale", "offset", "nodata", "trained_as", "mask_assets")
 _BAND_KEYS = ("name", "wavelength", "gsd", "assets", "index", "mean", "std")
@@ -71,8 +74,10 @@ def read_sensor(path: Path) -> Sensor:
     names = [band.name for band in bands]
     if len(set(names)) != len(names):
         raise InputError(f"sensor file {path}: two bands have the same name")
+    trained_as = None if fields.get("trained_as") is None else str(fields["trained_as"])
     if "scale" in fields and "offset" not in fields:
         offset = 0.0
+    stated = "offset" in fields or ("scale" in fields and trained_as not in SENTINEL2)
     sensor = Sensor(
         name=name,
         bands=bands,
@@ -84,8 +89,10 @@ def read_sensor(path: Path) -> Sensor:
         unit_factor=WEIGHTS_UNITS[unit][0],
         collections=_collections(fields.get("collections", {}), path),
         mask_assets=_names(fields.get("mask_assets", []), "mask_assets", path),
-        trained_as=None if fields.get("trained_as") is None else str(fields["trained_as"]),
+        trained_as=trained_as,
     )
+    if stated and unit == "reflectance":
+        sensor = replace(sensor, source_offset=sensor.offset)
     if sensor.scale <= 0:
         raise InputError(f"sensor file {path}: scale must be above 0")
     if dtype != "float32" and sensor.nodata not in (0, np.iinfo(dtype).max):

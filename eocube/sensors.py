@@ -62,6 +62,11 @@ WEIGHTS_UNITS: Mapping[str, tuple[float, str]] = {
     "dn8": (1.0, "dn8"),
 }
 
+SENTINEL2 = ("S2L2A", "S2L1C", "RGBN")
+"""The built-in sensors of Sentinel-2's reflectance."""
+SENTINEL2_OFFSETS = (0.0, -0.1)
+"""reflectance = DN * 1e-4 + one of these: before processing baseline 04.00, and from it on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
@@ -85,6 +90,29 @@ class Sensor:
     collections: Mapping[str, tuple[str, ...]] = field(hash=False)
     mask_assets: tuple[str, ...] = ()
     trained_as: str | None = None
+    source_offset: float | None = None
+    """The offset of sources whose items do not settle theirs, as a sensor's file or `--offset` says; None: nobody did.
+
+    `scale` and `offset` are those of the travelling form, and say nothing of a source.
+    """
+
+    @property
+    def means_sentinel2(self) -> bool:
+        """Whether its numbers are Sentinel-2's unless an item says otherwise: a built-in sensor of that satellite, or
+        one of a file that is trained as one and states no offset of its own."""
+        stated = self.trained_as in SENTINEL2 and self.source_offset is None
+        return self.unit == "reflectance" and (self.name in SENTINEL2 or stated)
+
+    def with_offset(self, offset: float) -> Sensor:
+        """The sensor with an offset for items that do not settle theirs.
+
+        `InputError` where its unit knows none, or Sentinel-2 has no such one.
+        """
+        if self.unit != "reflectance":
+            raise InputError(f"--offset is of reflectance; {self.name} is in {self.unit}")
+        if self.means_sentinel2 and offset not in SENTINEL2_OFFSETS:
+            raise InputError(f"--offset {offset:g}: Sentinel-2's numbers have an offset of 0 or -0.1")
+        return replace(self, source_offset=offset)
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -162,6 +190,7 @@ class Sensor:
             "collections": {preset: list(ids) for preset, ids in self.collections.items()},
             "mask_assets": list(self.mask_assets),
             "trained_as": self.trained_as,
+            **({} if self.source_offset is None else {"source_offset": self.source_offset}),
         }
 
     @classmethod

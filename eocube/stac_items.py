@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from eocube.bounds import bbox_of, footprint_of, parse_moment
-from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide_by_pixels, settled
+from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide, settled
 from eocube.errors import RadiometryError, SourceError
 from eocube.radiometry import Contradiction, Radiometry, baseline_of, is_suspect, offset_rule
 from eocube.scene import BandSource, Scene, geojson_text
@@ -171,7 +171,7 @@ def scene_from_item(
     rules = [
         offset_rule(properties, asset, sensor, collection=collection, item_id=name, key=key) for _, key, asset in chosen
     ]
-    settled_rules = _settle(item, rules, resolve, read_overview, check_pixels)
+    settled_rules = _settle(item, sensor, rules, resolve, read_overview, check_pixels)
     sources = tuple(
         _source(band, key, asset, rule, resolve, signer)
         for (band, key, asset), rule in zip(chosen, settled_rules, strict=True)
@@ -233,35 +233,39 @@ def _unsigned(href: str, signer: str | None) -> str:
 
 def _settle(
     item: Mapping[str, Any],
+    sensor: Sensor,
     rules: list[Radiometry | Contradiction],
     resolve: Callable[[str], str],
     read: OverviewReader | None,
     check_pixels: bool,
 ) -> list[Radiometry]:
-    """The rules with contradictions decided by pixels, and with the pixels' veto where asked for."""
+    """The rules with contradictions decided by pixels or the user, and with the pixels' veto where asked for."""
     contradiction = next((rule for rule in rules if isinstance(rule, Contradiction)), None)
     properties, name, collection = item["properties"], str(item["id"]), str(item.get("collection") or "")
     if contradiction is not None:
-        if read is None:
-            raise RadiometryError(f"metadata contradict: {contradiction.why}; no pixels were read to decide")
-        verdict, why = decide_by_pixels(contradiction, _dark_hrefs(item, resolve), read)
-        return [settled(rule, verdict, why) for rule in rules]
+        verdict, why = decide(contradiction, _dark_hrefs(item, sensor, resolve), read, sensor.source_offset)
+        decided = [settled(rule, verdict, why) for rule in rules]
+        if len({rule.offset for rule in decided}) > 1:
+            raise RadiometryError(f"some of its assets declare another offset than its pixels have: {why}")
+        return decided
     plain = [rule for rule in rules if isinstance(rule, Radiometry)]
     if check_pixels and read is not None and is_suspect(properties, collection, name):
-        blue = _dark_hrefs(item, resolve).get("B02")
+        blue = _dark_hrefs(item, sensor, resolve).get("B02")
         veto = dark_tail_check(blue, read) if blue else None
         if veto is not None:
             return [settled(rule, "removed", veto) for rule in plain]
     return plain
 
 
-def _dark_hrefs(item: Mapping[str, Any], resolve: Callable[[str], str]) -> dict[str, str]:
-    """The hrefs of the item's dark bands, whichever bands the sensor asks for."""
+def _dark_hrefs(item: Mapping[str, Any], sensor: Sensor, resolve: Callable[[str], str]) -> dict[str, str]:
+    """The hrefs of the item's dark bands, whichever bands the sensor asks for, by its own asset keys first."""
     from eocube.sensor_table import S2L1C
 
+    # A band that lies behind others in its file cannot be had by the file's href.
+    own = {band.name: band.assets for band in sensor.bands if band.index == 1}
     found = {}
-    for name in DARK_BANDS[level_of(item) or "L2A"]:
-        if (pair := find_asset(item, S2L1C.band(name).assets)) is not None:
+    for name in DARK_BANDS[level_of(item) or _LEVELS.get(sensor.trained_as or sensor.name) or "L2A"]:
+        if (pair := find_asset(item, (*own.get(name, ()), *S2L1C.band(name).assets))) is not None:
             found[name] = resolve(str(pair[1]["href"]))
     return found
 

@@ -27,6 +27,7 @@ from eocube.moments import Moments
 from eocube.network import counting
 from eocube.plan import Plan, WorkUnit
 from eocube.reader import WindowPixels, WindowReader
+from eocube.rules import read_by
 from eocube.seams import Seams
 from eocube.selfcheck import BorderBook, Checked, Scores, SelfCheck
 from eocube.store import LatentStore
@@ -196,8 +197,12 @@ class UnitRunner:
                 item=read.item, asset=read.asset, missing=missing, clouds=clouds,
             )  # fmt: skip
 
-        left = [(k, w) for k, w in enumerate(windows) if grid.requested(w) and w not in results]
-        for batch in self._batches(self._read_all(unit, left)):
+        left = [
+            _Wanted(k, w, plan.scenes_of(unit.time, w))
+            for k, w in enumerate(windows)
+            if grid.requested(w) and w not in results
+        ]
+        for batch in self._batches(self._read_all(left)):
             for read, latents, precision, checked in batch:
                 bytes_in += read.bytes_read
                 if read.state is not State.OK:
@@ -222,13 +227,14 @@ class UnitRunner:
             moments=Moments.merged(moments[w] for w in windows if w in moments),
             precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
             seams=_together(kept.seams, borders.total()),
+            rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
         )  # fmt: skip
 
     # -- reading
 
-    def _read_all(self, unit: WorkUnit, windows: Sequence[tuple[int, Window]]) -> Iterator[tuple[int, _Read]]:
+    def _read_all(self, windows: Sequence[_Wanted]) -> Iterator[tuple[int, _Read]]:
         """Windows with their place in the shard, in its order, a bounded number of them read and not yet taken."""
-        runs = self._runs(unit, windows)
+        runs = self._runs(windows)
         following = next(runs, None)
         pending: deque[Future[list[tuple[int, _Read]]]] = deque()
         waiting = 0
@@ -245,19 +251,17 @@ class UnitRunner:
             for future in pending:
                 future.cancel()
 
-    def _runs(self, unit: WorkUnit, windows: Sequence[tuple[int, Window]]) -> Iterator[list[_Wanted]]:
+    def _runs(self, windows: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
         """Windows side by side of the same single scene together, others alone."""
-        scenes = self.plan.scenes_at(unit.time)
         run: list[_Wanted] = []
-        for place, window in windows:
-            touching = self.plan.scenes_of(unit.time, window) if scenes else ()
+        for wanted in windows:
             if run and not (
-                len(run) < self._run_length and len(touching) == 1 and touching == run[-1].scenes
-                and window == Window(run[-1].window.row, run[-1].window.col + 1)
+                len(run) < self._run_length and len(wanted.scenes) == 1 and wanted.scenes == run[-1].scenes
+                and wanted.window == Window(run[-1].window.row, run[-1].window.col + 1)
             ):  # fmt: skip
                 yield run
                 run = []
-            run.append(_Wanted(place, window, touching))
+            run.append(wanted)
         if run:
             yield run
 

@@ -252,7 +252,7 @@ def test_contradictions_that_pixels_do_not_settle_are_refused_with_the_reason(wr
     bright = np.full((64, 64), 3000, np.uint16)
     result = search(write(odd), RGB, WORLD, EVER, read_overview=lambda href: bright)
     assert result.scenes == () and "dark tails do not decide (B02 3000, B04 3000)" in result.refused[0][1]
-    assert "0 usable (S2A_33TWM_20230815_0_L2A: metadata contradict" in result.searched
+    assert "0 usable (S2A_33TWM_20230815_0_L2A: metadata do not settle the offset" in result.searched
 
 
 def test_the_pixels_veto_a_wrong_flag_only_when_asked_and_only_where_suspect(write: Write) -> None:
