@@ -112,9 +112,14 @@ class Policy:
             return
         _, host, port = place_of(url)
         self.check_host(host, port)
-        if scheme not in _DEFAULT_PORT and numeric(host) is None:
-            for address in lookup(host):
-                self.check_address(host, port, address)
+        if scheme not in _DEFAULT_PORT:
+            self.check_name(url)
+
+    def check_name(self, url: str) -> None:
+        """AddressError for a URL whose host is found at an address that may not be asked; OSError where at none."""
+        _, host, port = place_of(url)
+        for address in lookup(host):
+            self.check_address(host, port, address)
 
     def check_host(self, host: str, port: int | None = None) -> None:
         """AddressError for a host that spells out an address, or this machine, that may not be asked."""

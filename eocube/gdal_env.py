@@ -25,6 +25,7 @@ from rasterio.windows import Window
 from eocube.network import Network, shared_network
 from eocube.ranged_file import RangedFile
 from eocube.redaction import one_line
+from eocube.relay import judged_connections
 from eocube.storage_options import (
     GDAL_S3_CLIENT_OPTIONS,
     GDAL_S3_OPTIONS,
@@ -198,10 +199,15 @@ def open_raster(
     """Open an href (already signed), or one of its overviews. Inside `gdal_environment`. Whatever GDAL raises.
 
     Where the network limits requests, a remote file is read through fsspec, whose every request can be counted out;
-    GDAL's own cannot.
+    GDAL's own cannot. AddressError where an href, or what it redirects to, may not be asked.
     """
-    network = network or shared_network()
-    policy_of(storage_options).check_url(href)
+    policy = policy_of(storage_options)
+    policy.check_url(href)
+    with judged_connections(href, policy):
+        return _opened(href, storage_options, overview, network or shared_network())
+
+
+def _opened(href: str, storage_options: Mapping[str, Any], overview: int | None, network: Network) -> Raster:
     path = gdal_path(href, storage_options)
     if network.limited and scheme_of(href):
         path = None
