@@ -26,6 +26,7 @@ from eocube.grid import BBox, by_zone
 from eocube.layout import ROOT, eocube_document
 from eocube.plan import Plan, TimeStep
 from eocube.root import create_root, read_root
+from eocube.scene import Scene
 from eocube.scene_ids import distinct, same_acquisition
 from eocube.store import LatentStore
 from eocube.target import Target
@@ -159,9 +160,8 @@ def grown(url: str, stored: Plan, asked: Plan) -> Plan:
     asked = _named_as(stored, asked)
     steps = list(stored.times)
     at = {(s.platform, s.group): k for k, s in enumerate(steps)}
-    scenes = {s.id: s for s in stored.scenes}
-    refused = dict(stored.refused)
-    fresh = asked.by_id
+    refused, fresh = dict(stored.refused), asked.by_id
+    scenes = {s.id: _with_orbit(s, fresh.get(s.id)) for s in stored.scenes}
     for step in asked.times:
         key = (step.platform, step.group)
         if key not in at:
@@ -190,6 +190,13 @@ def grown(url: str, stored: Plan, asked: Plan) -> Plan:
         extends=stored.extends,
     )
     return plan if plan.hash == stored.hash else replace(plan, extends=(*stored.extends, stored.hash))
+
+
+def _with_orbit(scene: Scene, found: Scene | None) -> Scene:
+    """A frozen scene with the orbit that its item says, which version 0.1 did not keep."""
+    if found is None or scene.orbit_state is not None or scene.relative_orbit is not None:
+        return scene
+    return replace(scene, orbit_state=found.orbit_state, relative_orbit=found.relative_orbit)
 
 
 def _named_as(stored: Plan, asked: Plan) -> Plan:

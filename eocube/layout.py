@@ -31,7 +31,7 @@ _WINDOWS_TIMES = 256  # times in one object of those arrays
 _CHUNK = 48  # latents along an inner chunk, about: 288 KiB of fp16 with 32 channels
 _VALID_SIDE = 960  # latents along one object of `valid`, about
 _AXIS = {"time": 1024, "channel": 1024, "y": 8192, "x": 8192, "wy": _WINDOWS_SIDE, "wx": _WINDOWS_SIDE}
-_TEXTS = 256  # texts along time in one object
+_STEPS = 256  # time steps in one object of what is said of each
 
 CONVENTIONS = [
     {
@@ -50,7 +50,9 @@ CONVENTIONS = [
     },
 ]
 
-_COORDINATES = ("spatial_ref", "platform", "scene_ids", "requested")
+_COORDINATES = (
+    "spatial_ref", "platform", "scene_ids", "item_datetimes", "orbit_state", "relative_orbit", "requested",
+)  # fmt: skip
 
 
 class Step(Protocol):
@@ -64,6 +66,17 @@ class Step(Protocol):
     def scene_ids(self) -> Sequence[str]: ...
 
 
+class Acquired(Protocol):
+    """What is known of a time step beyond that."""
+
+    @property
+    def orbit_state(self) -> str: ...
+    @property
+    def relative_orbit(self) -> int: ...
+    @property
+    def item_datetimes(self) -> Sequence[str]: ...
+
+
 class StorePlan(Protocol):
     """A plan as far as a store needs it; `eocube.plan.Plan` is one."""
 
@@ -71,6 +84,8 @@ class StorePlan(Protocol):
     def grid(self) -> CubeGrid: ...
     @property
     def times(self) -> Sequence[Step]: ...
+    @property
+    def acquisitions(self) -> Sequence[Acquired]: ...
     @property
     def channels(self) -> int: ...
     @property
@@ -287,6 +302,18 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
             ("time",), np.array(["\n".join(s.scene_ids) for s in plan.times], text),
             {"long_name": "ids of the STAC items, one a line, in mosaic order"},
         ),
+        "item_datetimes": (
+            ("time",), np.array(["\n".join(a.item_datetimes) for a in plan.acquisitions], text),
+            {"long_name": "each item's own moment, ISO 8601 UTC, one a line, in the order of scene_ids"},
+        ),
+        "orbit_state": (
+            ("time",), np.array([a.orbit_state for a in plan.acquisitions], text),
+            {"long_name": "orbit direction: ascending, descending, or empty where no item says"},
+        ),
+        "relative_orbit": (
+            ("time",), np.array([a.relative_orbit for a in plan.acquisitions], np.int16),
+            {"long_name": "number of the track, 0 where no item says"},
+        ),
         "requested": (
             ("wy", "wx"), np.asarray(grid.requested_mask).astype(np.uint8),
             {"long_name": "1 where the window's core lies in the area asked for"},
@@ -348,9 +375,10 @@ def template(plan: StorePlan) -> dict[str, bytes]:
         )  # fmt: skip
     for name, (dims, values, attrs) in _coordinates(plan).items():
         text = values.dtype.kind == "T"
-        # Strings are cut by time as the latents are, so that dask chunks agree; the sharding keeps them few objects.
+        # Cut by time as the latents are, so that dask chunks agree; the sharding keeps them few objects.
         whole = tuple(_AXIS[dim] for dim in dims) or "auto"
-        cut: dict[str, Any] = {"chunks": (1,), "shards": (_TEXTS,)} if text else {"chunks": whole}
+        each = dims == ("time",) and name != "time"
+        cut: dict[str, Any] = {"chunks": (1,), "shards": (_STEPS,)} if each else {"chunks": whole}
         array = zarr.create_array(
             store, name=name, shape=values.shape, dtype="str" if text else values.dtype,
             fill_value="" if text else 0, compressors=compressors(), dimension_names=dims or None, attributes=attrs,

@@ -76,6 +76,18 @@ class TimeStep:
     scene_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """What is known of a time step beyond what makes it one."""
+
+    orbit_state: str = ""
+    """"ascending", "descending" or, not known, ""."""
+    relative_orbit: int = 0
+    """The track's number, 0 not known: they start at 1."""
+    item_datetimes: tuple[str, ...] = ()
+    """Each item's own moment (ISO 8601, UTC) in the order of the step's `scene_ids`, "" not known."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class WorkUnit:
     """One shard at one time: read, encoded and written by one actor as one object."""
@@ -147,7 +159,7 @@ class Plan:
                 "grid": self.grid.to_dict(),
                 "storage": self.encoding.storage,
                 "times": [asdict(t) for t in self.times],
-                "scenes": [s.to_dict() for s in self.scenes],
+                "scenes": [s.identity() for s in self.scenes],
             }
         )
 
@@ -189,6 +201,18 @@ class Plan:
     def by_id(self) -> dict[str, Scene]:
         """The plan's scenes by their id."""
         return {s.id: s for s in self.scenes}
+
+    @property
+    def acquisitions(self) -> tuple[Acquisition, ...]:
+        """Orbit and moments of every time step, as far as its scenes say."""
+        found = []
+        for step in self.times:
+            scenes = [self.by_id[i] for i in step.scene_ids if i in self.by_id]
+            state = next((s.orbit_state for s in scenes if s.orbit_state), "")
+            track = next((s.relative_orbit for s in scenes if s.relative_orbit), 0)
+            moments = tuple(self.by_id[i].datetime if i in self.by_id else "" for i in step.scene_ids)
+            found.append(Acquisition(state, track, moments))
+        return tuple(found)
 
     def scenes_at(self, time: int) -> tuple[Scene, ...]:
         """The scenes of a time step, in mosaic order."""

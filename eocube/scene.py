@@ -82,6 +82,10 @@ class Scene:
     signer: str | None = None
     item: str | None = None
     """The id that the catalogue gives it, where another item of the plan has that id too (`eocube.scene_ids`)."""
+    orbit_state: str | None = field(default=None, compare=False)
+    """"ascending" or "descending", where the item says; as the next, not part of what a plan is (`Plan.hash`)."""
+    relative_orbit: int | None = field(default=None, compare=False)
+    """The track's number, where the item says."""
 
     @property
     def item_id(self) -> str:
@@ -106,7 +110,13 @@ class Scene:
             "mask": None if self.mask is None else self.mask.to_dict(),
             "signer": self.signer,
             **({} if self.item is None else {"item": self.item}),
+            **({} if self.orbit_state is None else {"orbit_state": self.orbit_state}),
+            **({} if self.relative_orbit is None else {"relative_orbit": self.relative_orbit}),
         }
+
+    def identity(self) -> dict[str, Any]:
+        """What of `to_dict` makes the scene what it is: not its orbit, which plans of version 0.1 do not have."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("orbit_state", "relative_orbit")}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scene:
@@ -128,6 +138,8 @@ class Scene:
             mask=None if data["mask"] is None else BandSource.from_dict(data["mask"]),
             signer=data["signer"],
             item=data.get("item"),
+            orbit_state=data.get("orbit_state"),
+            relative_orbit=data.get("relative_orbit"),
         )
 
 

@@ -17,6 +17,7 @@ from eocube.scene import BandSource, Scene, geojson_text
 from eocube.sensors import Band, Sensor
 
 _S2_PRODUCT = re.compile(r"(S2[A-D])_MSIL(?:1C|2A)_(\d{8}T\d{6})_")
+_S2_TRACK = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_(?:N\d{4}_)?R(\d{3})_")
 _S2_DATATAKE = re.compile(r"G(S2[A-D])_(\d{8}T\d{6})_")
 _S1_PRODUCT = re.compile(r"(S1[A-D])_\w{2}_\w{4}_\w{4}_(\d{8}T\d{6})_\d{8}T\d{6}_(\d{6})_([0-9A-F]{6})")
 _MGRS = re.compile(r"(?:MGRS-)?T?(\d{1,2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})")
@@ -94,6 +95,23 @@ def platform_of(item: Mapping[str, Any]) -> str:
         return said
     found = re.match(r"S([12])([A-D])_", str(item.get("id", "")))
     return f"sentinel-{found[1]}{found[2].lower()}" if found else "unknown"
+
+
+def orbit_of(item: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """("ascending" or "descending", relative orbit) as far as an item says, the latter also by its product's name."""
+    properties = item.get("properties", {})
+    said = str(properties.get("sat:orbit_state") or properties.get("sentinel2:orbit_direction") or "").strip().lower()
+    track = properties.get("sat:relative_orbit", properties.get("sentinel2:relative_orbit_number"))
+    if not _is_track(track):
+        names = (properties.get(k) for k in ("s2:product_uri", "sentinel2:product_title", "sentinel:product_id"))
+        texts = (str(name) for name in (*names, item.get("id")))
+        track = next((int(found[1]) for text in texts if (found := _S2_TRACK.search(text))), None)
+    return said if said in ("ascending", "descending") else None, track if _is_track(track) else None
+
+
+def _is_track(value: Any) -> bool:
+    """Whether it can be a relative orbit: of the missions whose scenes are read the longest cycle has 233."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 999
 
 
 def processing_rank(item: Mapping[str, Any]) -> tuple[str, str, int, str, str]:
@@ -182,6 +200,7 @@ def scene_from_item(
         href = _unsigned(resolve(str(masked[1]["href"])), signer)
         mask = BandSource("SCL", masked[0], href, 1, classes, size_of(masked[1]))
     geometry, cloud = item.get("geometry"), properties.get("eo:cloud_cover")
+    orbit_state, relative_orbit = orbit_of(item)
     return Scene(
         id=name,
         collection=collection,
@@ -197,6 +216,8 @@ def scene_from_item(
         sources=sources,
         mask=mask,
         signer=signer,
+        orbit_state=orbit_state,
+        relative_orbit=relative_orbit,
     )
 
 

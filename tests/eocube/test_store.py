@@ -32,6 +32,7 @@ from eocube.grid import CubeGrid, grids_for
 from eocube.identity import digest
 from eocube.layout import array_specs, inner_side
 from eocube.moments import Moments
+from eocube.plan import Acquisition
 from eocube.redaction import redacted
 from eocube.shard_codec import ShardCodec
 from eocube.store import LatentStore, create_root, finalise_root
@@ -66,6 +67,10 @@ class FakePlan:
     weights: str = "aa"
     salt: int = 0
     channel_names: tuple[str, ...] = field(default=("z00", "z01", "z02"))
+
+    @property
+    def acquisitions(self) -> tuple[Acquisition, ...]:
+        return tuple(Acquisition("descending", 122, tuple(step.time for _ in step.scene_ids)) for step in self.times)
 
     @property
     def space_id(self) -> str:
@@ -207,10 +212,12 @@ def test_coordinates_flags_and_attributes(disk: Path) -> None:
     assert [str(t)[:19] for t in ds.time.values] == ["2023-08-15T09:57:57", "2023-08-20T09:57:59"]
     assert list(ds.platform.values) == ["sentinel-2a", "sentinel-2b"]
     assert [s.split("\n") for s in ds.scene_ids.values] == [list(t.scene_ids) for t in TIMES]
+    assert [s.split("\n") for s in ds.item_datetimes.values] == [[t.time for _ in t.scene_ids] for t in TIMES]
+    assert list(ds.orbit_state.values) == ["descending"] * 2 and list(ds.relative_orbit.values) == [122] * 2
     assert ds.status.attrs["flag_values"] == list(range(7))
     assert ds.status.attrs["flag_meanings"].split() == list(STATES)
     assert ds.status.dtype == np.uint8
-    assert {"spatial_ref", "platform", "scene_ids", "requested"} <= set(ds.coords)
+    assert {"spatial_ref", "platform", "scene_ids", "orbit_state", "relative_orbit", "requested"} <= set(ds.coords)
     beside = {"valid", "missing", "cloud", "shadow"}
     assert set(ds.data_vars) == {"latent", *beside, "status", "valid_percent", "cloud_percent", "psnr", "sam"}
     assert ds.latent.attrs["grid_mapping"] == "spatial_ref"
