@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eocube.errors import RefusedError
 from eocube.gdal_env import Raster
+from eocube.plausible import check_digital, check_range, is_questionable
 from eocube.radiometry import to_travelling
-from eocube.read_failure import RefusedError
+from eocube.raster_checks import check_numbers
 from eocube.scene import BandSource
 from eocube.sensors import Sensor
 from eocube.untrusted import too_large
@@ -31,8 +33,12 @@ def read_bands(
     inside = region.inside(raster.height, raster.width)
     if inside is None:
         return None
-    raw = _read(raster, [s.index for s in sources], inside)
+    raw = _read(raster, sources, inside, sensor)
     usable = [_usable(band, s, raster.nodata[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
+    _leave_out_masked(usable, raster, sources, inside)
+    for band, s, seen in zip(raw, sources, usable, strict=True):
+        check_range(band, seen, s, sensor)
+        check_digital(band, seen, raster, s, sensor)
     if at.exact is not None:
         pixels, there = [embed(b, inside, region, 0) for b in raw], [embed(u, inside, region, False) for u in usable]
     else:
@@ -58,17 +64,19 @@ def read_classes(raster: Raster, at: Placement, source: BandSource, grid: PixelG
     inside = region.inside(raster.height, raster.width)
     if inside is None:
         return None
-    raw = _read(raster, [source.index], inside)
+    raw = _read(raster, [source], inside, None)
+    if raster.masked[source.index - 1]:
+        raw = np.where(raster.mask([source.index], *_ranges(inside)), raw, 0)
     classes = embed(raw, inside, region, 0)
     return (classes if at.exact is not None else nearest(classes, at, region))[0], raw.nbytes
 
 
 def read_along(
-    raster: Raster, crs: str, first: PixelGrid, last: PixelGrid, sources: Sequence[BandSource]
+    raster: Raster, crs: str, first: PixelGrid, last: PixelGrid, sources: Sequence[BandSource], sensor: Sensor | None
 ) -> NDArray[Any] | None:
     """A file's pixels (C, rows, columns) from the first grid of a row to the last, as they are stored.
 
-    None unless the file is on these grids and covers them.
+    None unless the file is on these grids and covers them, without a mask. `sensor` is None for classes.
     """
     start, end = (on_grid(grid, raster.transform, crs) for grid in (first, last))
     if start is None or end is None or (end[0], end[1] - start[1]) != (start[0], columns_apart(first, last)):
@@ -76,7 +84,9 @@ def read_along(
     region = Region(start[0], start[1], start[0] + first.size, end[1] + last.size)
     if region.inside(raster.height, raster.width) != region:
         return None
-    return _read(raster, [source.index for source in sources], region)
+    if any(raster.masked):
+        return None
+    return _read(raster, sources, region, sensor)
 
 
 def columns_apart(first: PixelGrid, last: PixelGrid) -> int:
@@ -85,8 +95,8 @@ def columns_apart(first: PixelGrid, last: PixelGrid) -> int:
 
 
 def gapless(raw: NDArray[Any], source: BandSource, file_nodata: float | None, sensor: Sensor) -> NDArray[Any] | None:
-    """A band's pixels in travelling form; None where not every one is valid."""
-    if not _usable(raw, source, file_nodata).all():
+    """A band's pixels in travelling form; None where not every one is valid, or numbers are to be looked at closer."""
+    if is_questionable(raw, source, sensor) or not _usable(raw, source, file_nodata).all():
         return None
     moved, kept = _travelling(raw, source, sensor)
     return moved if kept.all() else None
@@ -114,14 +124,30 @@ def whole(number: float, pixels: NDArray[Any]) -> float:
     return int(number) if pixels.dtype.kind in "ui" and float(number).is_integer() else number
 
 
-def _read(raster: Raster, bands: Sequence[int], inside: Region) -> NDArray[Any]:
-    """Source pixels (C, rows, columns); refused where what the file declares would take unbounded memory."""
-    why = too_large(
-        raster.block_bytes, raster.item_bytes, len(bands), inside.row1 - inside.row0, inside.col1 - inside.col0
-    )
+def _read(raster: Raster, sources: Sequence[BandSource], inside: Region, sensor: Sensor | None) -> NDArray[Any]:
+    """Source pixels (C, rows, columns); refused where they are of a kind that is not read, or take unbounded memory."""
+    for source in sources:
+        check_numbers(raster.dtypes, raster.palettes, source, sensor)
+    rows, cols = inside.row1 - inside.row0, inside.col1 - inside.col0
+    why = too_large(raster.block_bytes, raster.item_bytes, len(sources), rows, cols)
     if why is not None:
         raise RefusedError(why)
-    return raster.read(bands, (inside.row0, inside.row1), (inside.col0, inside.col1))
+    return raster.read([s.index for s in sources], *_ranges(inside))
+
+
+def _ranges(region: Region) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (region.row0, region.row1), (region.col0, region.col1)
+
+
+def _leave_out_masked(
+    usable: list[NDArray[np.bool_]], raster: Raster, sources: Sequence[BandSource], inside: Region
+) -> None:
+    """Take out of the usable pixels of each band those that the file's mask or alpha band leaves out."""
+    if not any(raster.masked[s.index - 1] for s in sources):
+        return
+    masks = raster.mask([s.index for s in sources], *_ranges(inside))
+    for band, seen in zip(usable, masks, strict=True):
+        band &= seen
 
 
 def _travelling(band: NDArray[Any], source: BandSource, sensor: Sensor) -> Band:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
@@ -269,6 +269,14 @@ class Latest:
             found = states_in(line)
             found[:2] += self._moves.windows(segment)
             yield place, found
+
+    def dark(self) -> dict[str, int]:
+        """Windows too dark to be ground, by item; receipts that name none are not parsed."""
+        found: Counter[str] = Counter()
+        for line, _ in self._raw(0, len(self._table)):
+            if b'"dark":' in line:
+                found.update(checked(line).get("dark", {}))
+        return dict(sorted(found.items(), key=lambda d: (-d[1], d[0])))
 
     def _between(self, first: int, last: int) -> Iterator[Receipt]:
         return (self._moves.apply(segment, Receipt.from_json(line)) for line, segment in self._raw(first, last))

@@ -92,7 +92,8 @@ class Receipt:
     `bytes_in` and `bytes_out` count bytes read and written, `seconds` is wall time, `retries` counts requests made
     again, `sha256` that of the shard object (None when every latent is fill, so that there is no object), `precision`
     counts windows by numeric precision, `created` is ISO 8601 UTC, `run` the id of the run that made it, `seams` what
-    the borders looked at came to.
+    the borders looked at came to, `dark` how many ok windows with pixels of an item are too dark to be ground
+    (`eocube.plausible`), by item.
     """
 
     unit: str
@@ -111,6 +112,7 @@ class Receipt:
     seams: Seams | None = None
     rules: Mapping[str, str] = field(default_factory=dict)
     """Scene id -> the rule by which its numbers were read (`eocube.rules.short`); empty in receipts of version 0.1."""
+    dark: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -145,6 +147,8 @@ class Receipt:
             data["seams"] = self.seams.to_dict()
         if self.rules:
             data["rules"] = dict(self.rules)
+        if self.dark:
+            data["dark"] = dict(self.dark)
         return with_check(data)
 
     @classmethod
@@ -175,6 +179,7 @@ class Receipt:
                 run=str(data.get("run", "")),
                 seams=None if seams is None else Seams.from_dict(seams),
                 rules={str(k): str(v) for k, v in data.get("rules", {}).items()},
+                dark={str(k): int(v) for k, v in data.get("dark", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a receipt: {type(error).__name__}: {error}") from error

@@ -152,6 +152,8 @@ class EncodeActor:
                         "window_failed", level=logging.WARNING, row=window.row, col=window.col,
                         state=window.state.label, reason=window.reason, item=window.item, asset=window.asset,
                     )  # fmt: skip
+            if receipt.dark:
+                event("windows_dark", level=logging.WARNING, windows=dict(receipt.dark))
             event(
                 "unit_done", cube=cube, seconds=round(receipt.seconds, 3), bytes_in=receipt.bytes_in,
                 bytes_out=receipt.bytes_out, windows=by_state(receipt),

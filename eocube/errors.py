@@ -23,6 +23,10 @@ class SourceError(EocubeError, OSError):
         self.item, self.asset = item, asset
 
 
+class RefusedError(SourceError):
+    """A source that can be opened and must not be used as it is; asking again changes nothing."""
+
+
 class RadiometryError(EocubeError, ValueError):
     """An item's metadata do not settle what its numbers mean; the item is refused, never guessed."""
 

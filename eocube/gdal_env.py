@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
@@ -22,8 +23,17 @@ from rasterio.crs import CRS
 from rasterio.session import Session
 from rasterio.windows import Window
 
+from eocube.errors import RefusedError
 from eocube.network import Network, shared_network
 from eocube.ranged_file import RangedFile
+from eocube.raster_checks import (
+    check_leads_nowhere,
+    has_sound_side_cars,
+    masks_of,
+    open_by_driver,
+    open_by_opener,
+    palettes_of,
+)
 from eocube.redaction import one_line
 from eocube.relay import judged_connections
 from eocube.storage_options import (
@@ -57,6 +67,9 @@ _OPTIONS: Mapping[str, str | int | float] = {
     "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
     "CPL_VSIL_CURL_CACHE_SIZE": CURL_CACHE,
     "GDAL_CACHEMAX": BLOCK_CACHE,
+    # GDAL's own threads know neither the options of ours (a bucket's keys) nor rasterio's openers; what they fail to
+    # read is left as whatever was in memory: blocks of a JPEG 2000 file came back as noise. Ours are many already.
+    "GDAL_NUM_THREADS": 1,
     # A failed request must not be remembered: a retry asks again.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
@@ -153,7 +166,8 @@ class Raster:
     """An open dataset and what is asked of it again and again.
 
     `crs` is "EPSG:32633", WKT where it has no code, or None; `overviews` the decimation factors of the first band;
-    `nodata` is each band's.
+    `nodata`, `dtypes`, `masked` (a mask or alpha band says which pixels are there) and `palettes` (values are places in
+    a colour table) are each band's.
     """
 
     dataset: rasterio.DatasetReader
@@ -168,6 +182,9 @@ class Raster:
     """What the largest block decodes to."""
     item_bytes: int
     """Bytes of the widest band's pixel."""
+    dtypes: tuple[str, ...]
+    masked: tuple[bool, ...]
+    palettes: tuple[bool, ...]
     _context: Context = field(default_factory=copy_context, repr=False, compare=False)
     """That it was opened in: rasterio looks there for the files of an opener, and dies where they are not."""
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -182,6 +199,12 @@ class Raster:
             pixels: NDArray[Any] = self.dataset.read(list(bands), window=window)
         return pixels
 
+    def mask(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.bool_]:
+        """Which of the pixels that `read` gives are there, by masks and alpha bands; (C, rows, columns)."""
+        window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
+        with self._turn:
+            return np.asarray(self.dataset.read_masks(list(bands), window=window) != 0)
+
     def close(self) -> None:
         """Close the dataset, on any thread."""
         self._context.copy().run(self.dataset.close)
@@ -190,16 +213,27 @@ class Raster:
 def _open(path: str, options: Mapping[str, Any], *, side_cars: bool) -> rasterio.DatasetReader:
     """Open with or without a look for side-car files, where some products keep their transform."""
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE" if side_cars else "EMPTY_DIR"):
-        return rasterio.open(path, **options)
+        return checked(open_by_driver(path, **options))
+
+
+def checked(dataset: rasterio.DatasetReader) -> rasterio.DatasetReader:
+    """The dataset; closed, and RefusedError, where it leads to other files."""
+    try:
+        check_leads_nowhere(dataset)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
 
 
 def open_raster(
     href: str, storage_options: Mapping[str, Any], overview: int | None = None, network: Network | None = None
 ) -> Raster:
-    """Open an href (already signed), or one of its overviews. Inside `gdal_environment`. Whatever GDAL raises.
+    """Open an href (already signed), or one of its overviews. Inside `gdal_environment`.
 
     Where the network limits requests, a remote file is read through fsspec, whose every request can be counted out;
-    GDAL's own cannot. AddressError where an href, or what it redirects to, may not be asked.
+    GDAL's own cannot. AddressError where an href, or what it redirects to, may not be asked; RefusedError for a file that
+    leads to others; else whatever GDAL raises.
     """
     policy = policy_of(storage_options)
     policy.check_url(href)
@@ -212,28 +246,48 @@ def _opened(href: str, storage_options: Mapping[str, Any], overview: int | None,
     if network.limited and scheme_of(href):
         path = None
     options: dict[str, Any] = {} if overview is None else {"overview_level": overview}
+    georeference: rasterio.DatasetReader | None = None
     if path is None:
-        container = _OneFile(href, storage_options, network)
-        container.size("")  # what is not there says so in its own words, which GDAL's are not
+        try:
+            container = _OneFile(href, storage_options, network)
+            container.size("")  # what is not there says so in its own words, which GDAL's are not
+        except TypeError as error:
+            if not options_for(href, storage_options):
+                raise
+            raise RefusedError(f"its storage options are not what its filesystem takes: {error}") from error
         # A name of its own each time: rasterio mixes up threads that open one path through an opener.
-        dataset = _open(f"{uuid.uuid4().hex}.tif", {"opener": container, **options}, side_cars=False)
+        dataset = checked(open_by_opener(f"{uuid.uuid4().hex}.tif", container, **options))
     else:
         remote = bool(scheme_of(href))
-        dataset = _open(path, options, side_cars=not remote)
+        dataset = _open(path, options, side_cars=not remote and has_sound_side_cars(path))
         if remote and dataset.transform == Affine.identity():
-            dataset.close()
-            dataset = _open(path, options, side_cars=True)
-    transform = dataset.transform
+            # What lies beside a distant file says where it is, and no more: overviews and masks may be anything.
+            georeference = _open(path, options, side_cars=True)
+    try:
+        return _described(dataset, georeference or dataset)
+    except BaseException:
+        dataset.close()
+        raise
+    finally:
+        if georeference is not None:
+            georeference.close()
+
+
+def _described(dataset: rasterio.DatasetReader, georeference: rasterio.DatasetReader) -> Raster:
+    transform = georeference.transform
     block_bytes, item_bytes = decoded_sizes(dataset)
     return Raster(
         dataset=dataset,
         transform=transform,
         height=dataset.height,
         width=dataset.width,
-        crs=_crs_name(dataset.crs.to_wkt()) if dataset.crs else None,
+        crs=_crs_name(georeference.crs.to_wkt()) if georeference.crs else None,
         overviews=tuple(dataset.overviews(1)),
         georeferenced=transform != Affine.identity(),
-        nodata=dataset.nodatavals,
+        nodata=georeference.nodatavals,
         block_bytes=block_bytes,
         item_bytes=item_bytes,
+        dtypes=tuple(dataset.dtypes),
+        masked=masks_of(dataset),
+        palettes=palettes_of(dataset),
     )

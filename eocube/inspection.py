@@ -88,6 +88,7 @@ def info(url: str, group: str | None = None, storage_options: Options = None) ->
         "storage": plan.encoding.storage,
         "space_id": plan.space_id,
         "plan": plan.hash,
+        "too_dark": LatentStore.open(cube_url(url, group)).log.latest().dark(),
     }
 
 
@@ -125,6 +126,7 @@ def status(url: str, group: str | None = None, storage_options: Options = None) 
         "bytes_out": summary.bytes_out,
         "failures": {_failure(f): f.windows for f in summary.failures},
         "below_floor": dict(breaches.most_common()),
+        "too_dark": dict(summary.dark),
         "refused": {i: why for i, why in plan.refused},
         "psnr": summary.scores.psnr,
         "sam": summary.scores.sam,

@@ -26,6 +26,8 @@ class Kept:
     """What the borders between the windows that stay came to."""
     rules: Mapping[str, str] = field(default_factory=dict)
     """The rules that their scenes were read by."""
+    dark: Mapping[str, int] = field(default_factory=dict)
+    """How many of those windows are too dark to be ground, by item."""
 
 
 def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
@@ -53,4 +55,4 @@ def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
     for window in good:
         row, col = grid.place_in_shard(window)
         latents[window] = block[:, row : row + core, col : col + core].copy()
-    return Kept(results, latents, receipt.precision, receipt.seams, receipt.rules)
+    return Kept(results, latents, receipt.precision, receipt.seams, receipt.rules, receipt.dark)

@@ -23,6 +23,7 @@ from eocube.layout import versions
 from eocube.page_charts import histogram, over_time
 from eocube.page_pictures import ground_pictures, states_picture
 from eocube.plan import Plan
+from eocube.plausible import dark_line
 from eocube.quality import DATA_RANGE
 from eocube.redaction import redacted
 from eocube.report import STATE_COLOURS
@@ -101,13 +102,18 @@ def describe_cube(
         "charts": list(_charts(ds, latest, plan, history)),
         "plan_rows": list(_plan_rows(found, planned, summary.seconds)),
         "quality_rows": list(_quality_rows(found, plan)),
-        "failures": [*found["failures"].items(), *found["below_floor"].items()],
+        "failures": [*found["failures"].items(), *found["below_floor"].items(), *_dark(found)],
         "runs": history.runs,
         "scenes": [(scene, *in_words(plan, scene).partition(": ")[::2]) for scene in plan.scenes[:SCENES]],
         "scenes_left": max(0, len(plan.scenes) - SCENES),
         "provenance": [*_provenance(plan, store.document), _rules_in(latest)],
         "to_do": found["to_do"],
     }
+
+
+def _dark(found: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for item, windows in found["too_dark"].items():
+        yield dark_line(item, windows), windows
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from eocube.addresses import AddressError
-from eocube.errors import RadiometryError, SourceError
+from eocube.errors import RadiometryError, RefusedError, SourceError
 from eocube.redaction import one_line, safe_url
 from eocube.scene import BandSource, Scene
 from eocube.transient import Failure, judge
@@ -15,13 +15,14 @@ _ABSENT = re.compile(r"\b404\b|no such file|nosuchkey|does not exist")
 _DOWN = re.compile(r"response code: (?:429|5\d\d)|curl error|timed out|could not resolve|failed to connect")
 
 
-class RefusedError(Exception):
-    """A source that can be opened and must not be used as it is."""
+DEFECTS = (TypeError, AttributeError, AssertionError, NameError)
+"""What no source can be the reason of: a defect of this program, which ends the run and is never taken for a failed
+read. Drivers and filesystems raise whatever else they like."""
 
 
 def judge_read(error: Exception) -> Failure:
     """What a failed read means: GDAL says most in its messages alone; what they do not tell is asked again."""
-    if isinstance(error, RefusedError | RadiometryError | AddressError):
+    if isinstance(error, (RefusedError, RadiometryError, AddressError, *DEFECTS)):
         return Failure.FINAL
     reason = error.__cause__ or error  # fsspec says "not found" because of a 503
     words = str(reason).lower()

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from eocube.band_pixels import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes
 from eocube.catalog import sign
 from eocube.coverage import UNKNOWN_PERCENT
-from eocube.errors import SourceError
+from eocube.errors import RefusedError, SourceError
 from eocube.gdal_env import Raster, gdal_environment
 from eocube.grid import Lattice, Window
 from eocube.network import Network, shared_network
 from eocube.radiometry import SCL_CLOUD, SCL_NODATA, SCL_SHADOW, scl_fractions
 from eocube.raster_cache import RasterCache
-from eocube.read_failure import RefusedError, failure, judge_read
+from eocube.raster_place import misplaced
+from eocube.read_failure import DEFECTS, failure, judge_read
 from eocube.redaction import secrets_of
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
@@ -193,6 +194,8 @@ class WindowReader:
         try:
             with gdal_environment(self._options):
                 return self._read_run(scene, windows, max_cloud)
+        except DEFECTS:
+            raise
         except Exception:  # the window that it concerns fails in its own words
             return None
 
@@ -213,7 +216,7 @@ class WindowReader:
             for bands in self._files(scene, indices).values():
                 of_file = [source for _, source in bands]
                 raster, crs = self._open(scene, of_file[0])
-                raw = read_along(raster, crs, first, last, of_file)
+                raw = read_along(raster, crs, first, last, of_file, self.sensor)
                 if raw is None:
                     return None
                 for band, (place_in_group, source) in zip(raw, bands, strict=True):
@@ -239,7 +242,7 @@ class WindowReader:
             return [_Mask()] * len(windows)
         first, last = (self._mask_grid(window) for window in (windows[0], windows[-1]))
         raster, crs = self._open(scene, scene.mask)
-        raw = read_along(raster, crs, first, last, [scene.mask])
+        raw = read_along(raster, crs, first, last, [scene.mask], None)
         if raw is None:
             return None
         size = first.size
@@ -305,9 +308,14 @@ class WindowReader:
         at = placed(grid, raster.transform, crs)
         level = overview(raster, at.ratio)
         if level is not None:
-            raster = self._cache.get(sources[0].href, lambda href: sign(href, scene.signer), level)
-            at = placed(grid, raster.transform, crs)
-        return read_bands(raster, crs, at, sources, grid, self.sensor)
+            coarse = self._cache.get(sources[0].href, lambda href: sign(href, scene.signer), level)
+            if coarse.masked == raster.masked:  # a mask may have no overviews
+                raster = coarse
+                at = placed(grid, raster.transform, crs)
+        found = read_bands(raster, crs, at, sources, grid, self.sensor)
+        if found is None:
+            _check_place(scene, raster, crs)
+        return found
 
     def _open(self, scene: Scene, source: BandSource) -> tuple[Raster, str]:
         raster = self._cache.get(source.href, lambda href: sign(href, scene.signer))
@@ -339,7 +347,10 @@ class WindowReader:
 
             def load(scene: Scene = scene, source: BandSource = source) -> tuple[NDArray[Any], int] | None:
                 raster, crs = self._open(scene, source)
-                return read_classes(raster, placed(grid, raster.transform, crs), source, grid)
+                found = read_classes(raster, placed(grid, raster.transform, crs), source, grid)
+                if found is None:
+                    _check_place(scene, raster, crs)
+                return found
 
             found = self._attempt(scene, source, load)
             if found is not None:
@@ -382,6 +393,8 @@ class WindowReader:
                 return load()
             # One read makes several requests: GDAL's own, or, where they are counted out, each by the network's rules.
             return self.network.call(host, load, tries=self.retries + 1, judge=judge_read, failed=forget, request=False)
+        except DEFECTS:
+            raise
         except Exception as error:  # drivers and filesystems raise whatever they like
             if not host:
                 forget()
@@ -438,6 +451,13 @@ def _per_cell(samples: NDArray[np.bool_], core: int) -> NDArray[np.int64]:
     """How many samples (n, n) are set in each of core x core squares."""
     each = len(samples) // core
     return np.asarray(samples.reshape(core, each, core, each).sum(axis=(1, 3)), dtype=np.int64)
+
+
+def _check_place(scene: Scene, raster: Raster, crs: str) -> None:
+    """RefusedError where a raster that a window does not meet lies beside its item's whole footprint."""
+    why = misplaced(scene, crs, raster.transform, raster.height, raster.width)
+    if why is not None:
+        raise RefusedError(why)
 
 
 def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:

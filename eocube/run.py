@@ -22,6 +22,7 @@ from eocube.lease import Lease
 from eocube.limits import Limits
 from eocube.network import shared_network
 from eocube.plan import Plan
+from eocube.plausible import dark_line
 from eocube.remaining import Remaining
 from eocube.seams import seams_line
 from eocube.stac_sources import PRESETS
@@ -211,6 +212,10 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
             console.print(f"  {seams_line(summary.seams)}")
         if summary.breaches:
             console.print(f"  {summary.breaches} windows decode under the weights' floor: eocube status", style="red")
+        for item, windows in list(summary.dark.items())[:NAMED_FAILURES]:
+            console.print(f"  warning: {dark_line(item, windows)}", style="red", markup=False)
+        if len(summary.dark) > NAMED_FAILURES:
+            console.print(f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", style="red")
         own = cube.plan.encoding.precision
         if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
             console.print(f"  windows not encoded in {own}, whose range or memory did not do: {others}")

@@ -65,6 +65,8 @@ class Summary:
     failures: tuple[Failure, ...]
     seams: Seams = field(default_factory=Seams)
     breaches: int = 0
+    dark: Mapping[str, int] = field(default_factory=dict)
+    """Windows too dark to be ground, by the item that they have pixels of, the most first."""
 
     @property
     def retryable(self) -> int:
@@ -101,6 +103,7 @@ class Totals:
         self._counts: Counter[State] = Counter()
         self._failed: Counter[tuple[State, str | None, str | None, str | None]] = Counter()
         self._precision: Counter[str] = Counter()
+        self._dark: Counter[str] = Counter()
         self._psnr, self._sam = _Mean(), _Mean()
         self._moments, self._seams = Moments(0, (), ()), Seams()
         self._units = self._bytes_in = self._bytes_out = self._scored = self._breaches = 0
@@ -113,6 +116,7 @@ class Totals:
         self._bytes_out += receipt.bytes_out
         self._seconds += receipt.seconds
         self._precision.update(receipt.precision)
+        self._dark.update(receipt.dark)
         if receipt.moments is not None:
             self._moments = self._moments.merge(receipt.moments)
         if receipt.seams is not None:
@@ -148,6 +152,7 @@ class Totals:
             failures=tuple(Failure(*key, windows=n) for key, n in order),
             seams=self._seams,
             breaches=self._breaches,
+            dark=dict(sorted(self._dark.items(), key=lambda d: (-d[1], d[0]))),
         )
 
 

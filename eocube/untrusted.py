@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from eocube.errors import SourceError
+from eocube.errors import RefusedError, SourceError
 
 MAX_ASSETS = 5_000
 """Assets of one item: the richest catalogues give some fifty."""
@@ -110,13 +110,13 @@ def decoded_sizes(dataset: rasterio.DatasetReader) -> tuple[int, int]:
     """Bytes that a raster's largest block decodes to, and of the widest band's pixel, as the file declares them.
 
     Raises:
-        RasterioIOError: pixels of a type that numpy lacks.
+        RefusedError: pixels of a type that numpy lacks.
     """
     together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
     try:
         sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
     except TypeError as error:  # GDAL's complex integers, which numpy lacks
-        raise rasterio.errors.RasterioIOError(f"its pixels are of a type that is not read: {error}") from error
+        raise RefusedError(f"its pixels are complex integers, which are not read: {error}") from None
     blocks = zip(dataset.block_shapes, sizes, strict=True)
     return max(h * w * size * together for (h, w), size in blocks), max(sizes)
 

@@ -26,6 +26,7 @@ from eocube.limits import Limits
 from eocube.moments import Moments
 from eocube.network import counting
 from eocube.plan import Plan, WorkUnit
+from eocube.plausible import is_dark
 from eocube.reader import WindowPixels, WindowReader
 from eocube.rules import read_by
 from eocube.seams import Seams
@@ -178,7 +179,7 @@ class UnitRunner:
         kept = read_kept(plan, self.store, unit)
         shard = np.full((plan.channels, lattice.shard, lattice.shard), np.nan, dtype=np.float32)
         results: dict[Window, WindowResult] = dict(kept.results)
-        bytes_in, precisions = 0, Counter(kept.precision)
+        bytes_in, precisions, dark = 0, Counter(kept.precision), Counter(kept.dark)
         moments: dict[Window, Moments] = {}
         borders = BorderBook()
 
@@ -213,6 +214,8 @@ class UnitRunner:
                     precisions[precision] += 1
                     keep(read, latents, State.OK, checked.scores.breach, checked.scores)
                     borders.add(read.window, checked)
+                    if read.pixels is not None and is_dark(read.pixels.groups, plan.sensor):
+                        dark.update(read.pixels.scene_ids)
                     moments[read.window] = Moments.of(self.store.round_trip(latents))
         stored = self.store.to_storage(shard)
         for window, latents in kept.latents.items():
@@ -228,6 +231,7 @@ class UnitRunner:
             precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
             seams=_together(kept.seams, borders.total()),
             rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
+            dark=dict(sorted(dark.items())),
         )  # fmt: skip
 
     # -- reading
