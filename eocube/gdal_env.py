@@ -258,12 +258,12 @@ def _opened(href: str, storage_options: Mapping[str, Any], overview: int | None,
         # A name of its own each time: rasterio mixes up threads that open one path through an opener.
         dataset = checked(open_by_opener(f"{uuid.uuid4().hex}.tif", container, **options))
     else:
-        remote = bool(scheme_of(href))
-        dataset = _open(path, options, side_cars=not remote and has_sound_side_cars(path))
-        if remote and dataset.transform == Affine.identity():
+        side_cars = not scheme_of(href) and has_sound_side_cars(path)
+        dataset = _open(path, options, side_cars=side_cars)
+    try:
+        if path is not None and scheme_of(href) and dataset.transform == Affine.identity():
             # What lies beside a distant file says where it is, and no more: overviews and masks may be anything.
             georeference = _open(path, options, side_cars=True)
-    try:
         return _described(dataset, georeference or dataset)
     except BaseException:
         dataset.close()
