@@ -232,8 +232,8 @@ def open_raster(
     """Open an href (already signed), or one of its overviews. Inside `gdal_environment`.
 
     Where the network limits requests, a remote file is read through fsspec, whose every request can be counted out;
-    GDAL's own cannot. AddressError where an href, or what it redirects to, may not be asked; RefusedError for a file that
-    leads to others; else whatever GDAL raises.
+    GDAL's own cannot. AddressError where an href, or what it redirects to, may not be asked; RefusedError for a file
+    that leads to others; else whatever GDAL raises.
     """
     policy = policy_of(storage_options)
     policy.check_url(href)
