@@ -351,7 +351,8 @@ def same(one: Any, other: Any) -> bool:
     for sampling, values in one.groups.items():
         np.testing.assert_array_equal(values, other.groups[sampling])
         assert values.dtype == other.groups[sampling].dtype
-    np.testing.assert_array_equal(one.valid, other.valid)
+    for name in ("valid", "missing", "clouds"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     return [getattr(one, n) for n in numbers] == [getattr(other, n) for n in numbers]
 
 
