@@ -1,4 +1,12 @@
-"""The commit log: receipts in segments `commits/00000000.jsonl`, each written once and whole by the one driver."""
+"""Keeps the commit log: receipts in segments `commits/00000000.jsonl`, each written once and whole by the one driver.
+
+A receipt carries the term of the lease under which it was made. A run that takes a store over from one that never said
+that it was done first writes a segment of one line, `{"begins": <its term>, ...}`, and only then reads the log: what
+it reads before that line is what it builds on, and a receipt of an older term behind it is of an owner that did not
+know it had lost the store, perhaps about another extension's rows and times: it is as if it were not there, and so
+is a segment that holds nothing else. A log of older versions has neither terms nor such lines; receipts without a term
+always count.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -26,8 +34,10 @@ SEAL = f"{FOLDER}/segments.json"
 MOVING = f"{FOLDER}/moving.json"
 """Where version 0.1 noted how far it had come in moving a store's shards."""
 _SEGMENT = re.compile(rf"{FOLDER}/(\d{{8,}})\.jsonl")
-_PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d+),"shard":\[(\d+),(\d+)\],')
+_PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d+),"shard":\[(\d+),(\d+)\],(?:"term":(\d+),)?')
 _SHIFT = b'{"shift":'
+_BEGINS = b'{"begins":'
+_NO_TERM = 2**62  # of a receipt that carries none: never too old
 _TOGETHER = 64  # segments read at once: bounds memory, hides latency
 _LINES = 1024  # receipts parsed ahead of their reader, at about 2 kB
 _HELD = 32 * 2**20  # bytes of segments kept for reading them again
@@ -39,6 +49,15 @@ _ROW = np.dtype([(name, np.int32) for name in ("time", "row", "col", "segment", 
 def segment_key(number: int) -> str:
     """Key of a segment."""
     return f"{FOLDER}/{number:08d}.jsonl"
+
+
+class _At(NamedTuple):
+    """Where a receipt counts, and of which term of the lease it is."""
+
+    time: int
+    row: int
+    col: int
+    term: int
 
 
 class CommitLog:
@@ -70,10 +89,18 @@ class CommitLog:
 
         A segment that is there is never overwritten, whoever wrote it: receipts merge in any order.
         """
-        lines = [receipt.to_json() + "\n" for receipt in receipts]
-        if not lines:
+        fence = self._target.fence
+        if fence is not None:
+            receipts = (r if r.term is not None else replace(r, term=fence.term) for r in receipts)
+        return self._write("".join(receipt.to_json() + "\n" for receipt in receipts).encode())
+
+    def begin(self, term: int) -> None:
+        """Say that a term has begun whose owner took the store over: older ones' receipts behind it do not count."""
+        self._write((with_check({"begins": term}) + "\n").encode())
+
+    def _write(self, data: bytes) -> str | None:
+        if not data:
             return None
-        data = "".join(lines).encode()
         with self._lock:
             if self._next is None:
                 self._next = self.next_number()
@@ -89,31 +116,41 @@ class CommitLog:
         """
         keys = self.segments()
         shifts = {k: self._shift(keys[k], data) for k, data in self._each(keys) if data.startswith(_SHIFT)}
-        moves = _Moves(shifts, len(keys))
+        moves, begun = _Moves(shifts, len(keys)), 0
         for k, data in self._each(keys):
+            begun = max(begun, self._begins(keys[k], data))
             for number, (start, length) in enumerate(_lines(data), 1):
                 line = data[start : start + length]
-                if not line.startswith(_SHIFT) and (at := self._place(keys[k], number, line, data)) is not None:
-                    yield moves.apply(k, at if isinstance(at, Receipt) else Receipt.from_json(line))
+                if line.startswith((_SHIFT, _BEGINS)):
+                    continue
+                if (at := self._place(keys[k], number, line, data)) is not None and at.term >= begun:
+                    yield moves.apply(k, Receipt.from_json(line))
 
     def latest(self) -> Latest:
         """What counts: the last receipt of every (time, shard). Memory: about 60 bytes a unit while it is made."""
         keys = self.segments()
         held = _Held(self._target, keys)
         rows: list[npt.NDArray[Any]] = []
-        sums: list[str] = []
+        sums: dict[str, str] = {}
+        begun = 0
         shifts: dict[int, tuple[int, ...]] = {}
         for k, data in self._each(keys):
             held.keep(k, data)
-            sums.append(f"{crc32(data):08x}")
-            found = []
+            begun = max(begun, self._begins(keys[k], data))
+            found, late = [], 0
             for number, (start, length) in enumerate(_lines(data), 1):
                 line = data[start : start + length]
                 if line.startswith(_SHIFT):
                     shifts[k] = self._shift(keys[k], line)
+                elif line.startswith(_BEGINS):
+                    continue
                 elif (at := self._place(keys[k], number, line, data)) is not None:
-                    place = (at.time, *at.shard) if isinstance(at, Receipt) else at
-                    found.append((*place, k, start, length))
+                    if at.term >= begun:
+                        found.append((at.time, at.row, at.col, k, start, length))
+                    else:
+                        late += 1
+            if found or not late:
+                sums[keys[k]] = f"{crc32(data):08x}"
             rows.append(np.array(found, _ROW))
         table = np.concatenate(rows) if rows else np.empty(0, _ROW)
         del rows
@@ -128,7 +165,7 @@ class CommitLog:
             last = np.ones(len(table), np.bool_)
             last[:-1] = np.logical_or.reduce([p[1:] != p[:-1] for p in places])
             table = table[last]
-        return Latest(table, held, moves, dict(zip(keys, sums, strict=True)))
+        return Latest(table, held, moves, sums)
 
     def _each(self, keys: Sequence[str]) -> Iterator[tuple[int, bytes]]:
         """Every segment's number in `keys` and its bytes, few at a time."""
@@ -136,12 +173,13 @@ class CommitLog:
             batch = keys[first : first + _TOGETHER]
             yield from enumerate(self._target.get_many(batch), first)
 
-    def _place(self, key: str, number: int, line: bytes, data: bytes) -> tuple[int, int, int] | Receipt | None:
-        """A line's (time, row, column), or its receipt where that takes parsing; None for a torn last line."""
+    def _place(self, key: str, number: int, line: bytes, data: bytes) -> _At | None:
+        """A line's place and term, parsed where it is not as this version writes them; None for a torn last line."""
         if is_whole(line) and (found := _PLACE.match(line)):
-            return int(found[1]), int(found[2]), int(found[3])
+            return _At(int(found[1]), int(found[2]), int(found[3]), _NO_TERM if found[4] is None else int(found[4]))
         try:
-            return Receipt.from_json(line)
+            receipt = Receipt.from_json(line)
+            return _At(receipt.time, *receipt.shard, _NO_TERM if receipt.term is None else receipt.term)
         except (ValueError, json.JSONDecodeError) as error:
             if data.endswith(line):  # no newline after it: torn
                 return None
@@ -152,6 +190,15 @@ class CommitLog:
         try:
             found = checked(data.rstrip(b"\n"))
             return tuple(int(v) for v in (*found["shift"], *found["windows"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(key, 1, error) from error
+
+    def _begins(self, key: str, data: bytes) -> int:
+        """The term that a segment says began with it; 0 where it says nothing of the kind."""
+        if not data.startswith(_BEGINS):
+            return 0
+        try:
+            return int(checked(data.rstrip(b"\n"))["begins"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(key, 1, error) from error
 
@@ -238,7 +285,7 @@ class Latest:
     def __init__(self, table: npt.NDArray[Any], held: _Held, moves: _Moves, segments: Mapping[str, str]) -> None:
         self._table, self._held, self._moves = table, held, moves
         self.segments = segments
-        """CRC-32 of every segment of the log, by its key."""
+        """CRC-32 of every segment of the log that counts, by its key."""
 
     def seal(self) -> bytes:
         """What `commits/segments.json` is to hold."""

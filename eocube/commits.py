@@ -93,7 +93,7 @@ class Receipt:
     again, `sha256` that of the shard object (None when every latent is fill, so that there is no object), `precision`
     counts windows by numeric precision, `created` is ISO 8601 UTC, `run` the id of the run that made it, `seams` what
     the borders looked at came to, `dark` how many ok windows with pixels of an item are too dark to be ground
-    (`eocube.plausible`), by item.
+    (`eocube.plausible`), by item, `term` that of the lease under which it was made (None where none).
     """
 
     unit: str
@@ -113,6 +113,7 @@ class Receipt:
     rules: Mapping[str, str] = field(default_factory=dict)
     """Scene id -> the rule by which its numbers were read (`eocube.rules.short`); empty in receipts of version 0.1."""
     dark: Mapping[str, int] = field(default_factory=dict)
+    term: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -132,6 +133,7 @@ class Receipt:
             "unit": self.unit,
             "time": self.time,
             "shard": list(self.shard),
+            **({} if self.term is None else {"term": self.term}),
             "sha256": self.sha256,
             "windows": windows,
             "bytes_in": self.bytes_in,
@@ -180,6 +182,7 @@ class Receipt:
                 seams=None if seams is None else Seams.from_dict(seams),
                 rules={str(k): str(v) for k, v in data.get("rules", {}).items()},
                 dark={str(k): int(v) for k, v in data.get("dark", {}).items()},
+                term=None if data.get("term") is None else int(data["term"]),
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"not a receipt: {type(error).__name__}: {error}") from error

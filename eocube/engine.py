@@ -19,6 +19,7 @@ from eocube.busy import BusyClock
 from eocube.commit_buffer import CommitBuffer
 from eocube.commits import Receipt, State, WindowResult, now
 from eocube.errors import EocubeError
+from eocube.fence import Fence, Pass
 from eocube.limits import Limits
 from eocube.network import NetworkLimits, shared_network
 from eocube.nodes import Place, here
@@ -63,6 +64,8 @@ class EngineOptions:
     """How hosts are treated; a limit on requests is shared out over driver and actors."""
     unit_timeout: float = UNIT_TIMEOUT
     """Seconds that an actor may take over a unit, beside the network's patience, before it counts as hung."""
+    lease: Pass | None = None
+    """What actors need to write under the driver's lease; None where nobody else can write."""
     log_dir: str | None = None
     """A local folder for the run's log. None: in the first cube's store."""
 
@@ -111,6 +114,7 @@ class EncodeActor:
         self._network = options.network
         shared_network().configure(self._network)
         self._runners: list[UnitRunner] = []
+        fence = Fence.of(options.lease, options.storage_options)
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
             (text,) = LatentStore.stored_plans(url, storage_options=options.storage_options)
@@ -121,7 +125,7 @@ class EncodeActor:
                     f"weights {plan.encoding.weights!r} on this node are not those of the plan "
                     f"({weights.meta.sha256[:12]} instead of {plan.encoding.sha256[:12]})"
                 )
-            store = LatentStore.open(url, storage_options=options.storage_options)
+            store = LatentStore.open(url, storage_options=options.storage_options, fence=fence)
             self._runners.append(
                 UnitRunner(
                     plan, store, models_for(plan, weights, device), options.limits,
@@ -179,6 +183,7 @@ def run(
     *,
     total: int | None = None,
     check: Callable[[], None] | None = None,
+    fence: Fence | None = None,
     actor_class: type[Any] = EncodeActor,
 ) -> RunTally:
     """Do the units of `todo`, (cube index, unit), and log each receipt once its shard is safely written.
@@ -194,6 +199,7 @@ def run(
         todo: what is to be done.
         run_id: goes into every receipt, log line and metric.
         total: windows to do, for the progress; None counts them where `todo` is a sequence.
+        fence: the driver's lease, which whatever it writes asks; actors have a part of it by `options.lease`.
         check: called before every write to the log and now and then; raises when this driver must stop.
         actor_class: what does the work.
 
@@ -202,7 +208,7 @@ def run(
             is logged, as far as `check` allows.
     """
     tally, started = RunTally(), time.monotonic()
-    stores = [LatentStore.open(c.url, storage_options=options.storage_options) for c in cubes]
+    stores = [LatentStore.open(c.url, storage_options=options.storage_options, fence=fence) for c in cubes]
     if total is None and isinstance(todo, Sequence):
         total = sum(windows_in(cubes[k].plan, u) for k, u in todo)
     sink: Sink = FileSink(options.log_dir, run_id) if options.log_dir else StoreSink(stores[0].target, run_id)

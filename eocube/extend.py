@@ -22,6 +22,7 @@ from typing import Any
 from eocube.bounds import boxes_said, covers
 from eocube.differences import named_changes
 from eocube.errors import StoreError
+from eocube.fence import Fence
 from eocube.grid import BBox, by_zone
 from eocube.layout import ROOT, eocube_document
 from eocube.plan import Plan, TimeStep
@@ -86,21 +87,24 @@ def grow_plans(url: str, stored: Sequence[Plan], asked: Sequence[Plan]) -> tuple
     return tuple(plan for _, plan in sorted({**old, **new, **both}.items()))
 
 
-def join_zones(url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> None:
+def join_zones(
+    url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
+) -> None:
     """Make the root over several zones, or let it know of new ones.
 
     A zone that is new gets its store before the root names it, and is named before the others grow: killed at any
     moment, the same command finds the zones' requests unlike each other, searches again and goes on.
     """
-    target, names = Target(url, storage_options), [p.grid.name for p in plans]
+    target, names = Target(url, storage_options, fence=fence), [p.grid.name for p in plans]
     root = read_root(target, zones=True)
     known = None if root is None else root["attributes"]["eocube"].get("zones")
     if root is None or known is None:
-        create_root(url, names, {"zones": names}, storage_options=storage_options)
+        create_root(url, names, {"zones": names}, storage_options=storage_options, fence=fence)
         return
     for plan in plans:
         if plan.grid.name not in known:
-            LatentStore.create(f"{url.rstrip('/')}/{plan.grid.name}", plan, storage_options=storage_options)
+            zone = f"{url.rstrip('/')}/{plan.grid.name}"
+            LatentStore.create(zone, plan, storage_options=storage_options, fence=fence)
     if names != known:
         root["attributes"]["eocube"]["zones"] = names
         target.put(ROOT, json.dumps(root, indent=1, allow_nan=False).encode())

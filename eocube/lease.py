@@ -3,7 +3,12 @@
 The lease of a store is the object `commits/lease-<term>.json` of the highest term. A term is begun by creating its
 object, which only one driver can: conditionally where the target can, read back and compared where a reply got lost.
 Whoever takes over begins the next term and never touches the old one's object, so there is nothing to race for; the
-old owner finds the next term when it renews, and stops.
+old owner finds the next term when it renews or writes (`eocube.fence`), and stops.
+
+Storage that has no conditional writes, or ignores their condition, is found out by a try right after the creation.
+There drivers that race write over each other, and the last one has it: each waits `SETTLE` seconds and goes on only
+where its own token is still there. That is one of them, because none that wrote later than half that time after its
+look counts its own writing.
 
 Clocks: a driver counts its own lease on its own monotonic clock and stops a `MARGIN` before the end; another judges the
 written expiry by its own clock. So the clocks of machines that drive one store must agree within `MARGIN` (15 s; NTP
@@ -12,90 +17,55 @@ keeps them within a fraction of one). On one machine an owner that is dead is se
 
 from __future__ import annotations
 
-import getpass
-import json
-import os
-import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from eocube.commit_log import FOLDER
 from eocube.errors import LeaseError, StoreError
-from eocube.target import Target
+from eocube.fence import MARGIN, Conditions, Fence, Pass, clock, may_have_conditions, tried
+from eocube.lease_note import (
+    LeaseNote,
+    is_lease,
+    lease_key,
+    process_name,
+    read_note,
+    refuse_while_held,
+    terms_of,
+    user_name,
+)
+from eocube.target import Target, storing
+
+__all__ = ["MARGIN", "Lease", "LeaseNote", "is_lease", "lease_key"]
 
 TERM = 90.0
 """Seconds a lease lasts without being renewed."""
 RENEW = 20.0
 """Seconds between renewals."""
-MARGIN = 15.0
-"""Seconds before its expiry at which an owner that could not renew stops: what clocks may be apart."""
-_KEY = re.compile(rf"{FOLDER}/lease-(\d{{8,}})\.json")
+SETTLE = 6.0
+"""Seconds that a driver waits before it believes that it has a lease on storage without conditional writes."""
+_TRIES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseNote:
-    """What a lease's object says."""
+class Lease(Fence):
+    """The right to write a store, held as a context: taken on entry, given back on exit. The driver's fence.
 
-    owner: str
-    """User name of the driver's process."""
-    host: str
-    process: str
-    """Names the process on this earth: boot, process namespace, number and start."""
-    run: str
-    token: str
-    """Random: tells one's own note from another's after a lost reply."""
-    acquired: str
-    expires: str
-    """ISO 8601 UTC by the owner's clock."""
-    released: bool = False
-
-    def to_json(self) -> bytes:
-        """The object's bytes."""
-        return json.dumps(asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> LeaseNote:
-        """Inverse of `to_json`; ValueError for anything else."""
-        try:
-            note = cls(**json.loads(data))
-            datetime.fromisoformat(note.expires)
-        except (TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"not a lease: {error}") from error
-        return note
-
-    def __str__(self) -> str:
-        return f"run {self.run} of {self.owner} on {self.host}"
-
-
-def lease_key(term: int) -> str:
-    """Key of a term's object."""
-    return f"{FOLDER}/lease-{term:08d}.json"
-
-
-def is_lease(key: str) -> bool:
-    """Whether an object of a store is a lease."""
-    return _KEY.fullmatch(key) is not None
-
-
-class Lease:
-    """The right to write a store's metadata, held as a context: taken on entry, given back on exit.
-
-    A thread renews it. When it is lost (another run began the next term, or it could not be renewed in time) `check`
-    raises from then on and `lost` is called once, in that thread.
+    A thread renews it. When it is lost (another run began the next term, it could not be renewed in time, or the store
+    was removed) `check` and every fenced write raise from then on and `lost` is called once, in that thread.
 
     Args:
         target: the store, or the root over its zones.
         run: id of the run.
         lost: called once when the lease is lost.
-        term: seconds that it lasts; `renew` seconds between renewals, `margin` seconds that clocks may be apart.
+        term: seconds that it lasts; `renew` seconds between renewals, `margin` seconds that clocks may be apart,
+            `settle` seconds of `SETTLE`.
     """
 
     def __init__(
@@ -107,15 +77,21 @@ class Lease:
         term: float = TERM,
         renew: float = RENEW,
         margin: float = MARGIN,
+        settle: float = SETTLE,
     ) -> None:
-        self._target, self._lost_hook = target, lost
-        self._term, self._every, self._margin = term, renew, margin
-        self._note = LeaseNote(_user(), socket.gethostname(), _process(), run, secrets.token_hex(8), "", "")
+        token = secrets.token_hex(8)
+        super().__init__(target, Pass(target.url, -1, token, Conditions()))
+        self._lost_hook = lost
+        self._lasts, self._every, self._margin, self._settling = term, renew, margin, settle
+        self._note = LeaseNote(user_name(), socket.gethostname(), process_name(), run, token, "", "")
         self._number: int | None = None
         self._deadline = 0.0
         self._why: str | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.took_over = False
+        """Whether the run before never said that it was done: it may be asleep, with writes on their way."""
+        self._told: set[str] = set()
 
     # -- taking and giving back
 
@@ -135,63 +111,121 @@ class Lease:
 
     def acquire(self) -> None:
         """Begin the next term. LeaseError when another run holds the store: who, and until when."""
-        while True:
-            current = self._current()
-            number = 0
-            if current is not None:
-                number, note = current[0] + 1, current[1]
-                if note is not None:
-                    self._refuse_while_held(note)
-            started = _clock()
-            note = self._dated(acquired=True)
-            # False: another driver began this term between the look and the write; look again.
-            if self._target.create(lease_key(number), note.to_json()):
-                self._note, self._number, self._deadline = note, number, started + self._term
-                self._forget_older(number)
-                return
+        if self.target.local is not None:  # the lock lies in it
+            with storing("write", str(self.target)):
+                (self.target.local / FOLDER).mkdir(parents=True, exist_ok=True)
+        for _ in range(_TRIES):
+            looked = clock()
+            number, took_over, begun = self._next_term()
+            started, note = clock(), self._dated(acquired=True)
+            with self.exclusive():
+                if begun:
+                    self.target.put(lease_key(number), note.to_json())
+                # False: another driver began this term between the look and the write; look again.
+                elif not self.target.create(lease_key(number), note.to_json()):
+                    continue
+            if not self._is_mine(number, note, looked):
+                continue
+            self._note, self._number, self.term = note, number, number
+            self._deadline, self.took_over = started + self._lasts, took_over
+            self._forget_older(number)
+            return
+        raise LeaseError(f"{self.target}: other runs begin at the same moment: run the same command again")
+
+    def _next_term(self) -> tuple[int, bool, bool]:
+        """The term to begin, whether the last owner never gave it back, whether this driver began it a moment ago.
+
+        LeaseError while another holds it.
+        """
+        terms = terms_of(self.target)
+        note = read_note(self.target, terms[-1]) if terms else None
+        if note is None:
+            return (terms[-1] + 1 if terms else 0), bool(terms), False
+        if note.token == self._note.token:
+            return terms[-1], len(terms) > 1, True
+        refuse_while_held(self.target, terms[-1], note, self._margin)
+        return terms[-1] + 1, not note.released, False
+
+    def _is_mine(self, number: int, note: LeaseNote, looked: float) -> bool:
+        """Whether a term just begun is this driver's. LeaseError where it turns out to be another's."""
+        if may_have_conditions(self.target):
+            self.conditions = tried(self.target, lease_key(number), note.to_json())
+            if not self.conditions.create:
+                if clock() - looked > self._settling / 2:
+                    return False
+                time.sleep(self._settling)
+        found = read_note(self.target, number)
+        if found is None:
+            return False
+        if found.token != note.token:
+            refuse_while_held(self.target, number, found, self._margin)
+            return False
+        return True
 
     def release(self) -> None:
         """Say that the store is free. Quiet where that fails: the lease then ends by itself."""
         if self._number is None or self._why is not None:
             return
         number, self._number = self._number, None
-        with suppress(StoreError):
-            if self._read(lease_key(number)) == self._note:
-                self._target.put(lease_key(number), replace(self._note, released=True).to_json())
+        with suppress(StoreError), self.exclusive():
+            if read_note(self.target, number) == self._note:
+                self.target.put(lease_key(number), replace(self._note, released=True).to_json())
 
     # -- holding it
 
     @property
+    def to_pass(self) -> Pass:
+        """What actors need for a fence of their own."""
+        return Pass(self.target.url, self.term, self._token, self.conditions)
+
+    def is_to_tell(self, url: str) -> bool:
+        """The first time that it is asked for a store's log, where the store was taken over."""
+        first = self.took_over and url not in self._told
+        self._told.add(url)
+        return first
+
+    @property
+    def sure(self) -> bool:
+        """Whether the run holds the lease by its own clock, so that nobody can have taken it over."""
+        return self.held
+
+    @property
     def held(self) -> bool:
         """Whether the run may still write."""
-        if self._why is None and self._number is not None and _clock() > self._deadline - self._margin:
-            self._lose("it could not be renewed in time")
+        if self._why is None and self._number is not None and clock() > self._deadline - self._margin:
+            self._why = "it could not be renewed in time"
         return self._why is None and self._number is not None
 
     def check(self) -> None:
         """Nothing while the lease is held; LeaseError once it is lost."""
         if not self.held:
-            raise LeaseError(
-                f"{self._target}: this run lost its lease ({self._why or 'it was given back'}) and stopped; "
-                "run the same command again when the other run has ended"
-            )
+            super().lose(self._why or "it was given back")
+
+    def confirm(self) -> None:
+        """The same, with the lease read anew."""
+        self.check()
+        super().confirm()
+
+    def lose(self, why: str) -> NoReturn:
+        """Lose the lease for good."""
+        self._why = self._why or why
+        super().lose(self._why)
 
     def renew(self) -> None:
         """Extend the lease; it is lost where another run has begun the next term. StoreError when that cannot be told.
 
-        The next term is looked for after the write: a run that begins it in between is seen now or by its own look.
+        The next term is looked for after the write too: a run that begins it in between is seen now or by its own look.
         """
         if self._number is None or not self.held:
             return
-        started = _clock()
-        note = self._dated()
-        self._target.put(lease_key(self._number), note.to_json())
-        self._note = note
-        other = self._read(lease_key(self._number + 1))
-        if other is not None:
-            self._lose(f"{other} took over")
-        else:
-            self._deadline = started + self._term
+        with suppress(LeaseError):
+            with self.exclusive():
+                super().confirm()
+                started, note = clock(), self._dated()
+                self.target.put(lease_key(self._number), note.to_json())
+            self._note = note
+            super().confirm()
+            self._deadline = started + self._lasts
 
     def _keep(self) -> None:
         while not self._stop.wait(self._every):
@@ -202,81 +236,17 @@ class Lease:
                     self._lost_hook()
                 return
 
-    def _lose(self, why: str) -> None:
-        self._why = why
-
-    # -- the objects
-
-    def _current(self) -> tuple[int, LeaseNote | None] | None:
-        """The highest term and its note; the note is None where it cannot be read as one."""
-        terms = [int(m[1]) for key in self._target.keys(FOLDER) if (m := _KEY.fullmatch(key))]
-        return (max(terms), self._read(lease_key(max(terms)))) if terms else None
-
-    def _read(self, key: str) -> LeaseNote | None:
-        data = self._target.get(key)
-        try:
-            return None if data is None else LeaseNote.from_json(data)
-        except ValueError as error:
-            raise LeaseError(
-                f"{self._target.at(key)} is damaged ({error}): make sure that no other run writes the store, then "
-                "remove that object"
-            ) from error
-
-    def _refuse_while_held(self, note: LeaseNote) -> None:
-        if note.released or _is_dead(note):
-            return
-        expires = datetime.fromisoformat(note.expires)
-        if datetime.now(UTC) <= expires + timedelta(seconds=self._margin):
-            raise LeaseError(
-                f"{self._target} is being written by {note}, whose lease runs until {note.expires}: wait for it to "
-                "end; a run that died is taken over then"
-            )
-
     def _dated(self, *, acquired: bool = False) -> LeaseNote:
         now = datetime.now(UTC)
-        until = _iso(now + timedelta(seconds=self._term))
+        until = _iso(now + timedelta(seconds=self._lasts))
         return replace(self._note, expires=until, acquired=_iso(now) if acquired else self._note.acquired)
 
     def _forget_older(self, number: int) -> None:
         """Remove the terms before the last one; that one stays, so that its owner's look cannot err."""
-        for key in self._target.keys(FOLDER):
-            if (found := _KEY.fullmatch(key)) and int(found[1]) < number - 1:
-                self._target.delete(key)
-
-
-def _clock() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        for term in terms_of(self.target):
+            if term < number - 1:
+                self.target.delete(lease_key(term))
 
 
 def _iso(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return str(os.getuid())
-
-
-def _process(pid: int | None = None) -> str:
-    """Names a process so that no other on any machine has the name; "" where the system does not say (not Linux)."""
-    number = os.getpid() if pid is None else pid
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = os.readlink("/proc/self/ns/pid")
-        # The start is the 22nd field; the second is the command in brackets and may hold anything.
-        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return f"{boot}/{space}/{number}/{fields[19]}" if fields[0] not in "ZX" else ""
-
-
-def _is_dead(note: LeaseNote) -> bool:
-    """Whether a lease's owner was a process of this machine, as it sees processes, that is there no more."""
-    here, _, _ = _process().rpartition("/")
-    where, _, _ = note.process.rpartition("/")
-    if not here or not where or here.rpartition("/")[0] != where.rpartition("/")[0]:
-        return False
-    return _process(int(where.rpartition("/")[2])) != note.process

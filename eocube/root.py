@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -10,8 +11,10 @@ from typing import Any
 
 from eocube.commit_log import FOLDER, MOVING, PLAN
 from eocube.errors import StoreError
+from eocube.fence import Fence
 from eocube.layout import LATENT, ROOT
-from eocube.lease import is_lease
+from eocube.lease_note import LOCK, is_lease
+from eocube.storage_options import scheme_of
 from eocube.target import Target
 
 _LITTER = re.compile(
@@ -26,13 +29,14 @@ def create_root(
     document: Mapping[str, Any],
     *,
     storage_options: Mapping[str, Any] | None = None,
+    fence: Fence | None = None,
 ) -> None:
     """Make, or find as it should be, the root group over one cube a zone (`url/utm32`, ...).
 
     Raises:
         StoreError: the target cannot be written or holds something else; nothing was touched.
     """
-    target = Target(url, storage_options)
+    target = Target(url, storage_options, fence=fence)
     wanted = {**document, "zones": list(zone_names)}
     root = read_root(target, zones=True)
     if root is not None:
@@ -52,12 +56,14 @@ def create_root(
         target.put(ROOT, json.dumps(data, indent=1, allow_nan=False).encode())
 
 
-def finalise_root(url: str | PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> None:
+def finalise_root(
+    url: str | PathLike[str], *, storage_options: Mapping[str, Any] | None = None, fence: Fence | None = None
+) -> None:
     """Gather the zones' metadata at the root, so that it opens like one store; after the zones are finalised.
 
     Nothing is done where the store is one zone's own. StoreError when a zone is missing.
     """
-    target = Target(url, storage_options)
+    target = Target(url, storage_options, fence=fence)
     root = read_root(target, zones=True)
     if root is None or "zones" not in root["attributes"]["eocube"]:
         return
@@ -72,6 +78,26 @@ def finalise_root(url: str | PathLike[str], *, storage_options: Mapping[str, Any
         members.update({f"{zone}/{name}": array for name, array in inner.items()})
     consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
     target.put(ROOT, json.dumps({**root, "consolidated_metadata": consolidated}, indent=1, allow_nan=False).encode())
+
+
+def root_over(url: str, storage_options: Mapping[str, Any] | None = None) -> str:
+    """Where the lease of a store is: at the root over several zones where it is one of them, else at itself."""
+    own = url.rstrip("/") or "/"
+    parent, _, name = (os.path.realpath(own) if scheme_of(own) == "" and "://" not in own else own).rpartition("/")
+    if not parent or not parent.partition("://")[2 if "://" in parent else 0]:
+        return own
+    try:
+        data = Target(parent, storage_options).get(ROOT)
+        zones = json.loads(data or b"{}")["attributes"]["eocube"]["zones"]
+    except (StoreError, ValueError, KeyError, TypeError):
+        return own  # nothing above it that is a store of ours, or nothing that may be looked at
+    return parent if isinstance(zones, list) and name in zones else own
+
+
+def zones_of(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The zones that a root names; none where there is no root, or one of a single cube."""
+    root = read_root(Target(url, storage_options), zones=True)
+    return () if root is None else tuple(root["attributes"]["eocube"].get("zones", ()))
 
 
 def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
@@ -118,7 +144,7 @@ def half_made(target: Target) -> bytes | None:
     refuse_half_moved(target)
     made = target.get(PLAN)
     if made is None:
-        if names == [FOLDER] and all(is_lease(key) or is_litter(key) for key in target.keys(FOLDER)):
+        if names == [FOLDER] and all(is_lease(k) or k == LOCK or is_litter(k) for k in target.keys(FOLDER)):
             return None  # a run that has just begun, or was killed before it wrote its plan
         raise StoreError(f"{target} exists and is no eocube store (it holds {names[0]}): write to another target")
     return made

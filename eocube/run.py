@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,22 +19,37 @@ from eocube.engine import Cube, EngineOptions, RunTally
 from eocube.engine import run as run_engine
 from eocube.errors import StoreError
 from eocube.extend import grow_plans, join_zones, stored_extent, zoned
+from eocube.fence import Fence
 from eocube.inspection import in_order
 from eocube.lease import Lease
+from eocube.lease_note import refuse_if_held
 from eocube.limits import Limits
 from eocube.network import shared_network
 from eocube.plan import Plan
 from eocube.plausible import dark_line
 from eocube.remaining import Remaining
+from eocube.root import root_over, zones_of
 from eocube.seams import seams_line
 from eocube.stac_sources import PRESETS
 from eocube.storage_options import from_environment, parse_options, scoped
 from eocube.store import LatentStore, Summary, finalise_root
 from eocube.target import Target
 
+if TYPE_CHECKING:
+    from eocube.encoders import LoadedWeights
+
 DEMO_FOLDER = "eocube-demo"
 NAMED_FAILURES = 10
 """Failed sources listed at the end, at most."""
+
+
+@dataclass(slots=True)
+class Searched:
+    """What a run has loaded and searched for its plans, so that neither is done twice."""
+
+    weights: LoadedWeights | None = None
+    plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
+    """By request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +90,8 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         trusted=options.allow_local_sources,
     )
     shared_network().configure(request.network)
-    plans = plans_of(request, storage_options, source_options)
+    searched = Searched()
+    plans = plans_of(request, storage_options, source_options, searched)
     if options.plan:
         from eocube.plan_view import plan_documents, show
 
@@ -87,14 +105,34 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         source_options=source_options, network=request.network, unit_timeout=request.unit_timeout,
         quiet=options.quiet, log_dir=options.log_dir,
     )  # fmt: skip
-    with Lease(Target(request.out, storage_options), run_id) as lease:
-        cubes = open_cubes(request, plans, storage_options)
-        tally, summaries = carry_out(cubes, request, engine, run_id, lease)
+    with holding(request.out, run_id, storage_options) as lease:
+        # Again, now that nobody else can change the store: another run may have while this one searched.
+        plans = plans_of(request, storage_options, source_options, searched)
+        cubes = open_cubes(request, plans, storage_options, lease)
+        tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
     outcome = report(console, cubes, tally, summaries)
     if options.quicklook and outcome.counts.get(State.OK):
         outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
         console.print(f"picture: {outcome.picture}")
     return outcome
+
+
+@contextmanager
+def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) -> Iterator[Lease]:
+    """Hold the lease over a store: its own, or that of the root over several zones that it is one of.
+
+    Raises:
+        LeaseError: another run holds the store, its root, or a zone of it.
+    """
+    while True:
+        root = root_over(url, storage_options)
+        with Lease(Target(root, storage_options), run_id) as lease:
+            if root_over(url, storage_options) != root:
+                continue  # the root was made just now: its lease is the one that counts
+            for zone in zones_of(root, storage_options):
+                refuse_if_held(Target(f"{root}/{zone}", storage_options))
+            yield lease
+            return
 
 
 def carry_out(
@@ -105,27 +143,37 @@ def carry_out(
     Raises:
         LeaseError: another run took the stores over; nothing was finalised then.
     """
-    stores = [LatentStore.open(cube.url, storage_options=engine.storage_options) for cube in cubes]
+    given = engine.storage_options
+    stores = [LatentStore.open(cube.url, storage_options=given, fence=lease) for cube in cubes]
     left = [Remaining(cube.plan, store.log.latest(), request.retry) for cube, store in zip(cubes, stores, strict=True)]
     total = sum(r.windows for r in left)
     tally = RunTally()
     try:
         if total:
             todo = ((k, unit) for k, remaining in enumerate(left) for unit in remaining.units())
-            tally = run_engine(cubes, engine, todo, run_id, total=total, check=lease.check)
+            tally = run_engine(cubes, engine, todo, run_id, total=total, check=lease.check, fence=lease)
     finally:
         if lease.held:
+            if lease.took_over and not lease.exact:
+                for cube in cubes:
+                    LatentStore.made_again(cube.url, cube.plan, storage_options=given, fence=lease)
             summaries = [store.finalise() for store in stores]
-            if cubes[0].url != request.out:
-                finalise_root(request.out, storage_options=engine.storage_options)
+            for root in {request.out, lease.target.url} - {cube.url for cube in cubes}:
+                finalise_root(root, storage_options=given, fence=lease)
     lease.check()
     return tally, summaries
 
 
 def plans_of(
-    request: Request, storage_options: Mapping[str, Any] | None, source_options: Mapping[str, Any] | None = None
+    request: Request,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None = None,
+    searched: Searched | None = None,
 ) -> tuple[Plan, ...]:
     """The plans to carry out, one a zone.
+
+    Asked twice in a run: before the lease is taken, because a search takes long and most errors come of it, and then
+    under it, with the store's plans read anew. What `searched` has is not searched again.
 
     Those frozen in the store by the same request, without a search; where a request for more ground or more time
     finds a store, its plans made larger; else new ones.
@@ -141,7 +189,8 @@ def plans_of(
             f"{request.out} has several items called {shared[0]!r}, whose dates version 0.1 read from one of them: "
             "encode to another --out"
         )
-    weights = load(request.weights)
+    searched = searched or Searched()
+    searched.weights = weights = searched.weights or load(request.weights)
     request = at_stored_precision(request, frozen)
     request = replace(request, extent=request.extent or stored_extent(frozen))
     if frozen and all(dict(p.request) == request.document() for p in frozen):
@@ -152,7 +201,10 @@ def plans_of(
                 f"({changed[0].encoding.sha256[:12]}, now {weights.meta.sha256[:12]}): write to another --out"
             )
         return frozen
-    plans = make_plans(request, weights, source_options)
+    asked = json.dumps(request.document(), sort_keys=True)
+    if asked not in searched.plans:
+        searched.plans[asked] = make_plans(request, weights, source_options)
+    plans = searched.plans[asked]
     return grow_plans(request.out, frozen, plans) if frozen else plans
 
 
@@ -173,17 +225,19 @@ def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[P
     return tuple(Plan.from_json(t) for t in texts)
 
 
-def open_cubes(request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> tuple[Cube, ...]:
+def open_cubes(
+    request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
+) -> tuple[Cube, ...]:
     """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
     if not zoned(request.out, plans, storage_options):
         cubes: tuple[Cube, ...] = (Cube(plans[0], request.out),)
     else:
         cubes = tuple(Cube(p, f"{request.out.rstrip('/')}/{p.grid.name}") for p in plans)
-        join_zones(request.out, plans, storage_options)
+        join_zones(request.out, plans, storage_options, fence)
     for cube in cubes:
-        LatentStore.create(cube.url, cube.plan, storage_options=storage_options)
+        LatentStore.create(cube.url, cube.plan, storage_options=storage_options, fence=fence)
     if cubes[0].url != request.out:
-        finalise_root(request.out, storage_options=storage_options)
+        finalise_root(request.out, storage_options=storage_options, fence=fence)
     return cubes
 
 

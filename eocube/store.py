@@ -25,6 +25,7 @@ from eocube.coverage import ON_LATENTS
 from eocube.cube_item import cube_item
 from eocube.differences import difference
 from eocube.errors import StoreError
+from eocube.fence import Fence
 from eocube.identity import refuse_edited
 from eocube.layout import (
     INT8_NODATA,
@@ -76,17 +77,19 @@ class LatentStore:
             self._affine = np.array(given["scale"], np.float32), np.array(given["offset"], np.float32)
 
     @classmethod
-    def create(cls, url: Url, plan: StorePlan, *, storage_options: Options = None) -> LatentStore:
+    def create(
+        cls, url: Url, plan: StorePlan, *, storage_options: Options = None, fence: Fence | None = None
+    ) -> LatentStore:
         """Make the store of a plan, or open the one that an earlier run of the same plan made.
 
         The plan is written first and the root's zarr.json last: a store that was killed in the making has no root,
-        and the same plan makes it again.
+        and the same plan makes it again. `fence` is the driver's lease: whatever is written asks it.
 
         Raises:
             StoreError: the target cannot be written, holds something else, or a store of another plan; nothing there
                 was touched. The message says the difference.
         """
-        target = Target(url, storage_options)
+        target = Target(url, storage_options, fence=fence)
         found = read_root(target)
         if found is not None:
             refuse_edited(found["attributes"]["eocube"], str(target))
@@ -95,9 +98,12 @@ class LatentStore:
                 target.tidy(everything=True)
                 return cls._grow(target, plan, store)
             different = difference(store.document, plan, store._steps)
+            if different and _is_of(target, plan):  # its root is what another run wrote over it
+                return cls._make(target, plan)
             if different:
                 raise StoreError(f"{target} is a store of {different}; write to another target")
             target.tidy(everything=True)
+            _begin_term(target)
             return store
         made = half_made(target)
         if made is not None and json.loads(made).get("hash") != plan.hash:
@@ -129,6 +135,7 @@ class LatentStore:
     def _make(cls, target: Target, plan: StorePlan) -> LatentStore:
         text = plan.to_json().encode()
         target.put(PLAN, text)
+        _begin_term(target)
         objects = template(plan)
         objects[ITEM] = cube_item(plan, target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube")
         requested = np.asarray(plan.grid.requested_mask, dtype=np.bool_)
@@ -148,13 +155,24 @@ class LatentStore:
         return cls(target, json.loads(root))
 
     @classmethod
-    def open(cls, url: Url, *, storage_options: Options = None, check: bool = True) -> LatentStore:
+    def made_again(cls, url: Url, plan: StorePlan, *, storage_options: Options, fence: Fence) -> LatentStore:
+        """Write what differs of all but the shards and the log, of a store that was made or opened in this run.
+
+        For the end of a run that took a store over where writes of the old owner may have come in late.
+        """
+        return cls._make(Target(url, storage_options, fence=fence), plan)
+
+    @classmethod
+    def open(
+        cls, url: Url, *, storage_options: Options = None, check: bool = True, fence: Fence | None = None
+    ) -> LatentStore:
         """Open a store that is there, in one request.
 
         StoreError when there is none, one of several zones, or one that says other things of its latents than when it
-        was written; the last only with `check`, which who names or mends the damage leaves out.
+        was written; the last only with `check`, which who names or mends the damage leaves out. `fence` is asked by
+        what writes to it: the driver's lease, or an actor's part of it.
         """
-        target = Target(url, storage_options)
+        target = Target(url, storage_options, fence=fence)
         root = read_root(target)
         if root is None:
             refuse_half_moved(target)
@@ -185,6 +203,11 @@ class LatentStore:
     def document(self) -> dict[str, Any]:
         """The `eocube` attribute."""
         return dict(self.root["attributes"]["eocube"])
+
+    @property
+    def term(self) -> int | None:
+        """The term of the lease that it is written under; None for a reader."""
+        return None if self.target.fence is None else self.target.fence.term
 
     @property
     def latent(self) -> ArraySpec:
@@ -249,10 +272,14 @@ class LatentStore:
         """Key of a shard's object."""
         return self.latent.key(time_index, 0, srow, scol)
 
-    def write_shard(self, time_index: int, srow: int, scol: int, latents: Block) -> tuple[int, str | None]:
+    def write_shard(
+        self, time_index: int, srow: int, scol: int, latents: Block, *, fresh: bool = True
+    ) -> tuple[int, str | None]:
         """Write one whole shard (C, S, S) in the store's dtype, in exactly one request and without reading.
 
-        All fill leaves no object: one that an interrupted run left is removed, by one request too.
+        All fill leaves no object: one that an interrupted run left is removed, by one request too. On S3 and behind a
+        fence it is one request where `fresh` is true and right; a shard that is there is read first, by one or two
+        requests more, and left where it has these bytes.
 
         Returns:
             Bytes written and the object's SHA-256; (0, None) when all is fill.
@@ -275,7 +302,7 @@ class LatentStore:
         if data is None:
             self.target.delete(key)
             return 0, None
-        self.target.put(key, data)
+        self.target.put(key, data, fresh=fresh)
         return len(data), hashlib.sha256(data).hexdigest()
 
     def read_shard(self, time_index: int, srow: int, scol: int) -> Block:
@@ -374,6 +401,21 @@ def _from_log(summary: Summary) -> dict[str, Any]:
     return {**found, "seams": seams.figures()} if seams.borders else found
 
 
+def _begin_term(target: Target) -> None:
+    """Tell the log that this run took the store over, before it reads it."""
+    if target.fence is not None and target.fence.is_to_tell(target.url):
+        CommitLog(target).begin(target.fence.term)
+
+
+def _is_of(target: Target, plan: StorePlan) -> bool:
+    """Whether a store is a plan's by its plan and by its layout, whatever its root says."""
+    try:
+        layout = json.loads(target.get(LAYOUT) or b"{}")
+    except ValueError:
+        return False
+    return layout.get("plan_hash") == plan.hash and target.get(PLAN) == plan.to_json().encode()
+
+
 def _publish(
     target: Target, objects: Iterable[tuple[str, bytes | None]], present: Collection[str] = frozenset()
 ) -> None:
@@ -387,7 +429,8 @@ def _publish(
             while flight and key.startswith("status/"):
                 flight.popleft().result()
             if data is not None:
-                flight.append(pool.submit(target.put, key, data))
+                fresh = key.startswith("valid/c/") and key not in present
+                flight.append(pool.submit(target.put, key, data, fresh=fresh))
             elif key in present:
                 flight.append(pool.submit(target.delete, key))
             while len(flight) > 2 * _AT_ONCE:

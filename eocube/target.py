@@ -8,10 +8,12 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from eocube.errors import StoreError
@@ -19,11 +21,39 @@ from eocube.forks import SPAWN
 from eocube.network import Network, shared_network
 from eocube.redaction import one_line, redacted, secrets_of
 from eocube.storage_options import S3_SCHEMES, filesystem_for, host_of, options_for, scheme_of
+from eocube.transient import knows_no_conditions, refused_condition
+
+if TYPE_CHECKING:
+    from eocube.fence import Fence
 
 _TEMPORARY = ".tmp"
 _AT_ONCE = 16  # objects read at the same time
+_WHOLE = 4 * 2**30  # bytes below which s3fs makes one request, so that its condition holds for all of it
 
 T = TypeVar("T")
+Gate = Callable[[], AbstractContextManager[None]]
+"""Entered around the moment at which a write takes effect, at each of its tries; raises where it must not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An object as it was read or written."""
+
+    data: bytes
+    tag: str | None
+    """What a conditional write knows it by, an ETag; None where storage has no such thing."""
+
+
+class ConditionalError(Exception):
+    """What a conditional write came to, where not to a write."""
+
+
+class ChangedError(ConditionalError):
+    """An object was not as a conditional write had it, and was left as it was."""
+
+
+class UnconditionalError(ConditionalError):
+    """Storage said that it knows no conditional writes."""
 
 
 @contextmanager
@@ -31,7 +61,7 @@ def storing(doing: str, url: str, secrets: Iterable[str] = ()) -> Iterator[None]
     """Turn whatever the storage raises inside into a one-line StoreError: "cannot write s3://b/c: no such bucket"."""
     try:
         yield
-    except StoreError:
+    except (StoreError, ConditionalError):
         raise
     except Exception as error:  # every fsspec backend raises classes of its own
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -61,6 +91,7 @@ class Target:
         storage_options: fsspec options (endpoint, credentials, ...), never written anywhere; of them those count that
             the URL's protocol takes.
         network: None takes this process's own.
+        fence: asked before every write, so that none is made by a run that lost its store; None for who writes alone.
     """
 
     def __init__(
@@ -68,7 +99,10 @@ class Target:
         url: str | os.PathLike[str],
         storage_options: Mapping[str, Any] | None = None,
         network: Network | None = None,
+        *,
+        fence: Fence | None = None,
     ) -> None:
+        self.fence = fence
         self.url = os.fspath(url).rstrip("/") or "/"
         self.options = options_for(self.url, storage_options)
         self.network = network or shared_network()
@@ -96,13 +130,15 @@ class Target:
         """Where the object of a key is, for messages."""
         return f"{self}/{key}"
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object whole: one request, or on disk one rename once the bytes are safe."""
-        with self._storing("write", self.at(key)):
-            if self.local is None:
-                self._ask(lambda: self.fs.pipe_file(f"{self.path}/{key}", data))
-                return
-            _replace(self.local / key, self.local / _TEMPORARY, data)
+    def put(self, key: str, data: bytes, *, fresh: bool = False) -> None:
+        """Write an object whole: one request, or on disk one rename once the bytes are safe.
+
+        `fresh` says that there is most likely none of that key, which saves a fenced write to S3 a look.
+        """
+        if self.fence is not None:
+            self.fence.put(self, key, data, fresh=fresh)
+        else:
+            self.overwrite(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object only where there is none; False when another's is there.
@@ -110,23 +146,115 @@ class Target:
         Conditional where the target can (disk, S3: one request), else a look before the write. A reply that got lost
         makes the retry of one's own create look like another's: what is there is read back and compared.
         """
+        return self.fence.create(self, key, data) if self.fence is not None else self.create_new(key, data)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, in one request; fine when there is none."""
+        if self.fence is not None:
+            self.fence.delete(self, key)
+        else:
+            self.remove(key)
+
+    # -- what they are made of, past the fence
+
+    def overwrite(self, key: str, data: bytes, gate: Gate = nullcontext) -> None:
+        """Write an object whole, whatever is there."""
+        with self._storing("write", self.at(key)):
+            if self.local is None:
+                self._ask(lambda: self._within(gate, lambda: self.fs.pipe_file(f"{self.path}/{key}", data)))
+                return
+            _replace(self.local / key, self.local / _TEMPORARY, data, gate)
+
+    def create_new(self, key: str, data: bytes, gate: Gate = nullcontext) -> bool:
+        """`create`, past the fence."""
         with self._storing("write", self.at(key)):
             try:
-                if self.local is None:
-                    self._ask(lambda: self.fs.pipe_file(f"{self.path}/{key}", data, mode="create"))
-                else:
-                    _create(self.local / key, self.local / _TEMPORARY, data)
+                self._swap(key, data, None, gate)
                 return True
-            except FileExistsError:
+            except ChangedError:
                 return self.get(key) == data
-            except Exception as error:
+            except UnconditionalError:
                 found = self.get(key)
-                if found is None and _unconditional(error):
-                    self.put(key, data)
-                    found = self.get(key)
                 if found is None:
-                    raise
+                    self.overwrite(key, data, gate)
+                    found = self.get(key)
                 return found == data
+
+    def swap(self, key: str, data: bytes, was: Seen | None, gate: Gate = nullcontext) -> Seen:
+        """Write an object where it is what was seen, or where none is (None); what it is now.
+
+        Raises:
+            ChangedError: it is another, or one is there; also one's own, made again because its reply got lost.
+            UnconditionalError: storage knows no such writes, or only those where nothing was.
+        """
+        with self._storing("write", self.at(key)):
+            return self._swap(key, data, was, gate)
+
+    def _swap(self, key: str, data: bytes, was: Seen | None, gate: Gate) -> Seen:
+        if self.local is not None and was is None:
+            try:
+                _create(self.local / key, self.local / _TEMPORARY, data, gate)
+            except FileExistsError:
+                raise ChangedError(key) from None
+            return Seen(data, None)
+        if was is not None and (was.tag is None or not self._s3):
+            raise UnconditionalError(key)
+        how: dict[str, Any] = {"mode": "create"} if was is None else {"IfMatch": was.tag}
+        if self._s3:
+            how["chunksize"] = _WHOLE
+        path = f"{self.path}/{key}"
+        try:
+            said = self._ask(lambda: self._within(gate, lambda: self.fs.pipe_file(path, data, **how)))
+        except Exception as error:
+            if refused_condition(error) or (was is not None and isinstance(error, FileNotFoundError)):
+                raise ChangedError(key) from error
+            if knows_no_conditions(error):
+                raise UnconditionalError(key) from error
+            if was is None and self.get(key) is not None:  # an error that says neither, and yet something is there
+                raise ChangedError(key) from error
+            raise
+        return Seen(data, said.get("ETag") if isinstance(said, dict) else None)
+
+    @staticmethod
+    def _within(gate: Gate, do: Callable[[], T]) -> T:
+        with gate():
+            return do()
+
+    def remove(self, key: str, gate: Gate = nullcontext) -> None:
+        """Remove an object; fine when there is none."""
+        with self._storing("remove", self.at(key)), suppress(FileNotFoundError):
+            if self.local is not None:
+                with gate():
+                    (self.local / key).unlink()
+            else:
+                self._ask(lambda: self._within(gate, lambda: self.fs.rm_file(f"{self.path}/{key}")))
+
+    # -- reading
+
+    def look(self, key: str) -> Seen | None:
+        """The object with what a conditional write needs to know of it; None when there is none. One request."""
+        if not self._s3:
+            data = self.get(key)
+            return None if data is None else Seen(data, None)
+        with self._storing("read", self.at(key)):
+            try:
+                return self._ask(lambda: self._look(f"{self.path}/{key}"))
+            except FileNotFoundError:
+                return None
+
+    def _look(self, path: str) -> Seen:
+        """One object of S3 with its ETag, which s3fs's own reading keeps to itself."""
+
+        async def ask() -> Seen:
+            bucket, key, _ = self.fs.split_path(path)
+            answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
+            try:
+                return Seen(bytes(await answer["Body"].read()), answer.get("ETag"))
+            finally:
+                answer["Body"].close()
+
+        found: Seen = sync(self.fs.loop, ask)
+        return found
 
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None when there is none."""
@@ -150,14 +278,6 @@ class Target:
             if data is None:
                 raise StoreError(f"{self.at(key)} is missing: it was there a moment ago")
         return [data for data in found if data is not None]
-
-    def delete(self, key: str) -> None:
-        """Remove an object, in one request; fine when there is none."""
-        with self._storing("remove", self.at(key)), suppress(FileNotFoundError):
-            if self.local is not None:
-                (self.local / key).unlink()
-            else:
-                self._ask(lambda: self.fs.rm_file(f"{self.path}/{key}"))
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects under a folder, sorted; the empty objects that stand for folders are none."""
@@ -195,6 +315,8 @@ class Target:
         if self.local is None:
             return
         if everything:
+            if self.fence is not None:
+                self.fence.confirm()
             shutil.rmtree(self.local / _TEMPORARY, ignore_errors=True)
         else:
             with suppress(OSError):
@@ -215,15 +337,15 @@ class Target:
             raise
 
 
-def _replace(final: Path, folder: Path, data: bytes) -> None:
+def _replace(final: Path, folder: Path, data: bytes, gate: Gate) -> None:
     """Write a file so that it is there whole or not at all, whenever the process or the machine dies."""
-    with _written(final, folder, data) as temporary:
+    with _written(final, folder, data) as temporary, gate():
         os.replace(temporary, final)
 
 
-def _create(final: Path, folder: Path, data: bytes) -> None:
+def _create(final: Path, folder: Path, data: bytes, gate: Gate) -> None:
     """The same, but FileExistsError where the file is there already."""
-    with _written(final, folder, data) as temporary:
+    with _written(final, folder, data) as temporary, gate():
         try:
             os.link(temporary, final)
         except OSError as error:
@@ -232,11 +354,6 @@ def _create(final: Path, folder: Path, data: bytes) -> None:
             with final.open("xb") as file:  # a file system without hard links
                 file.write(data)
         temporary.unlink()
-
-
-def _unconditional(error: Exception) -> bool:
-    """Whether a target said that it knows no conditional writes."""
-    return isinstance(error, NotImplementedError | TypeError | ValueError) or "NotImplemented" in str(error)
 
 
 @contextmanager

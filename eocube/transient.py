@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from enum import Enum
 
+from eocube.errors import LeaseError
+
 
 class Failure(Enum):
     """What the failure of a request means for the next one."""
@@ -18,6 +20,8 @@ class Failure(Enum):
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 509})
 # S3 says these with a status of 400.
 _RETRIED_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
+_CHANGED = frozenset({"PreconditionFailed", "412"})
+_UNKNOWN = frozenset({"NotImplemented", "501"})
 
 _PERMANENT = (
     FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError,
@@ -47,6 +51,27 @@ def status_of(error: BaseException) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def refused_condition(error: BaseException) -> bool:
+    """Whether a conditional write found another object than it was for (412).
+
+    Servers differ in what they say beside the status, and so does what client libraries make of it: s3fs gives a
+    FileExistsError only where the answer names the header, and else an OSError like any other.
+    """
+    if isinstance(error, FileExistsError):
+        return True
+    behind = (error, error.__cause__)
+    return any(one is not None and (status_of(one) == 412 or _s3_code(one) in _CHANGED) for one in behind)
+
+
+def knows_no_conditions(error: BaseException) -> bool:
+    """Whether storage or its client said that it has no conditional writes (501, or an option that is not known)."""
+    if isinstance(error, NotImplementedError | TypeError | ValueError):
+        return True
+    behind = (error, error.__cause__)
+    said = any(one is not None and (status_of(one) == 501 or _s3_code(one) in _UNKNOWN) for one in behind)
+    return said or (isinstance(error, OSError) and error.errno == errno.ENOSYS)
+
+
 def _s3_code(error: BaseException | None) -> str:
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
@@ -69,6 +94,8 @@ def judge(error: BaseException) -> Failure:
 
 def is_transient(error: BaseException) -> bool:
     """Whether asking again may help. An error that is not known is taken for one that passes: tries are bounded."""
+    if isinstance(error, LeaseError):
+        return False
     cause = error.__cause__
     if _s3_code(error) in _RETRIED_CODES or _s3_code(cause) in _RETRIED_CODES:
         return True

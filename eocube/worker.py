@@ -222,14 +222,14 @@ class UnitRunner:
             row, col = grid.place_in_shard(window)
             stored[:, row : row + lattice.core, col : col + lattice.core] = latents
             moments[window] = Moments.of(self.store.from_storage(latents))
-        bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored)
+        bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored, fresh=unit.keep is None)
         return Receipt(
             unit=unit.key, time=unit.time, shard=(unit.row, unit.col),
             windows=tuple(results[w] for w in windows if w in results),
             bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
             moments=Moments.merged(moments[w] for w in windows if w in moments),
             precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
-            seams=_together(kept.seams, borders.total()),
+            seams=_together(kept.seams, borders.total()), term=self.store.term,
             rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
             dark=dict(sorted(dark.items())),
         )  # fmt: skip

@@ -556,10 +556,10 @@ def test_killed_in_the_making_is_made_again(tmp_path: Path, at: int, monkeypatch
     hurt.mkdir()  # there before: so that nothing is cleared away, as when the process is killed
     put, left = Target.put, iter(range(at))
 
-    def dying(self: Target, key: str, data: bytes) -> None:
+    def dying(self: Target, key: str, data: bytes, **how: Any) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        put(self, key, data)
+        put(self, key, data, **how)
 
     monkeypatch.setattr(Target, "put", dying)
     try:
@@ -580,10 +580,10 @@ def test_killed_in_the_making_is_made_again(tmp_path: Path, at: int, monkeypatch
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put = Target.put
 
-    def full(self: Target, key: str, data: bytes) -> None:
+    def full(self: Target, key: str, data: bytes, **how: Any) -> None:
         if key.startswith("status"):
             raise StoreError("no space")
-        put(self, key, data)
+        put(self, key, data, **how)
 
     monkeypatch.setattr(Target, "put", full)
     with pytest.raises(StoreError, match="no space"):

@@ -19,8 +19,9 @@ import torch
 from eocube.commits import State
 from eocube.errors import SourceError
 from eocube.extend import grow_plans
+from eocube.fence import Fence
 from eocube.grid import CubeGrid, Window, grids_for
-from eocube.lease import Lease
+from eocube.lease import SETTLE, Lease
 from eocube.limits import Limits
 from eocube.plan import Encoding, Plan, build_plan
 from eocube.reader import WindowPixels
@@ -59,7 +60,7 @@ class Death:
             yield self
 
     def _deadly(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any) -> Any:
+        def guarded(*args: Any, **how: Any) -> Any:
             with self._lock:
                 if self.dead:
                     raise Killed
@@ -68,7 +69,7 @@ class Death:
                 self.dead = mine
                 if mine and not self._after:
                     raise Killed
-                done = call(*args)
+                done = call(*args, **how)
                 if mine:
                     raise Killed
                 return done
@@ -165,19 +166,22 @@ def drive(
     reader: Reader | None = None,
     commit_every: int = 2,
     storage_options: Mapping[str, Any] | None = None,
+    run_id: str = "run",
+    settle: float = SETTLE,
 ) -> Reader:
-    """One run of the driver, as `eocube.run` makes it: plans, lease, stores, what is left, log, finalise."""
-    reader = reader or Reader()
-    frozen = [Plan.from_json(t) for t in LatentStore.stored_plans(url, storage_options=storage_options)]
-    if frozen and frozen[0].request == asked.request:
-        plan = frozen[0]
-    else:
-        plan = grow_plans(url, frozen, [asked])[0] if frozen else asked
-    with Lease(Target(url, storage_options), "run") as lease:
-        store = LatentStore.create(url, plan, storage_options=storage_options)
+    """One run of the driver, as `eocube.run` makes it: lease, plans, stores, what is left, log, finalise."""
+    reader, given = reader or Reader(), storage_options
+    with Lease(Target(url, given), run_id, settle=settle) as lease:
+        frozen = [Plan.from_json(t) for t in LatentStore.stored_plans(url, storage_options=given)]
+        if frozen and frozen[0].request == asked.request:
+            plan = frozen[0]
+        else:
+            plan = grow_plans(url, frozen, [asked])[0] if frozen else asked
+        store = LatentStore.create(url, plan, storage_options=given, fence=lease)
+        at_actor = LatentStore.open(url, storage_options=given, fence=Fence.of(lease.to_pass, given))
         left = Remaining(plan, store.log.latest(), retry)
         models = Models({"fp32": lambda: encoder}, lambda z: z, lambda p: next(iter(p.values())))  # type: ignore[arg-type,return-value]
-        runner = UnitRunner(plan, store, models, Limits(read_threads=1), run_id="run")
+        runner = UnitRunner(plan, at_actor, models, Limits(read_threads=1), run_id=run_id)
         runner.reader = reader  # type: ignore[assignment]
         waiting = []
         try:
@@ -190,6 +194,8 @@ def drive(
             store.commit(waiting)
         finally:
             runner.close()
+        if lease.took_over and not lease.exact:
+            LatentStore.made_again(url, plan, storage_options=given, fence=lease)
         store.finalise()
     return reader
 

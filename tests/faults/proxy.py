@@ -13,7 +13,9 @@
 Whether a request meets a fault follows from the seed, the method, path and range, and how often just that request was
 made before: never from the order of threads. `on_request` is called with every request's number and itself before it is
 passed on, in the thread that serves it; it may block, kill a process (kill points), or raise ConnectionError to cut the
-connection. The fixtures `fault_proxy` (a factory) and `s3_behind_proxy` are in tests/faults/conftest.py.
+connection; `on_answer` the same once the server has carried it out. `conditions` makes the server one that ignores
+If-Match and If-None-Match, or answers 501 to them. The fixtures `fault_proxy` (a factory) and `s3_behind_proxy` are in
+tests/faults/conftest.py.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ LIES: tuple[Kind, ...] = (*TRANSPORT, "short")
 """And a body cut to half with a length to match: only the Content-Range tells."""
 
 _HOP = frozenset({"transfer-encoding", "connection", "content-length", "server", "date", "keep-alive", "expect"})
+_CONDITIONS = frozenset({"if-match", "if-none-match"})
+_NOT_IMPLEMENTED = (
+    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>NotImplemented</Code>"
+    b"<Message>A header you provided implies functionality that is not implemented</Message></Error>"
+)
 _SLOW_DOWN = (
     b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>SlowDown</Code>"
     b"<Message>Please reduce your request rate.</Message></Error>"
@@ -94,6 +101,8 @@ class FaultProxy:
         self.upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.faults = faults or Faults()
         self.on_request: Callable[[int, str, str], None] | None = None
+        self.on_answer: Callable[[int, str, str], None] | None = None
+        self.conditions: Literal["kept", "ignored", "refused"] = "kept"
         self._lock = threading.Lock()
         self._seen: list[Seen] = []
         self._turns: Counter[tuple[str, str, str]] = Counter()
@@ -202,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> tuple[int, str, list[tuple[str, str]], bytes]:
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+        if self.owner.conditions == "ignored":
+            headers = {k: v for k, v in headers.items() if k.lower() not in _CONDITIONS}
         headers["Content-Length"] = str(len(body))
         for fresh in (False, True):
             if self._upstream is None or fresh:
@@ -250,7 +261,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return None
             if fault == "slow":
                 time.sleep(owner.faults.delay_s)
+            if owner.conditions == "refused" and _CONDITIONS & {k.lower() for k in self.headers}:
+                note(501, len(_NOT_IMPLEMENTED))
+                self._answer(501, "Not Implemented", [("Content-Type", "application/xml")], len(_NOT_IMPLEMENTED))
+                self.wfile.write(_NOT_IMPLEMENTED)
+                return None
             status, reason, headers, data = self._forward(body)
+            if owner.on_answer is not None:
+                owner.on_answer(number, self.command, self.path)
             if fault == "lost":
                 note(0)
                 return self._reset()
