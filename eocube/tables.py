@@ -181,6 +181,8 @@ def derived_objects(
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]
     beside = Beside(specs) if valid else None
+    # Reserved ground is made of blocks that are all alike.
+    encode = {name: _remembering(specs[name].codec.encode) for name in WINDOW_ARRAYS}
     for start in range(0, times, together):
         stop = min(start + together, times)
         tables: dict[str, Block] = {
@@ -198,7 +200,7 @@ def derived_objects(
             if beside is not None:
                 yield from beside.objects(time)
         for name in WINDOW_ARRAYS:
-            yield from _objects(specs[name], tables[name], start // together, specs[name].codec.encode)
+            yield from _objects(specs[name], tables[name], start // together, encode[name])
 
 
 def _fill_windows(tables: Mapping[str, Block], receipt: Receipt, at: int, requested: npt.NDArray[np.bool_]) -> None:

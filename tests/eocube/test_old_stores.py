@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eocube
+from eocube.errors import StoreError
+from eocube.extend import grow_plans
+from eocube.grid import CubeGrid
+from eocube.plan import Plan
 from eocube.store import LatentStore
 
 STORES = Path(__file__).parents[1] / "data" / "stores"
@@ -38,6 +43,31 @@ def test_opens_verifies_and_keeps_its_bytes(old: tuple[Path, dict[str, Any]]) ->
         if receipt.sha256:
             data = (folder / store.shard_key(receipt.time, *receipt.shard)).read_bytes()
             assert hashlib.sha256(data).hexdigest() == receipt.sha256
+
+
+def test_grows_south_and_in_time_and_nothing_moves(old: tuple[Path, dict[str, Any]]) -> None:
+    folder, facts = old
+    url, before = str(folder), {str(p): p.read_bytes() for p in folder.glob("latent/c/*/*/*/*")}
+    (stored,) = (Plan.from_json(t) for t in LatentStore.stored_plans(url))
+    asked = larger(stored, south=0.4)
+    (grown,) = grow_plans(url, [stored], [asked])
+    assert (grown.grid.shard_row0, grown.grid.shard_col0) == (stored.grid.shard_row0, stored.grid.shard_col0)
+    assert grown.grid.shard_rows > stored.grid.shard_rows and grown.extends[-1] == stored.hash
+    store = LatentStore.create(url, grown)
+    store.finalise()
+    assert store.verify() == [] and store.latent.shape[2:] == grown.grid.shape
+    assert {r.unit: r.sha256 for r in store.receipts() if r.sha256} == facts["shards"]
+    assert {str(p): p.read_bytes() for p in folder.glob("latent/c/*/*/*/*")} == before
+    with pytest.raises(StoreError, match=r"km north of the store's north-western corner, which never moves"):
+        grow_plans(url, [grown], [larger(grown, north=0.4)])
+
+
+def larger(plan: Plan, south: float = 0.0, north: float = 0.0) -> Plan:
+    """The plan of a request for more ground, as a search of its own would make it."""
+    boxes = [[w, s - south, e, n + north] for w, s, e, n in plan.request["bbox"]]
+    lattice = plan.grid.lattice
+    grid = CubeGrid.over(lattice, [(w, s, e, n) for w, s, e, n in boxes])
+    return replace(plan, grid=grid, request={**plan.request, "bbox": boxes}, extends=())
 
 
 def test_decodes_to_the_same_numbers(old: tuple[Path, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,22 @@ def plan(box: Sequence[float], extent: Sequence[float] | None, *days: int) -> Pl
     return plan_of(box, [scene(d) for d in days], (min(days), max(days)), extent)
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["disk", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "disk":
         return str(tmp_path / "cube.zarr")
     return f"s3://{request.getfixturevalue('s3_server').bucket()}/cube.zarr"
+
+
+def test_who_opened_before_reads_the_same_ground_afterwards() -> None:
+    """The quick one: of 24 windows 24 showed other ground when shards moved."""
+    small, _, extent = GROWTH["inside its extent, north and west"]
+    url = f"memory://{uuid.uuid4().hex}/cube.zarr"
+    drive(url, plan(small, extent, 10))
+    readers = Readers(url)
+    drive(url, plan((11.490, 48.100, 11.518, 48.118), extent, 10))
+    readers.look()
+    assert readers.looks == 1 and LatentStore.open(url).verify() == []
 
 
 class Readers:
@@ -87,6 +99,7 @@ def after_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield watch
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not in order of time")
 @pytest.mark.parametrize("how", GROWTH)
 def test_who_opened_before_reads_the_same_ground_all_along(url: str, how: str, after_writes: Any) -> None:
