@@ -129,11 +129,13 @@ def _span(part: str, text: str) -> Interval:
 
 def parse_moment(text: Any) -> datetime | None:
     """An ISO time of a STAC item in UTC (zone-less ones are UTC), or None."""
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
+    if not isinstance(text, str):
         return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter for a time that another zone puts before year 1
+        return None
 
 
 def footprint_of(item: Mapping[str, Any]) -> BaseGeometry | None:
@@ -144,7 +146,7 @@ def footprint_of(item: Mapping[str, Any]) -> BaseGeometry | None:
     """
     geometry = item.get("geometry")
     if isinstance(geometry, Mapping) and geometry.get("coordinates"):
-        shape = shapely.geometry.shape(dict(geometry))
+        shape = shapely.geometry.shape({name: geometry[name] for name in ("type", "coordinates")})
         parts = [_unrolled(part) for part in getattr(shape, "geoms", [shape])]
         return shapely.union_all([shapely.make_valid(part) for part in parts])
     bbox = item.get("bbox")

@@ -10,17 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from shapely.errors import GEOSException
 from shapely.geometry.base import BaseGeometry
 
 from eocube.bounds import BBox, Interval, footprint_of, overlap, parse_bbox, parse_interval, split_box
 from eocube.dark_tail import OverviewReader, overview_reader
 from eocube.errors import InputError, RadiometryError, SourceError
+from eocube.item_checks import check_item, name_of
 from eocube.network import shared_network
 from eocube.scene import BandSource, Scene
 from eocube.scene_ids import SAME_ACQUISITION, distinct
 from eocube.sensors import Sensor
 from eocube.stac_fetch import Budget
-from eocube.stac_items import find_asset, identify, level_of, processing_rank, scene_from_item
+from eocube.stac_items import identify, level_of, processing_rank, scene_from_item
 from eocube.stac_sources import (
     PRESETS,
     Found,
@@ -34,7 +36,6 @@ from eocube.stac_sources import (
     within,
 )
 from eocube.storage_options import scoped
-from eocube.untrusted import check_item
 
 __all__ = [
     "PRESETS",
@@ -52,6 +53,10 @@ __all__ = [
 PLANETARY_COMPUTER = "planetary-computer"
 SIGNING_HOST = "planetarycomputer.microsoft.com"
 ITEM_THREADS = 8
+# What an item may end with on its own account. `item_checks` leaves none but the first two; the others are what a value
+# can still do to numpy or GEOS. A TypeError, KeyError or the like is a defect of this package, whatever the item: it
+# comes through.
+_ITS_OWN = (SourceError, RadiometryError, ValueError, ArithmeticError, GEOSException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ def search(
     storage_options = scoped(storage_options, PRESETS.get(catalog, catalog), trusted=allow_local)
     gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options, allow_local)
     signer = gathered.signer
-    inside = [one for one in gathered.found if within(one.item, boxes, interval)]
+    fit, refused = _checked(gathered.found)
+    inside = [one for one in fit if within(one.item, boxes, interval)]
     reader = read_overview or overview_reader(storage_options)
 
     def read(href: str) -> Any:
@@ -108,12 +114,14 @@ def search(
             one.item, sensor, one.resolve, signer=signer, read_overview=read, check_pixels=check_pixels
         )
 
-    scenes, refused, replaced = _one_each(inside, gathered.order, make)
-    refused += [(posixpath.basename(place), f"linked, but there is no {safe_url(place)}") for place in gathered.absent]
+    scenes, unusable, replaced = _one_each(inside, gathered.order, make)
+    refused += unusable
+    refused += [(posixpath.basename(safe_url(place)), why) for place, why in gathered.unfit]
+    found_in_all = len(inside) + len(refused) - len(unusable) - len(gathered.unfit)
     spans = "; ".join(" ".join(f"{value:g}" for value in box) for box in boxes)
     searched = (
         f"{gathered.where}, bbox {spans}, {interval[0]:%Y-%m-%d} to {interval[1]:%Y-%m-%d}: "
-        f"{len(inside)} items for {sensor.name}, {len(scenes)} usable"
+        f"{found_in_all} items for {sensor.name}, {len(scenes)} usable"
     )
     if refused and not scenes:
         searched += f" ({refused[0][0]}: {refused[0][1]})"
@@ -134,14 +142,14 @@ def _boxes(bbox: BBox | Sequence[BBox]) -> tuple[BBox, ...]:
 class _Gathered:
     """A catalogue's items before they are judged: `order` are its collections by preference, `where` says it in words.
 
-    `absent` are the places of linked files that do not exist.
+    `unfit` are (place, reason) of linked files that do not exist or are no STAC.
     """
 
     found: list[Found]
     order: tuple[str, ...]
     where: str
     signer: str | None = None
-    absent: tuple[str, ...] = ()
+    unfit: tuple[tuple[str, str], ...] = ()
 
 
 def _gather(
@@ -205,20 +213,51 @@ def _gather_static(
         return False
 
     how: dict[str, Any] = {"document": document, "allow_local": allow_local, "budget": budget}
-    items, absent = walk_static(root, ours, storage_options, **how)
-    found = [one for one in items if one.item.get("collection") in every]
-    if not found and others:
-        items, absent = walk_static(root, lambda name: True, storage_options, **how)
+    items, unfit = walk_static(root, ours, storage_options, **how)
+    found = [one for one in items if _collection(one.item) in every]
+    if found:
+        found += [one for one in items if _collection(one.item) is None]
+    elif others:
+        items, unfit = walk_static(root, lambda name: True, storage_options, **how)
     if not found:
-        found = [one for one in items if _has_any(one.item, sensor)]
-    ids = sorted({str(one.item.get("collection")) for one in found})
+        found = [one for one in items if _may_have(one.item, sensor)]
+    ids = sorted({str(_collection(one.item)) for one in found})
     where = f"searched {safe_url(root)}, collections {', '.join(ids) or 'of no matching name'}"
-    return _Gathered(found, every, where, absent=tuple(absent))
+    return _Gathered(found, every, where, unfit=tuple(unfit))
 
 
-def _has_any(item: Mapping[str, Any], sensor: Sensor) -> bool:
-    assets = item.get("assets")
-    return isinstance(assets, Mapping) and any(find_asset(item, band.assets) is not None for band in sensor.bands)
+def _collection(item: Any) -> str | None:
+    """The collection an item says it is of, "" where it says none; None where it is no item that could say."""
+    name = item.get("collection") if isinstance(item, Mapping) else None
+    if isinstance(name, str) and name:
+        return name
+    whole = isinstance(item, Mapping) and all(isinstance(item.get(part), Mapping) for part in ("properties", "assets"))
+    return "" if whole and name in (None, "") else None
+
+
+def _may_have(item: Any, sensor: Sensor) -> bool:
+    """Whether an item has an asset for any of a sensor's bands, or is malformed so that it does not tell."""
+    assets = item.get("assets") if isinstance(item, Mapping) else None
+    return not isinstance(assets, Mapping) or any(key in assets for band in sensor.bands for key in band.assets)
+
+
+def _checked(found: Sequence[Found]) -> tuple[list[Found], list[tuple[str, str]]]:
+    """The items that pass `eocube.item_checks`, and (name, reason) of the others, which cost themselves alone."""
+    fit, unfit = list[Found](), list[tuple[str, str]]()
+    for one in found:
+        try:
+            check_item(one.item)
+            fit.append(one)
+        except _ITS_OWN as error:
+            unfit.append((name_of(one.item, posixpath.basename(safe_url(one.place)) or "an item"), _reason(error)))
+    return fit, unfit
+
+
+def _reason(error: Exception) -> str:
+    """Why an item is refused; with the kind of what was not raised on purpose."""
+    if isinstance(error, SourceError | RadiometryError):
+        return str(error)
+    return f"holds a value that cannot be used ({type(error).__name__}: {str(error)[:120]})"
 
 
 def _same_host(known: str, url: str) -> bool:
@@ -233,13 +272,7 @@ def _one_each(
     Runs the acquisitions on threads, since pixels may have to be read to decide; the outcome does not depend on that.
     """
     acquisitions: dict[tuple[str, str, str | None], list[Found]] = {}
-    unfit: list[tuple[str, str]] = []
     for one in found:
-        try:
-            check_item(one.item)
-        except SourceError as error:
-            unfit.append((str(one.item.get("id")), str(error)))
-            continue
         identity = identify(one.item)
         key = (identity.group, identity.tile or str(one.item.get("id")), level_of(one.item))
         acquisitions.setdefault(key, []).append(one)
@@ -252,21 +285,23 @@ def _one_each(
         replaced: list[tuple[str, str]] = []
         for one in ranked:
             name, footprint = str(one.item.get("id")), footprint_of(one.item)
-            twin = next((scene for scene, other in kept if _same(footprint, other)), None)
-            if twin is not None:
-                replaced.append((name, twin.id))
-                continue
             try:
-                kept.append((make(one), footprint))
-            except (RadiometryError, SourceError) as error:
-                refused.append((name, str(error)))
+                twin = next((scene for scene, other in kept if _same(footprint, other)), None)
+                if twin is None:
+                    kept.append((make(one), footprint))
+                else:
+                    replaced.append((name, twin.id))
+            except InputError:
+                raise
+            except _ITS_OWN as error:
+                refused.append((name, _reason(error)))
         return [scene for scene, _ in kept], refused, replaced
 
     with ThreadPoolExecutor(ITEM_THREADS) as pool:
         outcomes = list(pool.map(best, acquisitions.values()))
     return (
         [scene for scenes, _, _ in outcomes for scene in scenes],
-        unfit + [pair for _, pairs, _ in outcomes for pair in pairs],
+        [pair for _, pairs, _ in outcomes for pair in pairs],
         [pair for _, _, pairs in outcomes for pair in pairs],
     )
 

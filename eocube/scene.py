@@ -28,9 +28,11 @@ class BandSource:
     """Bytes of the asset, where the catalogue gives them (`file:size`)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able copy (NaN nodata as the string "nan")."""
+        """A JSON-able copy (a nodata that is no finite number as a string: "nan", "inf")."""
         rule = self.radiometry
-        nodata: float | str | None = "nan" if rule.nodata is not None and math.isnan(rule.nodata) else rule.nodata
+        nodata: float | str | None = rule.nodata
+        if rule.nodata is not None and not math.isfinite(rule.nodata):
+            nodata = str(rule.nodata)
         return {
             **({} if self.size is None else {"size": self.size}),
             "band": self.band,

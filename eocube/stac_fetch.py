@@ -273,6 +273,6 @@ def load_json(
     try:
         return parse_json(data, budget.limits)
     except AnswerError as error:
-        raise InputError(f"{where} is not read: {error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{where} is not read: {error}") from error
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(f"{where} is not STAC: it holds no JSON") from error

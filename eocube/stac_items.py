@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from eocube.bounds import bbox_of, footprint_of, parse_moment
 from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide, settled
 from eocube.errors import RadiometryError, SourceError
+from eocube.item_checks import asset_fault
 from eocube.radiometry import Contradiction, Radiometry, baseline_of, is_suspect, offset_rule
 from eocube.scene import BandSource, Scene, geojson_text
 from eocube.sensors import Band, Sensor
@@ -54,8 +55,8 @@ def identify(item: Mapping[str, Any]) -> Identity:
         (_S2_PRODUCT, ("s2:product_uri", "sentinel2:product_title", "sentinel:product_id")),
     ):
         for text in (*(str(properties.get(key, "")) for key in keys), name):
-            if found := pattern.search(text):
-                return Identity(f"{found[1]}_{found[2]}", _stamp(found[2]), tile)
+            if (found := pattern.search(text)) and (start := _stamp(found[2])) is not None:
+                return Identity(f"{found[1]}_{found[2]}", start, tile)
     products = properties.get("sentinel:product_ids")
     listed = [str(product) for product in products] if isinstance(products, list) else []
     for text in (name, str(properties.get("s1:product_identifier", "")), *listed):
@@ -63,8 +64,9 @@ def identify(item: Mapping[str, Any]) -> Identity:
             return Identity(f"{found[1]}_{found[3]}_{found[4]}", None, tile or found[2])
     platform, moment = platform_of(item), moment_of(item) or datetime.min.replace(tzinfo=UTC)
     for key in ("sat:relative_orbit", "sentinel2:relative_orbit_number"):
-        if isinstance(properties.get(key), int) and tile is not None:
-            return Identity(f"{platform}_R{properties[key]:03d}_{moment:%Y%m%d}", None, tile)
+        orbit = properties.get(key)
+        if isinstance(orbit, int) and 0 <= orbit < 1000 and tile is not None:
+            return Identity(f"{platform}_R{orbit:03d}_{moment:%Y%m%d}", None, tile)
     return Identity(f"{platform}_{moment:%Y%m%dT%H%M%S}", moment.replace(microsecond=0), tile)
 
 
@@ -72,9 +74,9 @@ def _tile(properties: Mapping[str, Any], name: str) -> str | None:
     """The MGRS tile ("33TWM") an item covers, from its fields or its id."""
     parts = ("utm_zone", "latitude_band", "grid_square")
     for prefix in ("mgrs", "sentinel"):
-        values = [properties.get(f"{prefix}:{part}") for part in parts]
-        if all(value is not None for value in values):
-            return f"{int(str(values[0])):02d}{values[1]}{values[2]}"
+        text = "".join(str(properties.get(f"{prefix}:{part}", "")) for part in parts)
+        if found := _MGRS.fullmatch(text):
+            return f"{int(found[1]):02d}{found[2]}{found[3]}"
     for key in ("grid:code", "s2:mgrs_tile", "sentinel:mgrs", "s2:tile_id", "s2:granule_id"):
         text = str(properties.get(key, ""))
         if found := _MGRS.fullmatch(text) or re.search(r"_T(\d{2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})_", text):
@@ -84,8 +86,12 @@ def _tile(properties: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _stamp(text: str) -> datetime:
-    return datetime.strptime(text, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+def _stamp(text: str) -> datetime | None:
+    """The moment in a product's name; None for digits that are none."""
+    try:
+        return datetime.strptime(text, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def platform_of(item: Mapping[str, Any]) -> str:
@@ -122,26 +128,41 @@ def processing_rank(item: Mapping[str, Any]) -> tuple[str, str, int, str, str]:
     made = made or properties.get("processing:datetime") or properties.get("s1:processing_datetime") or ""
     sequence = str(properties.get("s2:sequence") or properties.get("sentinel:sequence") or "0")
     updated = str(properties.get("updated") or properties.get("created") or "")
-    return baseline, str(made), int(sequence) if sequence.isdigit() else 0, updated, name
+    return baseline, str(made), int(sequence) if re.fullmatch(r"[0-9]{1,18}", sequence) else 0, updated, name
 
 
 def epsg_of(item: Mapping[str, Any], asset: Mapping[str, Any] | None = None) -> int | None:
     """The EPSG code of an item's pixels, from the asset's or the item's projection fields."""
     for place in (asset or {}, item.get("properties", {})):
-        if isinstance(place.get("proj:epsg"), int):
-            return int(place["proj:epsg"])
-        if found := re.fullmatch(r"EPSG:(\d+)", str(place.get("proj:code", ""))):
+        code = place.get("proj:epsg")
+        if isinstance(code, int) and not isinstance(code, bool) and 0 < code < 10**6:
+            return code
+        if found := re.fullmatch(r"EPSG:([0-9]{1,6})", str(place.get("proj:code", ""))):
             return int(found[1])
     return None
 
 
 def find_asset(item: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:
-    """The first of the accepted asset keys that the item has, with its asset."""
+    """The first of the accepted asset keys under which the item has an asset that can be read, with the asset."""
     assets = item.get("assets", {})
     for key in keys:
-        if isinstance(assets.get(key), Mapping) and assets[key].get("href"):
+        if key in assets and asset_fault(assets[key]) is None:
             return key, assets[key]
     return None
+
+
+def _lacking(item: Mapping[str, Any], bands: Sequence[Band]) -> str:
+    """Why there is no asset for some bands, in words."""
+    faults = [
+        f"its asset {key} {asset_fault(item['assets'][key])}"
+        for band in bands
+        for key in band.assets
+        if key in item["assets"]
+    ]
+    return "; ".join([
+        "has no asset for " + ", ".join(f"{b.name} ({' or '.join(b.assets)})" for b in bands),
+        *dict.fromkeys(faults),
+    ])  # fmt: skip
 
 
 # The processing level of the built-in Sentinel-2 sensors: top-of-atmosphere and surface reflectance are not the same.
@@ -184,7 +205,7 @@ def scene_from_item(
     found = {band.name: find_asset(item, band.assets) for band in sensor.bands}
     missing = [band for band in sensor.bands if found[band.name] is None]
     if missing:
-        raise SourceError("has no asset for " + ", ".join(f"{b.name} ({' or '.join(b.assets)})" for b in missing))
+        raise SourceError(_lacking(item, missing))
     chosen = [(band, *pair) for band in sensor.bands if (pair := found[band.name]) is not None]
     rules = [
         offset_rule(properties, asset, sensor, collection=collection, item_id=name, key=key) for _, key, asset in chosen
@@ -199,7 +220,7 @@ def scene_from_item(
         classes = Radiometry(1.0, 0.0, 0.0, "dn", "scene classification")
         href = _unsigned(resolve(str(masked[1]["href"])), signer)
         mask = BandSource("SCL", masked[0], href, 1, classes, size_of(masked[1]))
-    geometry, cloud = item.get("geometry"), properties.get("eo:cloud_cover")
+    cloud = properties.get("eo:cloud_cover")
     orbit_state, relative_orbit = orbit_of(item)
     return Scene(
         id=name,
@@ -210,8 +231,8 @@ def scene_from_item(
         time=_iso((identity.start or moment).replace(microsecond=0)),
         epsg=epsg_of(item, chosen[0][2]),
         bbox=bbox_of(footprint),
-        footprint=geojson_text(geometry) if geometry else None,
-        cloud_cover=float(cloud) if isinstance(cloud, (int, float)) else None,
+        footprint=_outline(item.get("geometry")),
+        cloud_cover=float(cloud) if isinstance(cloud, (int, float)) and 0 <= cloud <= 100 else None,
         baseline=baseline_of(properties, name, collection) if sensor.unit == "reflectance" else None,
         sources=sources,
         mask=mask,
@@ -219,6 +240,13 @@ def scene_from_item(
         orbit_state=orbit_state,
         relative_orbit=relative_orbit,
     )
+
+
+def _outline(geometry: Mapping[str, Any] | None) -> str | None:
+    """What a plan keeps of an item's geometry: nothing but its type and coordinates."""
+    if not geometry or not geometry.get("coordinates"):
+        return None
+    return geojson_text({"type": geometry["type"], "coordinates": geometry["coordinates"]})
 
 
 def _source(
@@ -236,7 +264,7 @@ def _source(
 def size_of(asset: Mapping[str, Any]) -> int | None:
     """The asset's `file:size` in bytes, where the catalogue gives one that can be."""
     size = asset.get("file:size")
-    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63 else None
 
 
 def _unsigned(href: str, signer: str | None) -> str:

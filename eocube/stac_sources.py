@@ -19,12 +19,13 @@ from pystac_client.exceptions import APIError
 from eocube.addresses import AddressError, Policy
 from eocube.bounds import BBox, Interval, footprint_of, meets, parse_moment
 from eocube.errors import InputError, SourceError
+from eocube.item_checks import MAX_HREF, name_of
 from eocube.network import Network
 from eocube.redaction import safe_url
 from eocube.sensors import nearest
 from eocube.stac_fetch import Budget, RetryingIO, cause, load_json
 from eocube.storage_options import policy_of
-from eocube.untrusted import MAX_DEPTH, check_href, check_item, scheme
+from eocube.untrusted import MAX_DEPTH, check_href, scheme
 
 __all__ = [
     "PRESETS",
@@ -54,14 +55,19 @@ READ_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One STAC item and the place that its relative hrefs are relative to."""
+    """One STAC item and the place that its relative hrefs are relative to.
 
-    item: Mapping[str, Any]
+    `item` is whatever the catalogue gave, unchecked: `eocube.item_checks` says what it can be.
+    """
+
+    item: Any
     base: str
     allow_local: bool = False
     """Whether a catalogue from elsewhere may lead to files of this machine."""
     policy: Policy = field(default_factory=Policy)
     """Which addresses the catalogue may lead to."""
+    place: str = ""
+    """Where it was found, for messages on an item without an id."""
 
     def resolve(self, href: str) -> str:
         """An absolute href: a URL or a local path. SourceError where this catalogue must not name it."""
@@ -129,10 +135,11 @@ def search_api(
                 collections=list(collections), bbox=list(box), datetime=f"{start}/{end}", limit=PAGE_SIZE
             )
             for item in _all_pages(search.pages_as_dicts(), where, max_items, budget.limits.idle_pages):
-                key = _key(item)
+                place = f"result {len(kept) + 1} of {urlsplit(url).netloc.rpartition('@')[2]}"
+                key = _key(item, place)
                 if key in kept:
                     continue
-                kept[key] = Found(item, url, policy=policy_of(storage_options))
+                kept[key] = Found(item, url, policy=policy_of(storage_options), place=place)
                 budget.item()
                 alike[same := _acquisition(item)] += 1
                 if same and alike[same] > budget.limits.alike:
@@ -146,25 +153,27 @@ def search_api(
     return list(kept.values())
 
 
-def _key(item: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What an item is told from others by."""
-    return str(item.get("collection")), str(item["id"]), str(_moment(item))
+def _key(item: Any, place: str) -> tuple[str, str, str]:
+    """What tells an item from the others of a search: collection, id and moment, or where it is if it has no id."""
+    said = item.get("collection") if isinstance(item, Mapping) else None
+    return said if isinstance(said, str) else "", name_of(item, place), _moment(item)
 
 
-def _moment(item: Mapping[str, Any]) -> Any:
-    properties = item.get("properties")
-    return properties.get("datetime") if isinstance(properties, Mapping) else None
+def _moment(item: Any) -> str:
+    properties = item.get("properties") if isinstance(item, Mapping) else None
+    said = properties.get("datetime") if isinstance(properties, Mapping) else None
+    return said if isinstance(said, str) else ""
 
 
-def _acquisition(item: Mapping[str, Any]) -> str:
+def _acquisition(item: Any) -> str:
     """Collection, moment and box of an item: what few items share; "" where it does not say them."""
-    moment, box = _moment(item), item.get("bbox")
-    return f"{item.get('collection')} {moment} {box}" if moment and box else ""
+    moment, box = _moment(item), item.get("bbox") if isinstance(item, Mapping) else None
+    if not moment or not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
+        return ""
+    return f"{str(item.get('collection'))[:100]} {moment[:100]} {box[:6]}"
 
 
-def _all_pages(
-    pages: Iterator[dict[str, Any]], where: str, max_items: int | None, idle_pages: int
-) -> Iterator[Mapping[str, Any]]:
+def _all_pages(pages: Iterator[dict[str, Any]], where: str, max_items: int | None, idle_pages: int) -> Iterator[Any]:
     """The items of all pages; raises where they are fewer than the first page said would match, or page after page
     holds nothing new.
     """
@@ -173,12 +182,16 @@ def _all_pages(
     seen = set[tuple[str, str, str]]()
     for page in pages:
         if promised is None:
-            context = page.get("context") or {}
-            promised = page.get("numberMatched", context.get("matched")) or 0
+            context = page.get("context")
+            said = page.get("numberMatched", context.get("matched") if isinstance(context, Mapping) else None)
+            promised = said if isinstance(said, int) else 0
         before = len(seen)
-        for item in page.get("features", []):
+        features = page.get("features", [])
+        if not isinstance(features, list):
+            raise InputError(f"cannot search {where}: the features of a page are no list")
+        for number, item in enumerate(features):
             count += 1
-            seen.add(_key(item))
+            seen.add(_key(item, f"#{number}"))
             yield item
         idle = 0 if len(seen) > before else idle + 1
         if idle >= idle_pages:
@@ -241,18 +254,20 @@ def walk_static(
     document: Any = None,
     allow_local: bool = False,
     budget: Budget | None = None,
-) -> tuple[list[Found], list[str]]:
-    """Every item that a static catalogue links to, and the places of linked files that do not exist.
+) -> tuple[list[Found], list[tuple[str, str]]]:
+    """Every item that a static catalogue links to, and (place, reason) of each link that leads to none.
 
     Both in a fixed order (by place), each file read once. `root` is the place of a catalogue, collection, item or item
     collection; `document` its JSON if it was read before. `accepts` takes a collection's id and says whether to go into
-    it. A file that is there but cannot be read raises `InputError`: it must not look like an absent one; so does a
-    catalogue from elsewhere that leads to this machine's files, unless `allow_local`, and one without end.
+    it. What is linked and absent, no JSON or no STAC costs itself, and so does a link that is none. `InputError` for a
+    root that is none of these; for a file that is there and cannot be read, as in an outage: it must not look like an
+    absent one; for a catalogue from elsewhere that leads to this machine's files, unless `allow_local`; for one without
+    end.
     """
     budget = budget or Budget(safe_url(root))
     document = load_json(root, storage_options, budget=budget) if document is None else document
     policy = policy_of(storage_options)
-    visited, items, absent = {root}, dict[str, Found](), list[str]()
+    visited, items, unfit = {root}, dict[str, Found](), list[tuple[str, str]]()
     level = [(root, document)]
 
     def load(place: str) -> Any:
@@ -260,7 +275,9 @@ def walk_static(
             return load_json(place, storage_options, budget=budget)
         except InputError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                return None
+                return _Unfit(f"linked, but there is no {safe_url(place)}")
+            if isinstance(error.__cause__, ValueError):  # read whole, and no JSON that is taken
+                return _Unfit(str(error))
             raise
 
     depth = 0
@@ -271,27 +288,37 @@ def walk_static(
             following: list[str] = []
             for place, content in level:
                 kind = content.get("type") if isinstance(content, Mapping) else None
-                if content is None:
-                    absent.append(place)
-                elif kind == "Feature" and "properties" in content and "assets" in content:
-                    items[place] = Found(content, place, allow_local, policy)
-                elif kind == "FeatureCollection" or (kind is None and _has_features(content)):
-                    if any(link.get("rel") == "next" for link in content.get("links", [])):
+                if isinstance(content, _Unfit):
+                    unfit.append((place, content.why))
+                elif kind == "Feature":
+                    items[place] = Found(content, place, allow_local, policy, place)
+                elif (kind == "FeatureCollection" or kind is None) and _has_features(content):
+                    if any(link.get("rel") == "next" for link in _links(content)):
                         raise InputError(f"{safe_url(place)} is one page of a search; give the API's own URL instead")
-                    for number, feature in enumerate(content.get("features", [])):
-                        items[f"{place}#{number}"] = Found(feature, place, allow_local, policy)
+                    for number, feature in enumerate(content["features"]):
+                        within_it = f"{place}#{number}"
+                        items[within_it] = Found(feature, place, allow_local, policy, within_it)
                 elif kind in ("Catalog", "Collection") or (kind is None and _looks_like_catalogue(content)):
                     if kind == "Collection" and not accepts(str(content.get("id"))):
                         continue
-                    following += [
-                        place for place in _links(Found(content, place, allow_local, policy)) if place not in visited
-                    ]
+                    places, broken = _followed(Found(content, place, allow_local, policy))
+                    unfit += broken
+                    following += [place for place in places if place not in visited]
                     visited.update(following)
-                else:
+                elif depth == 1:
                     raise InputError(f"{safe_url(place)} is not STAC: no catalogue, collection or item")
+                else:
+                    unfit.append((place, "linked, but is not STAC: no catalogue, collection or item"))
             following = list(dict.fromkeys(following))
             level = list(zip(following, pool.map(load, following), strict=True))
-    return [items[place] for place in sorted(items)], sorted(absent)
+    return [items[place] for place in sorted(items)], sorted(unfit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfit:
+    """Stands for a document that is absent or no JSON: why."""
+
+    why: str
 
 
 def _has_features(content: Any) -> bool:
@@ -302,28 +329,36 @@ def _looks_like_catalogue(content: Any) -> bool:
     return isinstance(content, Mapping) and "stac_version" in content and isinstance(content.get("links"), list)
 
 
-def _links(here: Found) -> list[str]:
-    """The absolute places of a catalogue's children and items, in its order."""
+def _links(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The links of a document that are any."""
+    links = content.get("links")
+    return [link for link in links if isinstance(link, Mapping)] if isinstance(links, list) else []
+
+
+def _followed(here: Found) -> tuple[list[str], list[tuple[str, str]]]:
+    """The absolute places of a catalogue's children and items, in its order, and (place, reason) of broken links."""
     content, place = here.item, here.base
-    try:
-        return [
-            here.follow(str(link["href"]))
-            for link in content.get("links", [])
-            if isinstance(link, Mapping) and link.get("rel") in ("child", "item") and link.get("href")
-        ]
-    except SourceError as error:
-        raise InputError(f"{safe_url(place)}: a link of it cannot be followed: {error}") from error
+    places, broken = list[str](), list[tuple[str, str]]()
+    for link in _links(content):
+        if link.get("rel") not in ("child", "item"):
+            continue
+        href = link.get("href")
+        if not isinstance(href, str) or not href.strip() or len(href) > MAX_HREF or not href.isprintable():
+            broken.append((place, f"one of its links of rel {link['rel']} has an href that is none"))
+            continue
+        try:
+            places.append(here.follow(href))
+        except SourceError as error:
+            raise InputError(f"{safe_url(place)}: a link of it cannot be followed: {error}") from error
+        except ValueError:  # urlsplit's, of a host that cannot be
+            broken.append((place, f"its link {safe_url(href)[:200]} leads nowhere"))
+    if not isinstance(content.get("links"), list):
+        broken.append((place, "has links that are no list"))
+    return places, broken
 
 
 def within(item: Mapping[str, Any], boxes: Sequence[BBox], interval: Interval) -> bool:
-    """Whether an item's footprint meets a box and its time (or range of times) meets the interval.
-
-    True for an item that is not fit to be asked: it is refused by name later, not passed over.
-    """
-    try:
-        check_item(item)
-    except SourceError:
-        return True
+    """Whether a checked item's footprint meets a box and its time (or range of times) meets the interval."""
     properties = item.get("properties", {})
     moment = parse_moment(properties.get("datetime"))
     first = moment or parse_moment(properties.get("start_datetime"))

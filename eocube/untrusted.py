@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import rasterio
 
 from eocube.errors import RefusedError, SourceError
 
-MAX_ASSETS = 5_000
-"""Assets of one item: the richest catalogues give some fifty."""
-MAX_VERTICES = 200_000
-"""Positions in one footprint."""
 MAX_DOCUMENT = 512 * 2**20
 """Bytes of one JSON document of a static catalogue."""
 MAX_DEPTH = 32
@@ -55,55 +48,6 @@ def check_href(href: str, base: str, *, allow_local: bool = False) -> str:
         f"its href {href.partition('?')[0][:200]} leads to this machine's files or by a scheme that a catalogue on "
         f"{origin} may not name; add --allow-local-sources if you trust it"
     )
-
-
-def check_item(item: Mapping[str, Any]) -> None:
-    """SourceError for an item that would do harm: absurdly many assets, a footprint that is not on the globe."""
-    assets = item.get("assets")
-    if not isinstance(assets, Mapping) or not isinstance(item.get("properties"), Mapping):
-        raise SourceError("is no STAC item: it has no assets or no properties")
-    if len(assets) > MAX_ASSETS:
-        raise SourceError(f"has {len(assets)} assets, more than the {MAX_ASSETS} that are taken")
-    geometry = item.get("geometry")
-    if isinstance(geometry, Mapping) and geometry.get("coordinates"):
-        count = _check_positions(geometry["coordinates"], 0)
-        if count > MAX_VERTICES:
-            raise SourceError(f"its footprint has {count} vertices, more than the {MAX_VERTICES} that are taken")
-    bbox = item.get("bbox")
-    if bbox is not None:
-        if not isinstance(bbox, list | tuple) or len(bbox) not in (4, 6):
-            raise SourceError("its bbox is not four or six numbers")
-        half = len(bbox) // 2
-        for corner in (bbox[:half], bbox[half:]):
-            _check_position(corner)
-
-
-def _check_positions(nested: Any, depth: int) -> int:
-    """How many positions there are in a geometry's coordinates, every one on the globe."""
-    if depth > 5 or not isinstance(nested, list | tuple):
-        raise SourceError("its geometry is no GeoJSON")
-    if nested and not isinstance(nested[0], list | tuple):
-        _check_position(nested)
-        return 1
-    count = 0
-    for part in nested:
-        count += _check_positions(part, depth + 1)
-        if count > MAX_VERTICES:
-            break
-    return count
-
-
-def _check_position(position: Any) -> None:
-    """A position is two finite numbers or more, in degrees; longitudes may run once more around the globe."""
-    numbers = [v for v in position[:2] if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) < 2 or not all(math.isfinite(v) for v in numbers):
-        raise SourceError(f"its footprint holds {_said(position)}, which is no position")
-    if abs(numbers[0]) > 540 or abs(numbers[1]) > 90.001:
-        raise SourceError(f"its footprint holds {_said(position)}, which is not on the globe")
-
-
-def _said(position: Any) -> str:
-    return str(list(position[:2]))[:60]
 
 
 def decoded_sizes(dataset: rasterio.DatasetReader) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from eocube.cli import encode_main, main
 from eocube.encode import Exit
 from eocube.errors import InputError, SourceError, StoreError
 from eocube.grid import Lattice, Window
+from eocube.item_checks import MAX_ASSETS, check_item
 from eocube.plan import footprint
 from eocube.radiometry import Radiometry
 from eocube.reader import WindowReader
@@ -31,7 +32,7 @@ from eocube.sensors import get_sensor
 from eocube.stac_sources import Found
 from eocube.store import LatentStore
 from eocube.target import Target
-from eocube.untrusted import MAX_ASSETS, check_href, check_item
+from eocube.untrusted import check_href
 from tests.faults.killing import drive, plan_of, scene
 
 SENSOR = get_sensor("S2L2A").subset(["B02"])
