@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from eocube.errors import RadiometryError
 from eocube.gdal_env import gdal_environment, open_raster
 from eocube.network import shared_network
-from eocube.radiometry import Contradiction, Radiometry
+from eocube.offset import Contradiction
+from eocube.radiometry import Radiometry
 from eocube.read_failure import judge_read
 from eocube.sensors import SENTINEL2_OFFSETS
 from eocube.storage_options import host_of
@@ -129,7 +130,7 @@ def decide_by_pixels(
 def dark_tail_check(href: str, read: OverviewReader) -> str | None:
     """The pixels' veto on a consistent item that says the +1000 is in them: the reason, or None for no objection.
 
-    For the items of `eocube.radiometry.is_suspect`; one overview of one dark band (B02) is read. A failed read is no
+    For the items of `eocube.offset.is_suspect`; one overview of one dark band (B02) is read. A failed read is no
     veto.
     """
     try:

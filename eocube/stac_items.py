@@ -13,7 +13,8 @@ from eocube.bounds import bbox_of, footprint_of, parse_moment
 from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide, settled
 from eocube.errors import RadiometryError, SourceError
 from eocube.item_checks import asset_fault
-from eocube.radiometry import Contradiction, Radiometry, baseline_of, is_suspect, offset_rule
+from eocube.offset import Contradiction, baseline_of, is_suspect, offset_rule
+from eocube.radiometry import Radiometry
 from eocube.scene import BandSource, Scene, geojson_text
 from eocube.sensors import Band, Sensor
 

@@ -20,9 +20,10 @@ from eocube.encode import EncodeOptions, Exit, Request
 from eocube.errors import InputError, RadiometryError, StoreError
 from eocube.extend import grow_plans
 from eocube.grid import grids_for
+from eocube.offset import Contradiction, offset_rule
 from eocube.patches import open_search
 from eocube.plan import Encoding, Plan, build_plan
-from eocube.radiometry import Contradiction, Radiometry, offset_rule
+from eocube.radiometry import Radiometry
 from eocube.reader import WindowReader
 from eocube.sensors import Sensor, get_sensor
 

@@ -18,16 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from eocube.dark_tail import dark_tail_check, decide_by_pixels, overview_reader
 from eocube.errors import RadiometryError
-from eocube.radiometry import (
-    Contradiction,
-    Radiometry,
-    baseline_of,
-    is_suspect,
-    offset_rule,
-    scl_fractions,
-    to_physical,
-    to_travelling,
-)
+from eocube.offset import Contradiction, baseline_of, is_suspect, offset_rule
+from eocube.radiometry import Radiometry, scl_fractions, to_physical, to_travelling
 from eocube.sensors import get_sensor
 from eocube.stac_items import find_asset
 
