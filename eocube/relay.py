@@ -6,150 +6,21 @@ connections is judged by the address that it really goes to.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
 import os
-import secrets
-import selectors
-import socket
+import subprocess
+import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 
 import rasterio
 
-from eocube.addresses import AddressError, Policy, Reach, lookup, numeric
-from eocube.http_client import CONNECT_S, proxies
-
-_BLOCK = 2**18
-_REMEMBERED = 64
-# RFC 1928 and 1929.
-_VERSION, _BY_PASSWORD, _NO_METHOD, _CONNECT = 5, 2, 0xFF, 1
-_DONE, _NOT_ALLOWED, _UNREACHABLE, _REFUSED, _NO_COMMAND = 0, 2, 4, 5, 7
-
-
-class Relay:
-    """A proxy that is there as long as its process; connections are threads that wait in the kernel.
-
-    Args:
-        policy: which addresses may be connected to.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._password = secrets.token_hex(16)
-        self._refused: OrderedDict[str, str] = OrderedDict()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, name="eocube-relay", daemon=True).start()
-
-    @property
-    def gdal_options(self) -> dict[str, str]:
-        """GDAL's configuration that makes it go through the proxy."""
-        port = self._listener.getsockname()[1]
-        return {
-            "GDAL_HTTP_PROXY": f"socks5h://127.0.0.1:{port}",
-            "GDAL_HTTP_PROXYUSERPWD": f"eocube:{self._password}",
-        }
-
-    def refusal(self, text: str) -> str | None:
-        """Why a connection to a host that is named in a text was refused; None where none was."""
-        return next((why for host, why in reversed(self._refused.items()) if host in text), None)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # the interpreter ends
-                return
-            threading.Thread(target=self._serve, args=(client,), name="eocube-relay", daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError, ValueError):  # either end may go at any time
-            client.settimeout(CONNECT_S)
-            self._log_in(client)
-            server = self._connected(client)
-            if server is not None:
-                with server:
-                    client.settimeout(None)
-                    server.settimeout(None)
-                    _pass_on(client, server)
-
-    def _log_in(self, client: socket.socket) -> None:
-        """Only this process knows the password: other users of the machine get nowhere."""
-        version, count = _take(client, 2)
-        methods = _take(client, count)
-        if version != _VERSION or _BY_PASSWORD not in methods:
-            client.sendall(bytes([_VERSION, _NO_METHOD]))
-            raise ValueError("not SOCKS5 with a password")
-        client.sendall(bytes([_VERSION, _BY_PASSWORD]))
-        version, length = _take(client, 2)
-        _take(client, length)
-        given = _take(client, _take(client, 1)[0])
-        right = secrets.compare_digest(given, self._password.encode())
-        client.sendall(bytes([version, 0 if right else 1]))
-        if not right:
-            raise ValueError("wrong password")
-
-    def _connected(self, client: socket.socket) -> socket.socket | None:
-        """The server that is asked for, once the client has been told; None where it may not or cannot be reached."""
-        _, command, _, kind = _take(client, 4)
-        if kind == 3:
-            host = _take(client, _take(client, 1)[0]).decode("ascii")
-        else:
-            size, family = (4, socket.AF_INET) if kind == 1 else (16, socket.AF_INET6)
-            host = socket.inet_ntop(family, _take(client, size))
-        port = int.from_bytes(_take(client, 2), "big")
-        server, answer = None, _NO_COMMAND
-        if command == _CONNECT:
-            server, answer = self._connect(host, port)
-        client.sendall(bytes([_VERSION, answer, 0, 1, 0, 0, 0, 0, 0, 0]))
-        return server
-
-    def _connect(self, host: str, port: int) -> tuple[socket.socket | None, int]:
-        try:
-            self._policy.check_host(host, port)
-            spelt = numeric(host)
-            addresses = [spelt] if spelt is not None else lookup(host, port)
-            for address in addresses:
-                self._policy.check_address(host, port, address)
-        except AddressError as error:
-            self._refused[host] = str(error)
-            while len(self._refused) > _REMEMBERED:
-                self._refused.popitem(last=False)
-            return None, _NOT_ALLOWED
-        except OSError:
-            return None, _UNREACHABLE
-        for address in addresses:
-            with contextlib.suppress(OSError):
-                server = socket.create_connection((address, port), CONNECT_S)
-                server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return server, _DONE
-        return None, _REFUSED
-
-
-def _take(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = sock.recv(size - len(data))
-        if not part:
-            raise ValueError("the client went")
-        data += part
-    return data
-
-
-def _pass_on(client: socket.socket, server: socket.socket) -> None:
-    """Bytes both ways until either end is closed."""
-    buffer = memoryview(bytearray(_BLOCK))
-    with selectors.DefaultSelector() as ready:
-        ready.register(client, selectors.EVENT_READ, server)
-        ready.register(server, selectors.EVENT_READ, client)
-        while True:
-            for key, _ in ready.select():
-                source, sink = key.fileobj, key.data
-                count = source.recv_into(buffer)  # type: ignore[union-attr]
-                if not count:
-                    return
-                sink.sendall(buffer[:count])
+from eocube.addresses import AddressError, Policy, Reach
+from eocube.http_client import proxies
 
 
 @contextlib.contextmanager
@@ -181,12 +52,71 @@ def _has_proxy() -> bool:
     return bool(proxies()) or any(os.environ.get(name) for name in ("GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY"))
 
 
+# Without the package's own imports (xarray and what it brings), which take a second of a core.
+_SERVE = """
+import sys, types
+package = types.ModuleType("eocube")
+package.__path__ = [sys.argv.pop(1)]
+sys.modules["eocube"] = package
+from eocube.relay_server import main
+main()
+"""
+
+
+class RelayProcess:
+    """A relay in a process of its own, which ends with this one. `gdal_options` make GDAL go through it."""
+
+    def __init__(self, policy: Policy) -> None:
+        command = [sys.executable, "-c", _SERVE, str(Path(__file__).parent), str(int(policy.reach)), *policy.named]
+        # Its own session: Ctrl-C is for the run, which still has reads to end.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        atexit.register(self.close)
+        self._turn = threading.Lock()
+        self.gdal_options: dict[str, str] = json.loads(self._said())
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process.poll() is not None
+
+    def refusal(self, text: str) -> str | None:
+        """Why a connection to a host that is named in a text was refused; None where none was."""
+        with self._turn:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(text) + "\n")
+            self._process.stdin.flush()
+            why: str | None = json.loads(self._said())
+            return why
+
+    def close(self) -> None:
+        """End its process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ConnectionError("the process that connects GDAL to web servers has ended")
+        return line
+
+
+def relay_for(policy: Policy) -> RelayProcess:
+    """This process's relay for a policy; another where the last one's process is gone."""
+    relay = _relay_of(policy)
+    if relay.ended:
+        _relay_of.cache_clear()
+        relay = _relay_of(policy)
+    return relay
+
+
 @lru_cache(maxsize=8)
-def relay_for(policy: Policy) -> Relay:
-    """This process's relay for a policy."""
-    return Relay(policy)
+def _relay_of(policy: Policy) -> RelayProcess:
+    return RelayProcess(policy)
 
 
-# The threads of a relay do not come along into a forked child.
+# A forked child starts its own: two processes would mix up what they ask its parent's.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=relay_for.cache_clear)
+    os.register_at_fork(after_in_child=_relay_of.cache_clear)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,8 @@ from affine import Affine
 import eocube.relay
 from eocube.addresses import AddressError, Policy, Reach
 from eocube.gdal_env import gdal_environment, open_raster
-from eocube.relay import Relay, relay_for
+from eocube.relay import RelayProcess, relay_for
+from eocube.relay_server import Relay
 from eocube.storage_options import scoped
 from tests.eocube.sites import Handler, serve
 
@@ -102,6 +107,8 @@ def test_a_name_is_judged_by_what_it_resolves_to(raster: bytes, monkeypatch: pyt
         return real("127.0.0.1" if here else host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    # In this process, where names are resolved as this test says; what GDAL asks of this file needs no lock.
+    monkeypatch.setattr(eocube.relay, "relay_for", lru_cache(Relay))
     with serve(closing(raster)) as site:
         url = f"http://cogs.example.org:{site.port}/b.tif"
         with pytest.raises(AddressError, match=r"cogs.example.org \(127.0.0.1\) lies on this machine"):
@@ -113,7 +120,7 @@ def test_a_name_is_judged_by_what_it_resolves_to(raster: bytes, monkeypatch: pyt
 def test_what_is_not_judged_and_what_a_proxy_connects_go_past_it(
     raster: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(policy: Policy) -> Relay:
+    def none(policy: Policy) -> RelayProcess:
         raise AssertionError("a relay is made")
 
     monkeypatch.setattr(eocube.relay, "relay_for", none)
@@ -144,3 +151,35 @@ def test_a_forked_child_has_a_relay_of_its_own() -> None:
     if child == 0:
         os._exit(0 if relay_for(policy) is not mine else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_gdal_asks_for_while_it_holds_python_s_lock_is_answered(tmp_path: Path) -> None:
+    """Overviews at a file's end are found when they are counted; a relay in a thread of the process hung for ever."""
+    path = tmp_path / "o.tif"
+    values = np.random.default_rng(0).integers(1, 9000, (1500, 1500)).astype(np.uint16)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=1500, height=1500, count=1, dtype="uint16", crs="EPSG:32633", tiled=True,
+        transform=Affine(10, 0, 5e5, 0, -10, 5e6), blockxsize=256, blockysize=256,
+    ) as out:  # fmt: skip
+        out.write(values, 1)
+    with rasterio.open(path, "r+") as out:
+        out.build_overviews([2, 4])
+    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        url = f"http://127.0.0.1:{int(running.stdout.readline())}"
+        options = scoped({}, url)
+        try:
+            with gdal_environment(options):
+                opened = open_raster(f"{url}/o.tif", options)
+                assert opened.overviews == (2, 4)
+                opened.close()
+        finally:
+            running.terminate()
+
+
+def test_a_relay_that_was_killed_is_replaced() -> None:
+    policy = Policy(Reach.PUBLIC, ("another-only-here",))
+    first = relay_for(policy)
+    first.close()
+    assert relay_for(policy) is not first and not relay_for(policy).ended
