@@ -48,20 +48,40 @@ _FORMS: Mapping[str, tuple[str, float, float, float]] = {
     "dB": ("float32", 1.0, 0.0, math.nan),
     "dn8": ("uint8", 1.0, 0.0, 0.0),
 }
+MOST_BYTES = 1_000_000
+"""Size of a sensor's file at most: a thousand bands take a tenth of it."""
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: a few hundred bytes of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken here, write it out")
+        return super().compose_node(parent, index)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise InputError(f"sensor file {path} has more than {MOST_BYTES} bytes: it describes no sensor")
+        return yaml.load(data.decode("utf-8"), _Plain)
+    except OSError as error:
+        raise InputError(f"cannot read sensor file {path}: {error.strerror}") from error
+    except RecursionError:
+        raise InputError(f"sensor file {path} is nested too deep: it describes no sensor") from None
+    except (yaml.YAMLError, ValueError) as error:  # also text that is no UTF-8, and dates that are none
+        raise InputError(f"sensor file {path} is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def read_sensor(path: Path) -> Sensor:
     """The sensor that a YAML file describes; `InputError` names the file and the key that is wrong."""
     from eocube.sensor_table import SENSORS
 
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read sensor file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"sensor file {path} is not YAML: {str(error).splitlines()[0]}") from error
-    fields = _mapping(document, _KEYS, f"sensor file {path}")
-    name, unit = str(_need(fields, "name", path)), str(_need(fields, "unit", path))
+    fields = _mapping(_load(path), _KEYS, f"sensor file {path}")
+    name, unit = _text(_need(fields, "name", path), "name", path), _text(_need(fields, "unit", path), "unit", path)
     if name in SENSORS:
         raise InputError(f"sensor file {path}: {name} is a built-in sensor, choose another name")
     if unit not in _FORMS:
@@ -74,7 +94,8 @@ def read_sensor(path: Path) -> Sensor:
     names = [band.name for band in bands]
     if len(set(names)) != len(names):
         raise InputError(f"sensor file {path}: two bands have the same name")
-    trained_as = None if fields.get("trained_as") is None else str(fields["trained_as"])
+    given = fields.get("trained_as")
+    trained_as = None if given is None else _text(given, "trained_as", path)
     if "scale" in fields and "offset" not in fields:
         offset = 0.0
     stated = "offset" in fields or ("scale" in fields and trained_as not in SENTINEL2)
@@ -85,7 +106,7 @@ def read_sensor(path: Path) -> Sensor:
         dtype=dtype,
         scale=_float(fields.get("scale", scale), "scale", path),
         offset=_float(fields.get("offset", offset), "offset", path),
-        nodata=_float(fields.get("nodata", nodata), "nodata", path),
+        nodata=_float(fields.get("nodata", nodata), "nodata", path, finite=False),
         unit_factor=WEIGHTS_UNITS[unit][0],
         collections=_collections(fields.get("collections", {}), path),
         mask_assets=_names(fields.get("mask_assets", []), "mask_assets", path),
@@ -102,7 +123,7 @@ def read_sensor(path: Path) -> Sensor:
 
 def _band(entry: Any, path: Path) -> Band:
     fields = _mapping(entry, _BAND_KEYS, f"sensor file {path}: a band")
-    name = str(_need(fields, "name", path))
+    name = _text(_need(fields, "name", path), "name of a band", path)
     wavelength = _float(_need(fields, "wavelength", path), f"wavelength of {name}", path)
     gsd = _float(_need(fields, "gsd", path), f"gsd of {name}", path)
     std = _float(fields.get("std", 1.0), f"std of {name}", path)
@@ -123,7 +144,7 @@ def _mapping(value: Any, known: tuple[str, ...], where: str) -> Mapping[str, Any
         raise InputError(f"{where}: expected keys {', '.join(known)}")
     for key in value:
         if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}: {nearest(str(key), known)}")
+            raise InputError(f"{where}: unknown key {str(key)[:40]!r}: {nearest(str(key)[:40], known)}")
     return value
 
 
@@ -133,13 +154,22 @@ def _need(fields: Mapping[str, Any], key: str, path: Path) -> Any:
     return fields[key]
 
 
-def _float(value: Any, what: str, path: Path) -> float:
+def _text(value: Any, what: str, path: Path) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise InputError(f"sensor file {path}: {what} must be text")
+    return str(value)
+
+
+def _float(value: Any, what: str, path: Path, *, finite: bool = True) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise InputError(f"sensor file {path}: {what} must be a number")
     try:
-        return float(value)  # YAML 1.1 reads 1e-4 as text
-    except ValueError:
-        raise InputError(f"sensor file {path}: {what} must be a number, not {value!r}") from None
+        number = float(value)  # YAML 1.1 reads 1e-4 as text
+    except (ValueError, OverflowError):
+        raise InputError(f"sensor file {path}: {what} must be a number, not {str(value)[:40]!r}") from None
+    if finite and not math.isfinite(number):
+        raise InputError(f"sensor file {path}: {what} must be a finite number, not {number}")
+    return number
 
 
 def _names(value: Any, what: str, path: Path) -> tuple[str, ...]:
@@ -147,10 +177,13 @@ def _names(value: Any, what: str, path: Path) -> tuple[str, ...]:
         return (value,)
     if not isinstance(value, list):
         raise InputError(f"sensor file {path}: {what} must be a list of names")
-    return tuple(str(item) for item in value)
+    return tuple(_text(item, what, path) for item in value)
 
 
 def _collections(value: Any, path: Path) -> Mapping[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise InputError(f"sensor file {path}: collections must map a catalogue to collection ids")
-    return {str(preset): _names(ids, f"collections of {preset}", path) for preset, ids in value.items()}
+    return {
+        _text(preset, "a catalogue's name", path): _names(ids, f"collections of {preset}", path)
+        for preset, ids in value.items()
+    }

@@ -205,6 +205,13 @@ def test_a_users_decibel_sensor_has_nan_nodata(tmp_path: Path) -> None:
         (("scale: 1e-4", "scale: -1"), "above 0"),
         (("offset: 0", "nodata: 7"), "nodata of uint16"),
         (("bands:", "bands: ["), "is not YAML"),
+        (("scale: 1e-4", "scale: .nan"), "scale must be a finite number"),
+        (("offset: 0", "offset: .inf"), "offset must be a finite number"),
+        (("mean: 3000", "mean: .nan"), "mean of B08 must be a finite number"),
+        (("gsd: 3, assets: [analytic], index: 4", "gsd: .inf"), "gsd of B08 must be a finite number"),
+        (("name: Dove4", "name: [a]"), "name must be text"),
+        (("[planet-4band]", "[2020-01-01, {a: b}]"), "collections of any must be text"),
+        (("name: Dove4", "name: 2020-99-99"), "is not YAML"),
     ],
 )
 def test_a_wrong_sensor_file_names_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
@@ -214,3 +221,24 @@ def test_a_wrong_sensor_file_names_the_key(tmp_path: Path, change: tuple[str, st
     with pytest.raises(InputError, match=says) as caught:
         get_sensor(path)
     assert "\n" not in str(caught.value)
+
+
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS + YAML.replace("name: Dove4", "name: *a11"), "aliases .* are not taken"),
+        ("[" * 2_000, "nested too deep"),
+        ("# " + "x" * 1_000_001, "more than 1000000 bytes"),
+        ("\x00", "is not YAML"),
+    ],
+    ids=["bomb", "deep", "large", "binary"],
+)
+def test_a_file_that_means_harm_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        get_sensor(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 + len(str(path))
