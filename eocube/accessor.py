@@ -70,6 +70,8 @@ def open(
 
     from eocube import forks
     from eocube.remote_store import readable
+    from eocube.root import half_moved
+    from eocube.target import Target
 
     shown = _without_query(url)
     path = _group_url(url, group)
@@ -79,6 +81,8 @@ def open(
         root = zarr.open_group(source, mode="r")
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = shown if group is None else f"{shown}, group {group!r}"
+        if isinstance(error, FileNotFoundError):  # there is an answer, and no root
+            where = half_moved(Target(path, storage_options)) or where
         raise StoreError(f"{where}: no Zarr store can be opened there ({_first_line(error)})") from error
     if "latent" not in root:
         document = root.attrs.get(KEY)

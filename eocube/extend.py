@@ -77,7 +77,8 @@ def grow_plans(url: str, stored: Sequence[Plan], asked: Sequence[Plan]) -> tuple
             "them all"
         )
     if all(name in old and old[name].hash == plan.hash for name, plan in new.items()) and len(old) == len(new):
-        return tuple(asked)
+        # With what they grew from: an extension that was killed may still be going on.
+        return tuple(replace(plan, extends=old[plan.grid.name].extends) for plan in asked)
     _check_request(url, stored, asked[0])
     for name, plan in old.items():
         if name in new:

@@ -127,13 +127,23 @@ def is_litter(key: str) -> bool:
     return _LITTER.fullmatch(key.rsplit("/", 1)[-1]) is not None
 
 
+def half_moved(target: Target) -> str | None:
+    """What to say of a store whose shards version 0.1 was moving when it was ended; None for any other.
+
+    Some of its shards lie where others belong.
+    """
+    if target.get(MOVING) is None:
+        return None
+    return (
+        f"{target} was left half-way by version 0.1, which moved shards to extend a store ({MOVING}): finish with "
+        "eocube 0.1 by the command that extended it, or write to another target"
+    )
+
+
 def refuse_half_moved(target: Target) -> None:
-    """StoreError for a store whose shards version 0.1 was moving when it was ended: some lie where others belong."""
-    if target.get(MOVING) is not None:
-        raise StoreError(
-            f"{target} was left half-way by version 0.1, which moved shards to extend a store ({MOVING}): finish with "
-            "eocube 0.1 by the command that extended it, or write to another target"
-        )
+    """StoreError for a store that is `half_moved`."""
+    if (moved := half_moved(target)) is not None:
+        raise StoreError(moved)
 
 
 def half_made(target: Target) -> bytes | None:

@@ -13,18 +13,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from eocube.encode import EncodeOptions, Request
+import eocube
+from eocube.encode import EncodeOptions, Request, plan_summary
 from eocube.errors import InputError, StoreError
 from eocube.extend import grow_plans, stored_extent, zoned
 from eocube.grid import CubeGrid, Lattice, grids_for
-from eocube.inspection import groups_of, plan_of
+from eocube.inspection import describe, groups_of, info, plan_of
 from eocube.layout import template
 from eocube.plan import Plan, build_plan
+from eocube.plan_view import lines
 from eocube.run import open_cubes
 from eocube.store import LatentStore
 from eocube.target import Target
 from tests.faults import killing
-from tests.faults.killing import ENCODING, SENSOR, drive, request_of, scene
+from tests.faults.killing import ENCODING, SENSOR, Death, Killed, drive, request_of, scene
 
 SMALL = (11.500, 48.100, 11.518, 48.112)
 NORTH_WEST = (11.470, 48.100, 11.518, 48.135)
@@ -232,6 +234,23 @@ def test_reserved_ground_holds_no_objects_and_is_outside() -> None:
     assert store.requested.size > 4 * LatentStore.open(bare).requested.size
 
 
+def test_plan_and_info_say_the_room_and_how_much_of_it_is_asked_for(tmp_path: Path) -> None:
+    url, roomy = str(tmp_path / "cube.zarr"), plan(SMALL, extent=ROOM)
+    drive(url, roomy)
+    said = info(url)
+    share = 100 * roomy.grid.requested_mask.mean()
+    assert said["extent"] == [list(ROOM)] and said["requested_percent"] == pytest.approx(share, abs=0.01)
+    assert "[11.465, 48.08, 11.55, 48.14]" in describe(said)
+    figures = {
+        "asset_sizes_from": {}, "device_hours": None, "windows_per_s": None, "windows_with_scenes": 0, "bytes_in": 0,
+        "bytes_decoded": 0, "bytes_out": 0, "device": "cpu", "rate_from": "", "dollars": None,
+    }  # fmt: skip
+    height, width = (n * 0.08 for n in roomy.grid.shape)
+    room = f"{said['requested_percent']:g} % of it asked for; grow anywhere in 11.465 48.08 11.55 48.14"
+    assert f"{width:g} x {height:g} km, {room}" in lines([{**plan_summary(roomy), **figures}])
+    assert "grow south and east, all round with --extent" in lines([{**plan_summary(plan(SMALL)), **figures}])
+
+
 # -- several zones
 
 
@@ -259,6 +278,33 @@ def test_a_zone_that_the_extent_reaches_comes_later(tmp_path: Path) -> None:
     assert groups_of(url, None) == ["utm32", "utm33"]
 
 
+@pytest.mark.slow
+def test_killed_while_a_zone_comes_later_the_same_command_ends_alike() -> None:
+    """At every writing storage call of it, before and after: what there was stays whole, and the rerun ends alike."""
+    west, wide = plans((11.97, 48.03, 11.98, 48.04), BORDER), plans((11.965, 48.03, 12.03, 48.05), BORDER)
+
+    def made(url: str, death: Death) -> dict[str, bytes | None]:
+        with death.hanging_over():
+            stored = [Plan.from_json(text) for text in LatentStore.stored_plans(url)]
+            cubes_of(url, list(grow_plans(url, stored, wide)))
+        return contents(url)
+
+    def begun() -> str:
+        url = fresh_url()
+        cubes_of(url, west)
+        return url
+
+    watch = Death()
+    calm = made(begun(), watch)
+    for at in range(1, watch.calls + 1, 9):
+        for after in (False, True):
+            url = begun()
+            with pytest.raises(Killed):
+                made(url, Death(at, after=after))
+            assert LatentStore.open(f"{url}/utm32").verify() is not None  # opens at any moment
+            assert made(url, Death()) == calm, (at, after)
+
+
 def test_a_store_of_one_zone_takes_no_extent_over_several() -> None:
     url, west = fresh_url(), (11.97, 48.03, 11.98, 48.04)
     stored = plans(west)
@@ -282,6 +328,7 @@ def test_a_store_left_half_moved_is_named_with_the_way_out(tmp_path: Path) -> No
         lambda: LatentStore.create(url, asked),
         lambda: LatentStore.stored_plans(url),
         lambda: plan_of(url, None),
+        lambda: eocube.open(url),
     ):
         with pytest.raises(StoreError, match=r"half-way by version 0.1.*moving.json.*finish with eocube 0.1") as named:
             attempt()

@@ -87,9 +87,9 @@ def after_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         for name in WRITES:
             call = getattr(Target, name)
 
-            def watched(*args: Any, call: Any = call) -> Any:
+            def watched(*args: Any, call: Any = call, **how: Any) -> Any:
                 with lock:
-                    done = call(*args)
+                    done = call(*args, **how)
                     if next(calls) % step == 0:
                         look()
                     return done
