@@ -18,6 +18,7 @@ from eocube.dark_tail import OverviewReader, overview_reader
 from eocube.errors import InputError, RadiometryError, SourceError
 from eocube.item_checks import check_item, name_of
 from eocube.network import shared_network
+from eocube.redaction import one_line, redacted
 from eocube.scene import BandSource, Scene
 from eocube.scene_ids import SAME_ACQUISITION, distinct
 from eocube.sensors import Sensor
@@ -125,7 +126,8 @@ def search(
     )
     if refused and not scenes:
         searched += f" ({refused[0][0]}: {refused[0][1]})"
-    return SearchResult(_common_times(scenes), tuple(sorted(refused)), tuple(sorted(replaced)), searched)
+    refused = sorted((redacted(name), one_line(why)) for name, why in refused)  # a plan keeps them
+    return SearchResult(_common_times(scenes), tuple(refused), tuple(sorted(replaced)), searched)
 
 
 def _boxes(bbox: BBox | Sequence[BBox]) -> tuple[BBox, ...]:

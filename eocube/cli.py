@@ -18,6 +18,7 @@ import tyro
 from eocube.encode import EncodeOptions, Exit
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
 from eocube.storage_options import parse_options
+from eocube.terminal import complain, plain
 
 Options = TypeVar("Options")
 
@@ -112,7 +113,7 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", words.getvalue())
         text = " ".join(text.split()).removeprefix("Parsing error").strip()
-        print(f"error: {text}", file=sys.stderr)
+        complain(text)
         raise SystemExit(int(Exit.BAD_INPUT)) from None
 
 
@@ -121,10 +122,10 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return int(command())
     except (InputError, StoreError, ClusterError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return int(Exit.BAD_INPUT)
     except EocubeError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return int(Exit.DEFECT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -186,7 +187,7 @@ def verify_main(argv: Sequence[str]) -> int:
             print(json.dumps(found, indent=1))
         else:
             print(describe({k: v for k, v in found.items() if k != "findings"}))
-            print("\n".join(found["findings"]) or "nothing wrong found")
+            print("\n".join(map(plain, found["findings"])) or "nothing wrong found")
         return Exit.RETRYABLE if found["findings"] else Exit.DONE
 
     return guarded(command)
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\neocube COMMAND --help lists a command's options")
         return int(Exit.DONE if arguments else Exit.BAD_INPUT)
     if arguments[0] not in COMMANDS:
-        print(f"error: no command {arguments[0]!r}, there is {', '.join(COMMANDS)}", file=sys.stderr)
+        complain(f"no command {arguments[0]!r}, there is {', '.join(COMMANDS)}")
         return int(Exit.BAD_INPUT)
     return COMMANDS[arguments[0]][1](arguments[1:])
 

@@ -20,6 +20,7 @@ from eocube.source import read_source
 from eocube.storage_options import scoped
 from eocube.store import LatentStore
 from eocube.tables import Failure, Totals
+from eocube.terminal import plain_all
 
 __all__ = [
     "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
@@ -209,6 +210,7 @@ def brief(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe(document: Mapping[str, Any], indent: str = "") -> str:
     """A document as aligned lines for people."""
+    document = plain_all(document)
     lines: list[str] = []
     width = max((len(k) for k in document), default=0)
     for key, value in document.items():

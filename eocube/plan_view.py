@@ -16,6 +16,7 @@ from eocube.errors import InputError
 from eocube.plan import Plan
 from eocube.rates import calibrate, recorded
 from eocube.rules import counted
+from eocube.terminal import plain
 
 LISTED = 20
 """Scenes whose rules are printed at most."""
@@ -86,7 +87,7 @@ def _block(name: str, d: Mapping[str, Any]) -> str:
         rows += [("", f"{scene}: {why}") for scene, why in list(rules.items())[:LISTED]]
         if len(rules) > LISTED:
             rows.append(("", f"and {len(rules) - LISTED} more: --json"))
-    return "\n".join([name, *(f"  {label:<10} {value}" for label, value in rows)])
+    return "\n".join([plain(name), *(f"  {label:<10} {plain(value)}" for label, value in rows)])
 
 
 def _growth(extent: Sequence[Sequence[float]]) -> str:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from eocube.commits import Receipt, State
+from eocube.terminal import say
 
 LINE_EVERY = 15.0
 """Seconds between plain lines where there is no terminal."""
@@ -67,7 +68,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line for people, above the bar where there is one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def _figures(self) -> str:
         rate = self._done / max(1e-9, time.monotonic() - self._started)

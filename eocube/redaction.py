@@ -5,17 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 HIDDEN = "***"
 
 _USER = re.compile(r"//[^/\s'\"]*@")
-_QUERY = re.compile(r"\?[^\s'\",;)>\]]*")
-# As they stand in headers, connection strings and environment listings; a query is gone by then.
+# Up to the next space or quote, but for what closes the sentence around the URL.
+_QUERY = re.compile(r"(?<=[^\s?])(?:\?(?=[\w%&=.~;-])|#(?=[\w.-]+=))[^\s'\"<>]*?(?=[),;:.\]}]*(?:[\s'\"<>]|$))")
+_URL, _MATRIX = re.compile(r"://[^\s'\"<>]+"), re.compile(r";[\w%.~-]+=[^/;]*")
+# As they stand in headers, connection strings and environment listings, alone or as a part of a longer name
+# ("x-api-key", "aws_secret_access_key", "client_secret"); a query is gone by then.
 _NAMED = re.compile(
-    r"(?i)\b((?:aws_)?(?:secret_access_key|access_key_id|session_token)|secret|password|passwd|token|api_?key|sas"
-    r"|accountkey|sharedaccesssignature|signature|sig|credential|authorization|x-amz-[a-z-]+)"
-    r"(['\"]?\s*[=:]\s*['\"]?)(?:(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)?[^\s,;&'\"}]+"
+    r"(?i)\b((?:[a-z0-9]+[-_.])*(?:access[-_]?key(?:[-_]?id)?|(?:api|account|private|subscription|shared|secret)[-_]?key"
+    r"|sharedaccesssignature|secret|passw(?:or)?d|passphrase|pwd|token|sas|signature|sig|credentials?|authori[sz]ation"
+    r"|auth|bearer|jwt|hmac)(?:[-_.][a-z0-9]+)*|x-(?:amz|goog|ms)-[a-z-]+)"
+    r"(['\"]?\s*[=:]\s*['\"]?)(?:(?:Bearer|Basic|Digest|Negotiate|AWS4-HMAC-SHA256)\s+)?[^\s,;&'\"}]+"
+)
+_COOKIE = re.compile(r"(?i)\b((?:set-)?cookies?['\"]?\s*[=:]\s*['\"]?)[^'\"}\r\n]+")
+_SCHEME = re.compile(r"(?i)\b(Bearer|Basic|Digest|Negotiate)\s+[\w+/=.~-]{8,}")
+# Credentials that are known by their looks: JSON web tokens, AWS key ids, keys in PEM.
+_LOOKS = re.compile(
+    r"\beyJ[\w-]{8,}(?:\.[\w-]+)*|\b(?:AKIA|ASIA)[0-9A-Z]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END|$)"
+)
+# What the name of an href's parameter holds where its value is a credential, or part of one.
+_SECRET_NAME = re.compile(
+    r"sig|token|key|secret|pass|pwd|auth|jwt|sas|cred|hmac|policy|session|bearer|ticket|login|x-amz-|x-goog-|x-ms-"
 )
 # fsspec options whose values are no secrets; everything else that is text counts as one.
 _HARMLESS = frozenset({
@@ -31,7 +45,9 @@ def redacted(text: object, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         shown = shown.replace(secret, HIDDEN)
     shown = _QUERY.sub("", _USER.sub("//", shown))
-    return _NAMED.sub(rf"\1\2{HIDDEN}", shown)
+    shown = _URL.sub(lambda url: _MATRIX.sub("", url[0]), shown)
+    shown = _COOKIE.sub(rf"\1{HIDDEN}", _NAMED.sub(rf"\1\2{HIDDEN}", shown))
+    return _LOOKS.sub(HIDDEN, _SCHEME.sub(rf"\1 {HIDDEN}", shown))
 
 
 def one_line(text: object, secrets: Iterable[str] = ()) -> str:
@@ -43,8 +59,35 @@ def safe_url(url: str) -> str:
     """A URL fit for a message or a store: without user, password, query and fragment, where tokens live."""
     if "://" not in url:
         return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # of a host that cannot be
+        return _USER.sub("//", re.split(r"[?#]", url, maxsplit=1)[0])
+    path = re.sub(r";[^/]*", "", parts.path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
+
+
+def secret_in(href: str) -> str | None:
+    """What of an absolute href is a credential, in words that do not repeat it; None where nothing is.
+
+    User information, and parameters whose name holds such a word or whose value looks like one, in the query, in the
+    fragment or behind a semicolon of the path, percent-encoded or not. A local path is a name and nothing else.
+    """
+    if "://" not in href and not href.startswith("/vsi"):
+        return None
+    text = href
+    for _ in range(3):  # what is encoded twice is a server's to decode
+        text = unquote(text)
+        if re.search(r"//[^/?#]*@", text):
+            return "a user or password"
+        _, *parameters = re.split(r"[?&;#]", text)
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if _SECRET_NAME.search(name.lower()):
+                return f"the parameter {name[:40]!r}" if value else "a credential"
+        if _LOOKS.search(text):
+            return "a credential"
+    return None
 
 
 def secrets_of(options: Mapping[str, Any] | None) -> tuple[str, ...]:

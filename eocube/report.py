@@ -25,6 +25,7 @@ from eocube.commits import STATES, State
 from eocube.composite import Composite, Stretch, composite, principal_components
 from eocube.errors import InputError
 from eocube.quality import DATA_RANGE, psnr, rmse, rmse_map, sam, seam_ratio
+from eocube.terminal import plain
 
 Pixels = npt.NDArray[np.float32]
 Source = xr.DataArray | npt.NDArray[Any] | Callable[[xr.DataArray], "xr.DataArray | npt.NDArray[Any]"]
@@ -199,7 +200,7 @@ def _figure(shown: Shown) -> Figure:
     engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(WIDTH / DPI, sum(rows) + 0.5), layout=engine)
     FigureCanvasAgg(figure)
-    figure.suptitle(_title(shown), fontsize=15, color=INK, fontweight="bold")
+    figure.suptitle(plain(_title(shown)), fontsize=15, color=INK, fontweight="bold", parse_math=False)
     grid = figure.add_gridspec(2, 3, height_ratios=rows)
     decoded_title = f"Decoded, {picture.label}"
     if truth is not None:
@@ -231,7 +232,7 @@ def _title(shown: Shown) -> str:
 
 def _ground(ax: Axes, title: str, shown: Shown, extent: tuple[float, float, float, float]) -> None:
     """A panel that shows ground: title, coordinates in km, nothing else."""
-    ax.set_title(title, fontsize=11, color=INK, loc="left")
+    ax.set_title(plain(title), fontsize=11, color=INK, loc="left", parse_math=False)
     ax.set_facecolor(EMPTY)
     left, right, bottom, top = extent
     ax.set_xlim(left, right)
@@ -326,8 +327,17 @@ def _figures(ax: Axes, shown: Shown, columns: int) -> None:
     step = min(0.08 if columns == 1 else 0.4, 0.98 / lines)
     for number, (name, value) in enumerate(facts):
         x, y = number // lines / columns, 0.98 - number % lines * step
-        ax.text(x, y, name, transform=ax.transAxes, fontsize=10, color="#666666", va="top")
-        ax.text(x + 0.34 / columns, y, value, transform=ax.transAxes, fontsize=10, color=INK, va="top")
+        ax.text(x, y, plain(name), parse_math=False, transform=ax.transAxes, fontsize=10, color="#666666", va="top")
+        ax.text(
+            x + 0.34 / columns,
+            y,
+            plain(value),
+            parse_math=False,
+            transform=ax.transAxes,
+            fontsize=10,
+            color=INK,
+            va="top",
+        )
 
 
 def _facts(shown: Shown) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from eocube.stac_sources import PRESETS
 from eocube.storage_options import from_environment, parse_options, scoped
 from eocube.store import LatentStore, Summary, finalise_root
 from eocube.target import Target
+from eocube.terminal import for_people, say
 
 if TYPE_CHECKING:
     from eocube.encoders import LoadedWeights
@@ -73,7 +74,7 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
     Raises:
         InputError, StoreError: what was asked for cannot be done; nothing was written.
     """
-    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    console = for_people(quiet=options.quiet)
     if options.demo:
         with console.status("making the demonstration's scenes"):
             options = demo_options(options, Path(DEMO_FOLDER))
@@ -113,7 +114,7 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
     outcome = report(console, cubes, tally, summaries)
     if options.quicklook and outcome.counts.get(State.OK):
         outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
-        console.print(f"picture: {outcome.picture}")
+        say(console, f"picture: {outcome.picture}")
     return outcome
 
 
@@ -256,45 +257,47 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
             if value is not None
         )
         sample = f" (decoded again: {scores.windows} windows)" if quality else ""
-        console.print(
+        say(
+            console,
             f"{cube.url}: {cube.plan.sensor.name}, EPSG:{cube.plan.grid.lattice.epsg}, "
-            f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}"
+            f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}",
         )
         if cube.plan.disorder:
-            console.print(f"  times {in_order(cube.plan.disorder)}")
+            say(console, f"  times {in_order(cube.plan.disorder)}")
         if summary.seams.borders:
-            console.print(f"  {seams_line(summary.seams)}")
+            say(console, f"  {seams_line(summary.seams)}")
         if summary.breaches:
-            console.print(f"  {summary.breaches} windows decode under the weights' floor: eocube status", style="red")
+            say(console, f"  {summary.breaches} windows decode under the weights' floor: eocube status", "red")
         for item, windows in list(summary.dark.items())[:NAMED_FAILURES]:
-            console.print(f"  warning: {dark_line(item, windows)}", style="red", markup=False)
+            say(console, f"  warning: {dark_line(item, windows)}", "red")
         if len(summary.dark) > NAMED_FAILURES:
-            console.print(f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", style="red")
+            say(console, f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", "red")
         own = cube.plan.encoding.precision
         if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
-            console.print(f"  windows not encoded in {own}, whose range or memory did not do: {others}")
+            say(console, f"  windows not encoded in {own}, whose range or memory did not do: {others}")
         for item, why in cube.plan.refused[:NAMED_FAILURES]:
-            console.print(f"  refused {item}: {why}")
+            say(console, f"  refused {item}: {why}")
         failures += sorted({f"{f.item or '?'} {f.asset or ''}: {f.reason}" for f in summary.failures})
     if tally.units:
         windows = sum(tally.windows.values())
-        console.print(
+        say(
+            console,
             f"  {windows} windows in {tally.seconds:.1f} s ({windows / max(tally.seconds, 1e-9):.1f}/s), "
             f"read {decimal(tally.bytes_in)}, wrote {decimal(tally.bytes_out)}"
-            + (f", {tally.retries} requests made again" if tally.retries else "")
+            + (f", {tally.retries} requests made again" if tally.retries else ""),
         )
     for line in failures[:NAMED_FAILURES]:
-        console.print(f"  failed {line}", style="red")
+        say(console, f"  failed {line}", "red")
     if len(failures) > NAMED_FAILURES:
-        console.print(f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", style="red")
+        say(console, f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", "red")
     for unit in tally.lost:
-        console.print(f"  unit {unit} ended its actor every time: not attempted", style="red")
+        say(console, f"  unit {unit} ended its actor every time: not attempted", "red")
     left = sum(n for s, n in total.items() if s.retryable)
     if tally.interrupted:
-        console.print("interrupted: the same command goes on where it stopped")
+        say(console, "interrupted: the same command goes on where it stopped")
     elif left:
         reasons = ",".join(s.label for s in (State.READ_FAILED, State.ENCODE_FAILED) if total[s])
-        console.print(f"{left} windows can be tried again" + (f": add --retry {reasons}" if reasons else ""))
+        say(console, f"{left} windows can be tried again" + (f": add --retry {reasons}" if reasons else ""))
     return Outcome(Exit.RETRYABLE if left else Exit.DONE, tuple(c.url for c in cubes), dict(total), tally)
 
 

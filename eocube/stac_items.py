@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from eocube.bounds import bbox_of, footprint_of, parse_moment
 from eocube.dark_tail import DARK_BANDS, OverviewReader, dark_tail_check, decide, settled
@@ -15,16 +14,16 @@ from eocube.errors import RadiometryError, SourceError
 from eocube.item_checks import asset_fault
 from eocube.offset import Contradiction, baseline_of, is_suspect, offset_rule
 from eocube.radiometry import Radiometry
+from eocube.redaction import secret_in
 from eocube.scene import BandSource, Scene, geojson_text
 from eocube.sensors import Band, Sensor
+from eocube.untrusted import scheme
 
 _S2_PRODUCT = re.compile(r"(S2[A-D])_MSIL(?:1C|2A)_(\d{8}T\d{6})_")
 _S2_TRACK = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_(?:N\d{4}_)?R(\d{3})_")
 _S2_DATATAKE = re.compile(r"G(S2[A-D])_(\d{8}T\d{6})_")
 _S1_PRODUCT = re.compile(r"(S1[A-D])_\w{2}_\w{4}_\w{4}_(\d{8}T\d{6})_\d{8}T\d{6}_(\d{6})_([0-9A-F]{6})")
 _MGRS = re.compile(r"(?:MGRS-)?T?(\d{1,2})([C-HJ-NP-X])([A-HJ-NP-Z]{2})")
-# Query parameters that carry a signature or token: such an href must never be written into a plan.
-_SECRETS = re.compile(r"(^|&)(sig|x-amz-signature|x-amz-security-token|x-goog-signature|token|access_token|api_?key)=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +268,21 @@ def size_of(asset: Mapping[str, Any]) -> int | None:
 
 
 def _unsigned(href: str, signer: str | None) -> str:
-    """The href without a signature; refused where the signature is another's and cannot be made anew."""
-    parts = urlsplit(href) if "://" in href else None
-    if parts is not None and "@" in parts.netloc and parts.scheme in ("http", "https"):
-        raise SourceError("its hrefs carry a user or password, which a plan must not keep; they belong in ~/.netrc")
-    query = "" if parts is None else parts.query
-    if not query or not _SECRETS.search(query.lower()):
-        return href
-    if signer is None:
-        raise SourceError("its hrefs carry a signature, which a plan must not keep; use the catalogue that signs them")
-    return href.partition("?")[0]
+    """The href as a plan keeps it: without a signature that is made anew, without a fragment, which no server is sent.
+
+    SourceError where it carries another credential: a plan must not keep it, and without it the href may not be read,
+    or may be read as another file.
+    """
+    if scheme(href) in ("http", "https"):
+        href = href.partition("#")[0]
+    if signer is not None and "@" not in href.partition("?")[0]:
+        href = href.partition("?")[0] if secret_in(href) else href
+    if (what := secret_in(href)) is not None:
+        raise SourceError(
+            f"its hrefs carry a signature or credential ({what}), which a plan must not keep: use the catalogue that "
+            "signs them, or leave it out of the item and give it by --source-options or in ~/.netrc"
+        )
+    return href
 
 
 def _settle(
