@@ -15,7 +15,7 @@ from eocube.radiometry import to_travelling
 from eocube.raster_checks import check_numbers
 from eocube.scene import BandSource
 from eocube.sensors import Sensor
-from eocube.untrusted import too_large
+from eocube.untrusted import WHOLE, too_large
 from eocube.warp import DOWNSAMPLING, PixelGrid, Placement, Region, average, bilinear, nearest, on_grid, region_of
 
 Band = tuple[NDArray[Any], NDArray[np.bool_]]
@@ -108,6 +108,19 @@ def overview(raster: Raster, ratio: float) -> int | None:
     return max(fit, key=lambda k: raster.overviews[k], default=None)
 
 
+def thinned(raster: Raster, at: Placement, grid: PixelGrid, bands: int) -> Raster:
+    """The raster, or one pixel out of several of it where a window would need too many: still twice as fine as the grid.
+
+    For files without overviews whose pixels are many times finer than the grid's.
+    """
+    if at.ratio < 4:
+        return raster
+    inside = region_of(at, grid, raster.height, raster.width).inside(raster.height, raster.width)
+    if inside is None or bands * (inside.row1 - inside.row0) * (inside.col1 - inside.col0) <= WHOLE:
+        return raster
+    return raster.every(int(at.ratio / 2))
+
+
 def embed(values: NDArray[Any], inside: Region, region: Region, fill: float | bool) -> NDArray[Any]:
     """Lay what was read, (..., rows, columns), into the whole region, `fill` around it."""
     if inside == region:
@@ -129,7 +142,7 @@ def _read(raster: Raster, sources: Sequence[BandSource], inside: Region, sensor:
     for source in sources:
         check_numbers(raster.dtypes, raster.palettes, source, sensor)
     rows, cols = inside.row1 - inside.row0, inside.col1 - inside.col0
-    why = too_large(raster.block_bytes, raster.item_bytes, len(sources), rows, cols)
+    why = too_large(raster.block_bytes, raster.item_bytes, len(sources), rows, cols, raster.step)
     if why is not None:
         raise RefusedError(why)
     return raster.read([s.index for s in sources], *_ranges(inside))

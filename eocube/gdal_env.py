@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -185,6 +185,8 @@ class Raster:
     dtypes: tuple[str, ...]
     masked: tuple[bool, ...]
     palettes: tuple[bool, ...]
+    step: int = 1
+    """Every how many-th pixel of the file's rows and columns is one of this raster's (`every`)."""
     _context: Context = field(default_factory=copy_context, repr=False, compare=False)
     """That it was opened in: rasterio looks there for the files of an opener, and dies where they are not."""
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -194,16 +196,26 @@ class Raster:
 
         GDAL allows no two threads in one dataset. Whatever it raises.
         """
-        window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
         with self._turn:
-            pixels: NDArray[Any] = self.dataset.read(list(bands), window=window)
+            pixels: NDArray[Any] = self.dataset.read(list(bands), **self._part(bands, rows, cols))
         return pixels
 
     def mask(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.bool_]:
         """Which of the pixels that `read` gives are there, by masks and alpha bands; (C, rows, columns)."""
-        window = Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])
         with self._turn:
-            return np.asarray(self.dataset.read_masks(list(bands), window=window) != 0)
+            return np.asarray(self.dataset.read_masks(list(bands), **self._part(bands, rows, cols)) != 0)
+
+    def _part(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int]) -> dict[str, Any]:
+        high, wide, step = rows[1] - rows[0], cols[1] - cols[0], self.step
+        window = Window(cols[0] * step, rows[0] * step, wide * step, high * step)
+        return {"window": window} if step == 1 else {"window": window, "out_shape": (len(bands), high, wide)}
+
+    def every(self, step: int) -> Raster:
+        """The raster with one pixel out of step x step, which GDAL picks block by block: no more is held at once."""
+        return replace(
+            self, transform=self.transform * Affine.scale(step), height=self.height // step,
+            width=self.width // step, overviews=(), step=step,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the dataset, on any thread."""

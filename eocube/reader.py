@@ -12,7 +12,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from eocube.band_pixels import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes
+from eocube.band_pixels import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes, thinned
 from eocube.catalog import sign
 from eocube.coverage import UNKNOWN_PERCENT
 from eocube.errors import RefusedError, SourceError
@@ -312,6 +312,9 @@ class WindowReader:
             if coarse.masked == raster.masked:  # a mask may have no overviews
                 raster = coarse
                 at = placed(grid, raster.transform, crs)
+        thin = thinned(raster, at, grid, len(sources))
+        if thin is not raster:
+            raster, at = thin, placed(grid, thin.transform, crs)
         found = read_bands(raster, crs, at, sources, grid, self.sensor)
         if found is None:
             _check_place(scene, raster, crs)
@@ -347,6 +350,7 @@ class WindowReader:
 
             def load(scene: Scene = scene, source: BandSource = source) -> tuple[NDArray[Any], int] | None:
                 raster, crs = self._open(scene, source)
+                raster = thinned(raster, placed(grid, raster.transform, crs), grid, 1)
                 found = read_classes(raster, placed(grid, raster.transform, crs), source, grid)
                 if found is None:
                     _check_place(scene, raster, crs)

@@ -15,8 +15,12 @@ MAX_DEPTH = 32
 """Links from a static catalogue's root to an item."""
 MAX_BLOCK = 256 * 2**20
 """Bytes that a block of a raster may take once decoded, all its bands together."""
-MAX_READ = 2**30
-"""Bytes of source pixels that one window may take from one file."""
+MAX_READ = 2**28
+"""Bytes of source pixels that one window may hold of one file."""
+WHOLE = 2**23
+"""Source pixels, all bands together, up to which a window's are read as they are; of more, one out of several."""
+MAX_PIXELS = 2**32
+"""Source pixels that one window may lie over: they are decoded, even where one out of several is held."""
 
 _HERE = ("", "file", "local")
 _ELSEWHERE = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
@@ -65,10 +69,11 @@ def decoded_sizes(dataset: rasterio.DatasetReader) -> tuple[int, int]:
     return max(h * w * size * together for (h, w), size in blocks), max(sizes)
 
 
-def too_large(block_bytes: int, item_bytes: int, bands: int, rows: int, cols: int) -> str | None:
+def too_large(block_bytes: int, item_bytes: int, bands: int, rows: int, cols: int, step: int = 1) -> str | None:
     """Why reading so many rows and columns of a raster would take too much memory; None when it would not.
 
     What a file declares costs it a few bytes: so its blocks and what is read are bounded by what they decode to.
+    `step`: of each step x step pixels one is read.
     """
     if block_bytes > MAX_BLOCK:
         return (
@@ -76,9 +81,9 @@ def too_large(block_bytes: int, item_bytes: int, bands: int, rows: int, cols: in
             "taken"
         )
     size = bands * rows * cols * item_bytes
-    if size > MAX_READ:
+    if size > MAX_READ or bands * rows * cols * step**2 > MAX_PIXELS:
         return (
-            f"one window needs {rows} x {cols} of its pixels in {bands} bands, {size / 2**30:.1f} GiB: its pixels are "
-            "far smaller than the resolution asked for"
+            f"one window needs {rows * step} x {cols * step} of its pixels in {bands} bands: they are far smaller than "
+            "the resolution asked for, and it has no overviews of them; add some (gdaladdo)"
         )
     return None
