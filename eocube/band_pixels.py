@@ -109,7 +109,7 @@ def overview(raster: Raster, ratio: float) -> int | None:
 
 
 def thinned(raster: Raster, at: Placement, grid: PixelGrid, bands: int) -> Raster:
-    """The raster, or one pixel out of several of it where a window would need too many: still twice as fine as the grid.
+    """The raster, or one pixel out of several where a window would need too many: still twice as fine as the grid.
 
     For files without overviews whose pixels are many times finer than the grid's.
     """

@@ -45,6 +45,8 @@ class VerifyOptions(StoreOptions):
     """Also decode, and compare with the sources read again: PSNR, RMSE and SAM a time step."""
     sample: int = 64
     """With --decode: windows of a time step that are compared, at most; 0 for all."""
+    allow_local_sources: bool = False
+    """Let the plan of a cube from elsewhere lead to files of this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class ReportOptions:
     """The page."""
     source: bool = False
     """Read the sources again, to draw them beside what is decoded."""
+    allow_local_sources: bool = False
+    """Let the plan of a cube from elsewhere lead to files of this machine."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
@@ -93,6 +97,8 @@ class QuicklookOptions:
     """Time step."""
     source: bool = True
     """Read the source again for comparison."""
+    allow_local_sources: bool = False
+    """Let the plan of a cube from elsewhere lead to files of this machine."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
@@ -182,7 +188,8 @@ def verify_main(argv: Sequence[str]) -> int:
         from eocube.inspection import describe, verify
 
         given = parse_options(options.storage_options)
-        found = verify(options.url, options.group, given, decode=options.decode, sample=options.sample or None)
+        how: dict[str, Any] = {"decode": options.decode, "allow_local": options.allow_local_sources}
+        found = verify(options.url, options.group, given, sample=options.sample or None, **how)
         if options.json:
             print(json.dumps(found, indent=1))
         else:
@@ -217,7 +224,8 @@ def quicklook_main(argv: Sequence[str]) -> int:
         from eocube.inspection import quicklook
 
         given, out = parse_options(options.storage_options), Path(options.out)
-        print(quicklook(options.url, options.group, out, options.time, given, source=options.source))
+        how: dict[str, Any] = {"source": options.source, "allow_local": options.allow_local_sources}
+        print(quicklook(options.url, options.group, out, options.time, given, **how))
         return Exit.DONE
 
     return guarded(command)
@@ -231,7 +239,8 @@ def report_main(argv: Sequence[str]) -> int:
         from eocube.page import write_page
 
         how: dict[str, Any] = {"group": options.group, "source": options.source}
-        print(write_page(options.url, options.out, storage_options=parse_options(options.storage_options), **how))
+        how |= {"storage_options": parse_options(options.storage_options), "allow_local": options.allow_local_sources}
+        print(write_page(options.url, options.out, **how))
         return Exit.DONE
 
     return guarded(command)

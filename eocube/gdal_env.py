@@ -23,7 +23,7 @@ from rasterio.crs import CRS
 from rasterio.session import Session
 from rasterio.windows import Window
 
-from eocube.errors import RefusedError
+from eocube.errors import RefusedError, SourceError
 from eocube.network import Network, shared_network
 from eocube.ranged_file import RangedFile
 from eocube.raster_checks import (
@@ -39,6 +39,7 @@ from eocube.relay import judged_connections
 from eocube.storage_options import (
     GDAL_S3_CLIENT_OPTIONS,
     GDAL_S3_OPTIONS,
+    check_reach,
     filesystem_for,
     gdal_s3_options,
     host_of,
@@ -248,6 +249,10 @@ def open_raster(
     that leads to others; else whatever GDAL raises.
     """
     policy = policy_of(storage_options)
+    try:
+        check_reach(href, storage_options)
+    except SourceError as error:
+        raise RefusedError(str(error)) from None
     policy.check_url(href)
     with judged_connections(href, policy):
         return _opened(href, storage_options, overview, network or shared_network())

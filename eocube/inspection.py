@@ -154,10 +154,12 @@ def verify(
     *,
     decode: bool = False,
     sample: int | None = SAMPLE,
+    allow_local: bool = False,
 ) -> dict[str, Any]:
     """Read every object back; with `decode` also compare a sample of each time step's pixels with its sources.
 
-    Every zone of a cube of several, unless `group` names one.
+    Every zone of a cube of several, unless `group` names one. `allow_local` lets the plan of a cube from elsewhere lead
+    to files of this machine.
     """
     zones = groups_of(url, group, storage_options)
     findings: list[str] = []
@@ -175,7 +177,7 @@ def verify(
             findings += [f"{prefix}commits: {unit} {what}" for unit, what in told_otherwise(plan, store.log.latest())]
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]
         if decode:
-            scores = fidelity(plan, place, sample=sample, storage_options=storage_options)
+            scores = fidelity(plan, place, sample=sample, storage_options=storage_options, allow_local=allow_local)
             decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
     found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
     return {**found, "decoded": decoded} if decode else found
@@ -189,12 +191,13 @@ def quicklook(
     storage_options: Options = None,
     *,
     source: bool = True,
+    allow_local: bool = False,
 ) -> str:
     """Draw a time step of a cube into a PNG. Returns its path."""
     plan = plan_of(url, group, storage_options)
     if not 0 <= time < len(plan.times):
         raise StoreError(f"time step {time}: {url} has 0 to {len(plan.times) - 1}")
-    options = scoped(storage_options, url)
+    options = scoped(storage_options, url, trusted=allow_local)
     pixels = read_source(plan, truth_pixels(plan), time, storage_options=options) if source else None
     ds = eocube.open(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(str(out), time=time, source=pixels))

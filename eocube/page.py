@@ -47,6 +47,7 @@ def write_page(
     group: str | None = None,
     source: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    allow_local: bool = False,
 ) -> str:
     """Write the page; returns its path.
 
@@ -56,12 +57,13 @@ def write_page(
         group: a zone of a cube of several; None takes them all.
         source: read the sources again, to draw them beside what is decoded.
         storage_options: fsspec options of the cube, and of its sources by the rules of `storage_options.scoped`.
+        allow_local: let the plan of a cube from elsewhere lead to files of this machine.
 
     Raises:
         StoreError: no cube there. InputError: the page cannot be written.
     """
     zones = groups_of(url, group, storage_options)
-    cubes = [describe_cube(url, zone, storage_options, source=source) for zone in zones]
+    cubes = [describe_cube(url, zone, storage_options, source=source, allow_local=allow_local) for zone in zones]
     html = _template().render(cubes=cubes, versions=versions())
     try:
         Path(out).write_text(html, encoding="utf-8")
@@ -71,7 +73,7 @@ def write_page(
 
 
 def describe_cube(
-    url: str, group: str | None, storage_options: Mapping[str, Any] | None, *, source: bool
+    url: str, group: str | None, storage_options: Mapping[str, Any] | None, *, source: bool, allow_local: bool = False
 ) -> dict[str, Any]:
     """What the template shows of one cube: figures, tables as (name, key, value) rows, charts and pictures."""
     place = cube_url(url, group)
@@ -83,7 +85,7 @@ def describe_cube(
     states, requested = ds["status"].values, store.requested
     shown = spread(len(plan.times), MAPS)
     full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]
-    sources = scoped(storage_options, url)
+    sources = scoped(storage_options, url, trusted=allow_local)
     grounds = [
         {"time": plan.times[t].time, "pictures": ground_pictures(ds, plan, t, source=source, source_options=sources)}
         for t in (full[k] for k in spread(len(full), GROUNDS))

@@ -24,16 +24,22 @@ SAMPLE = 64
 
 
 def fidelity(
-    plan: Plan, url: str, *, sample: int | None = SAMPLE, storage_options: Mapping[str, Any] | None = None
+    plan: Plan,
+    url: str,
+    *,
+    sample: int | None = SAMPLE,
+    storage_options: Mapping[str, Any] | None = None,
+    allow_local: bool = False,
 ) -> dict[str, dict[str, float]]:
     """PSNR (range 1 for reflectance, 40 dB for backscatter), RMSE and SAM of the decoded cube by time step.
 
     Sources are read again by the plan; pixels that either lacks are left out. Of more than `sample` ok windows of a
     time step, that many drawn by their place; None takes all.
+    `allow_local` lets the plan of a cube from elsewhere lead to files of this machine.
     """
     truth = truth_pixels(plan)
     ds = eocube.open(url, storage_options=None if storage_options is None else dict(storage_options))
-    sources = scoped(storage_options, url)
+    sources = scoped(storage_options, url, trusted=allow_local)
     decoded = ds.eocube.decode()
     scores: dict[str, dict[str, float]] = {}
     for k, step in enumerate(plan.times):

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from eocube.errors import SourceError
+from eocube.errors import SourceError, StoreError
 from eocube.grid import Window
 from eocube.plan import Plan
 from eocube.reader import WindowReader
+from eocube.storage_options import check_reach
 from model.pixels import PixelPipeline
 
 Pixels = npt.NDArray[np.float32]
@@ -41,6 +42,7 @@ def read_source(
         (band, y, x) float32, pixel-centre coordinates. NaN where it cannot be read and where some band has no pixel:
         what the reader mirrors there is filler, nothing to compare with.
     """
+    _check_places(plan, storage_options)
     grid, lattice = plan.grid, plan.grid.lattice
     row0, col0, row1, col1 = grid.extent
     px = lattice.stride
@@ -73,6 +75,7 @@ def read_windows(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[xr.DataArray]:
     """The cores of some windows in turn, each as `read_source` gives the whole; unreadable ones are left out."""
+    _check_places(plan, storage_options)
     lattice = plan.grid.lattice
     with WindowReader(plan.sensor, lattice, storage_options=storage_options) as reader:
         for window in windows:
@@ -80,6 +83,16 @@ def read_windows(
             if core is not None:
                 left, _, _, top = lattice.core_bounds(window)
                 yield _labelled(plan, core, left, top)
+
+
+def _check_places(plan: Plan, storage_options: Mapping[str, Any] | None) -> None:
+    """StoreError where a plan leads to places that a cube from where it lies may not name."""
+    for scene in plan.scenes:
+        for source in (*scene.sources, *([] if scene.mask is None else [scene.mask])):
+            try:
+                check_reach(source.href, storage_options)
+            except SourceError as error:
+                raise StoreError(f"item {scene.id}, asset {source.key} of the cube's plan: {error}") from None
 
 
 def _core(plan: Plan, truth: PixelPipeline, reader: WindowReader, time: int, window: Window) -> Pixels | None:

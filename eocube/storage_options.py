@@ -16,6 +16,7 @@ from eocube.addresses import Policy, Reach, matches, origins, reach_of_host, spe
 from eocube.errors import InputError
 from eocube.http_client import GuardedClient
 from eocube.redaction import SecretOptions
+from eocube.untrusted import check_href
 
 S3_SCHEMES = ("s3", "s3a")
 # fsspec (s3fs) options that GDAL's own S3 reader understands too.
@@ -116,7 +117,23 @@ def scoped(options: Mapping[str, Any] | None, base: str, *, trusted: bool = Fals
     for origin in origins(base) if _by_host(base) else ():
         hosts[origin] = {**bare, **hosts.get(origin, {})}
     reach = Reach.ANY if trusted else _reach_of(base, given)
-    return SecretOptions({**given, HOSTS: hosts, _REACH: {"nearest": int(reach), "named": list(named)}})
+    return SecretOptions(
+        {
+            **given,
+            HOSTS: hosts,
+            _REACH: {"nearest": int(reach), "named": list(named), "base": "" if trusted else scheme_of(base)},
+        }
+    )
+
+
+def check_reach(href: str, options: Mapping[str, Any] | None) -> None:
+    """SourceError for an href that whoever these options are scoped to may not name: a file of this machine, say.
+
+    So wherever a source is opened, and whoever wrote the plan that names it: a catalogue, or a cube from elsewhere.
+    """
+    said = (options or {}).get(_REACH)
+    if said is not None and said.get("base"):
+        check_href(href, f"{said['base']}://")
 
 
 def policy_of(options: Mapping[str, Any] | None) -> Policy:

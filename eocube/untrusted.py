@@ -49,7 +49,7 @@ def check_href(href: str, base: str, *, allow_local: bool = False) -> str:
     if "::" not in href and scheme(href) in (origin, *_ELSEWHERE):
         return href
     raise SourceError(
-        f"its href {href.partition('?')[0][:200]} leads to this machine's files or by a scheme that a catalogue on "
+        f"its href {href.partition('?')[0][:200]} leads to this machine's files or by a scheme that what lies on "
         f"{origin} may not name; add --allow-local-sources if you trust it"
     )
 
