@@ -34,7 +34,7 @@ SEAL = f"{FOLDER}/segments.json"
 MOVING = f"{FOLDER}/moving.json"
 """Where version 0.1 noted how far it had come in moving a store's shards."""
 _SEGMENT = re.compile(rf"{FOLDER}/(\d{{8,}})\.jsonl")
-_PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d+),"shard":\[(\d+),(\d+)\],(?:"term":(\d+),)?')
+_PLACE = re.compile(rb'\{"unit":"[^"\\]*","time":(\d{1,9}),"shard":\[(\d{1,9}),(\d{1,9})\],(?:"term":(\d+),)?')
 _SHIFT = b'{"shift":'
 _BEGINS = b'{"begins":'
 _NO_TERM = 2**62  # of a receipt that carries none: never too old

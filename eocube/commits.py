@@ -81,6 +81,8 @@ class WindowResult:
 
 _BY_VALUE = {int(state): state for state in State}
 _CHECK = b',"crc32":"'
+MAX_WINDOWS = 65_536
+"""Windows of one unit: the default shard has a hundred."""
 _DENSE = ("row", "col", "state", "valid_percent", "cloud_percent")
 _SPARSE = ("reason", "psnr", "sam", "valid_mask", "item", "asset", "missing", "clouds")
 
@@ -165,6 +167,8 @@ class Receipt:
             data = checked(line.encode() if isinstance(line, str) else line)
             moments, seams = data.get("moments"), data.get("seams")
             row, col = data["shard"]
+            if not all(0 <= int(v) < 2**31 for v in (data["time"], row, col)):
+                raise ValueError(f"not a receipt: time {data['time']}, shard {data['shard']} are in no store")
             return cls(
                 unit=str(data["unit"]),
                 time=int(data["time"]),
@@ -184,7 +188,7 @@ class Receipt:
                 dark={str(k): int(v) for k, v in data.get("dark", {}).items()},
                 term=None if data.get("term") is None else int(data["term"]),
             )
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a receipt: {type(error).__name__}: {error}") from error
 
 
@@ -232,6 +236,8 @@ def _runs(places: Sequence[int]) -> list[list[int]]:
 
 def _windows(columns: Mapping[str, Any]) -> tuple[WindowResult, ...]:
     rows: list[Sequence[int]] = [columns[name] for name in _DENSE]
+    if len(rows[0]) > MAX_WINDOWS:
+        raise ValueError(f"not a receipt: {len(rows[0])} windows, more than the {MAX_WINDOWS} that a shard can have")
     clouds: list[str | None] = [None] * len(rows[0])
     for first, stop in columns.get("clear", ()):
         for place in range(max(0, first), min(stop, len(clouds))):

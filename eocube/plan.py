@@ -17,12 +17,14 @@ from shapely.validation import make_valid
 
 from eocube.bounds import footprint_of
 from eocube.catalog import Scene
+from eocube.errors import StoreError
 from eocube.grid import CubeGrid, Window
 from eocube.identity import digest
 from eocube.scene_ids import doubled
 from eocube.sensors import Sensor
 from eocube.zones import central_meridian, to_zone
 
+PLAN_FILE = "commits/plan.json"
 RADIOMETRY = "eocube-radiometry-1"
 """Version of the radiometric recipe: offset rule, dB, travelling form. Part of the space id."""
 RESAMPLING = "native-bilinear-1"
@@ -276,8 +278,15 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote."""
-        d = json.loads(text)
+        """The plan that `to_json` wrote. StoreError, in one line, for a text that is none."""
+        try:
+            return cls._read(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            why = f"{type(error).__name__}: {str(error)[:120]}"
+            raise StoreError(f"the store's plan ({PLAN_FILE}) is damaged ({why}): restore it from a copy") from error
+
+    @classmethod
+    def _read(cls, d: Mapping[str, Any]) -> Plan:
         encoding = dict(d["encoding"])
         if encoding["quantisation"] is not None:
             scale, offset = encoding["quantisation"]

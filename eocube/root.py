@@ -113,7 +113,7 @@ def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
         document = root["attributes"]["eocube"]
         names = document.get("zones")
         whole = names is not None or LATENT in root["consolidated_metadata"]["metadata"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, names = False, None
     if not whole:
         raise StoreError(f"{target} holds Zarr metadata that are not those of an eocube store: write to another target")

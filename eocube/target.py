@@ -81,6 +81,10 @@ _HINTS: dict[type[Exception], str] = {
 }
 
 
+MAX_OBJECT = 2 * 2**30
+"""Bytes of one object that is read whole: a shard of the default store has 4 MB, a plan of 100,000 scenes 500 MB."""
+
+
 class Target:
     """Objects of one store, by key relative to its root. Every write is one whole object; safe from several threads.
 
@@ -268,6 +272,9 @@ class Target:
         # Either way s3fs would otherwise ask for the size first, and list the folder when it fails. Of a whole object
         # its checksum is checked where the server sends one, which tells a body cut short whatever its length says.
         how: dict[str, Any] = {"max_concurrency": 1} if self._s3 else {"start": 0}
+        if isinstance(self.fs, LocalFileSystem) and (size := os.stat(path).st_size) > MAX_OBJECT:
+            # A sparse file of any size costs who writes it nothing. Elsewhere to ask would be a request more.
+            raise StoreError(f"{path} has {size / 2**30:.0f} GiB, more than any object of a store: remove it")
         return bytes(self.fs.cat_file(path, **how))
 
     def get_many(self, keys: Sequence[str]) -> list[bytes]:

@@ -25,6 +25,10 @@ BN_EPS_FORWARD = 1e-5
 BN_EPS_INVERSE = 1e-4
 
 
+MOST = {"ch": 4096, "ch_mult": 64, "num_res_blocks": 64, "hypernet_layers": 64}
+"""Bounds of a configuration, far above any network that was trained: a file's header may claim anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class EOVAEConfig:
     """Sizes of the network; the defaults are the published ones."""
@@ -47,6 +51,9 @@ class EOVAEConfig:
             values = self.ch_mult if field.name == "ch_mult" else (getattr(self, field.name),)
             if any(not isinstance(v, int) or v < 1 for v in values):
                 raise ValueError(f"{field.name}={getattr(self, field.name)!r}: positive whole numbers only")
+            most = MOST.get(field.name, 65_536)
+            if len(values) > 12 or max(values) > most:
+                raise ValueError(f"{field.name} is more than any network has ({most}, at 12 levels at most)")
 
     @property
     def scale_factor(self) -> int:

@@ -30,6 +30,9 @@ __all__ = [
 
 _HF = re.compile(r"^hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<rev>[^/]+))?(/(?P<file>.+))?$")
 _SHOWN = 4
+MAX_CONFIG = 2**20
+MAX_WEIGHTS = 16 * 2**30
+"""Bytes of a weights file, and of what it unpacks to: the largest that are read have 1.4 GB."""
 
 
 def load_weights(source: str | Path, *, device: str | torch.device = "cpu", config: EOVAEConfig | None = None) -> EOVAE:
@@ -181,8 +184,12 @@ def _config_from_yaml(path: Path) -> EOVAEConfig | None:
     import yaml
 
     known = set(EOVAEConfig().to_dict())
+    seen = set[int]()
 
     def search(node: Any) -> EOVAEConfig | None:
+        if id(node) in seen:  # what aliases repeat is looked at once
+            return None
+        seen.add(id(node))
         if isinstance(node, dict):
             if {"ch", "ch_mult", "z_channels"} <= set(node):
                 return EOVAEConfig.from_dict({key: value for key, value in node.items() if key in known})
@@ -193,14 +200,25 @@ def _config_from_yaml(path: Path) -> EOVAEConfig | None:
                     return found
         return None
 
-    return search(yaml.safe_load(path.read_text(encoding="utf-8")))
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"it has more than {MAX_CONFIG} bytes")
+        return search(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: no configuration of a network ({_line(error)})") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """Tensors by key and the safetensors header (None for a torch checkpoint)."""
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise WeightsError(f"{path}: the file is empty")
+    if size > MAX_WEIGHTS:
+        raise WeightsError(
+            f"{path}: has {size / 2**30:.0f} GiB, more than the {MAX_WEIGHTS // 2**30} that weights take"
+        )
     if zipfile.is_zipfile(path):
+        _check_archive(path)
         return _read_checkpoint(path), None
     try:
         with safe_open(path, framework="pt") as file:
@@ -209,6 +227,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
         if path.suffix == ".safetensors":
             raise WeightsError(f"{path}: truncated or no safetensors file ({_line(error)}): fetch it again") from error
     return _read_checkpoint(path), None
+
+
+def _check_archive(path: Path) -> None:
+    """WeightsError for an archive that holds more than it seems: torch stores its members as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise WeightsError(f"{path}: a broken archive ({_line(error)}): fetch it again") from error
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > MAX_WEIGHTS:
+        raise WeightsError(f"{path}: no torch checkpoint, its members are packed: save it with torch.save")
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -45,9 +45,15 @@ class SensorMeta:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
         for name in ("wavelengths", "mean", "std"):
-            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-            if len(getattr(self, name)) != len(self.bands):
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.bands)} bands")
+            values = tuple(float(v) for v in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != len(self.bands):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.bands)} bands")
+            # In float32 a smaller one divides to infinity, a larger one is infinite itself.
+            if not all(1e-30 < abs(v) < 1e30 or (v == 0 and name == "mean") for v in values):
+                raise ValueError(f"{name} holds what is not finite or of no ordinary size: {str(values)[:80]}")
+            if name != "mean" and min(values, default=1.0) < 0:
+                raise ValueError(f"{name} holds a value below 0: {str(values)[:80]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,10 @@ class WeightsMeta:
             values["config"] = EOVAEConfig.from_dict(values["config"])
             values["sensors"] = {name: SensorMeta(**sensor) for name, sensor in values["sensors"].items()}
             return cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WeightsError(f"damaged metadata ({error}): write the file again with save_weights") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise WeightsError(
+                f"damaged metadata ({str(error)[:200]}): write the file again with save_weights"
+            ) from error
 
     def with_hash(self, state: Mapping[str, Tensor]) -> WeightsMeta:
         """The same metadata with `sha256` of these tensors, the configuration and the sensors."""
