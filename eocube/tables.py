@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
@@ -20,6 +20,8 @@ from eocube.seams import Seams
 from eocube.shard_codec import Block
 
 Encode = Callable[[Block], bytes | None]
+Box = tuple[slice, slice]
+"""Rows and columns of windows."""
 
 _REMEMBERED = 256  # encoded blocks kept of an array beside the latents: some hundred kB each at worst
 
@@ -181,33 +183,49 @@ def derived_objects(
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]
     beside = Beside(specs) if valid else None
-    # Reserved ground is made of blocks that are all alike.
+    # Ground that is only reserved takes no memory, and its blocks are all alike.
     encode = {name: _remembering(specs[name].codec.encode) for name in WINDOW_ARRAYS}
+    asked = _asked(requested, status.shards[1:])
     for start in range(0, times, together):
         stop = min(start + together, times)
         tables: dict[str, Block] = {
-            name: np.full((stop - start, *status.shape[1:]), specs[name].fill, specs[name].dtype)
+            name: np.full((stop - start, *requested[asked].shape), specs[name].fill, specs[name].dtype)
             for name in WINDOW_ARRAYS
         }
-        tables["status"][:, ~requested] = State.OUTSIDE
+        tables["status"][:, ~requested[asked]] = State.OUTSIDE
         for time in range(start, stop):
             for receipt in latest.of_times(time, time + 1):
                 if seen is not None:
                     seen(receipt)
-                _fill_windows(tables, receipt, time - start, requested)
+                _fill_windows(tables, receipt, time - start, requested, asked)
                 if beside is not None:
                     beside.add(receipt)
             if beside is not None:
                 yield from beside.objects(time)
         for name in WINDOW_ARRAYS:
-            yield from _objects(specs[name], tables[name], start // together, encode[name])
+            blank = State.OUTSIDE if name == "status" else specs[name].fill
+            yield from _objects(specs[name], tables[name], asked, blank, start // together, encode[name])
 
 
-def _fill_windows(tables: Mapping[str, Block], receipt: Receipt, at: int, requested: npt.NDArray[np.bool_]) -> None:
+def _asked(requested: npt.NDArray[np.bool_], block: Sequence[int]) -> Box:
+    """The box of whole blocks (as far as the array reaches) that holds every window asked for: rows and columns."""
+    if not requested.any():
+        return slice(0, 0), slice(0, 0)
+    (top, bottom), (left, right) = (
+        (int(found[0]) // side * side, int(found[-1]) // side * side + side)
+        for found, side in zip((np.flatnonzero(requested.any(axis)) for axis in (1, 0)), block, strict=True)
+    )
+    return slice(top, min(bottom, requested.shape[0])), slice(left, min(right, requested.shape[1]))
+
+
+def _fill_windows(
+    tables: Mapping[str, Block], receipt: Receipt, at: int, requested: npt.NDArray[np.bool_], asked: Box
+) -> None:
     windows = [w for w in receipt.windows if requested[w.row, w.col]]
     if not windows:
         return
-    place = (at, [w.row for w in windows], [w.col for w in windows])
+    rows, cols = asked
+    place = (at, [w.row - rows.start for w in windows], [w.col - cols.start for w in windows])
     tables["status"][place] = [int(w.state) for w in windows]
     tables["valid_percent"][place] = [w.valid_percent for w in windows]
     tables["cloud_percent"][place] = [w.cloud_percent for w in windows]
@@ -279,10 +297,21 @@ def _remembering(encode: Encode) -> Encode:
     return remembered
 
 
-def _objects(spec: ArraySpec, table: Block, at: int, encode: Encode) -> Iterator[tuple[str, bytes | None]]:
-    """The objects of one place along time: the table cut into its shards of the other two dimensions."""
+def _objects(
+    spec: ArraySpec, table: Block, box: Box, blank: float | str, at: int, encode: Encode
+) -> Iterator[tuple[str, bytes | None]]:
+    """The objects of one place along time: the array cut into its shards of the other two dimensions.
+
+    `table` is what the array holds in a box of whole blocks, (times, rows, columns); elsewhere it is `blank`.
+    """
     assert spec.shards is not None
     _, height, width = spec.shards
-    for i, j in product(range(-(-table.shape[1] // height)), range(-(-table.shape[2] // width))):
-        block = table[:, i * height : (i + 1) * height, j * width : (j + 1) * width]
+    (_, rows, cols), (down, across) = spec.shape, box
+    for i, j in product(range(-(-rows // height)), range(-(-cols // width))):
+        top, left = i * height, j * width
+        if down.start <= top < down.stop and across.start <= left < across.stop:
+            block = table[:, top - down.start :, left - across.start :][:, :height, :width]
+        else:
+            shape = len(table), min(height, rows - top), min(width, cols - left)
+            block = np.full(shape, blank, spec.dtype)
         yield spec.key(at, i, j), encode(block)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eocube
+from eocube.commits import State
 from eocube.encode import EncodeOptions, Request, plan_summary
 from eocube.errors import InputError, StoreError
 from eocube.extend import grow_plans, stored_extent, zoned
@@ -24,6 +26,7 @@ from eocube.plan import Plan, build_plan
 from eocube.plan_view import lines
 from eocube.run import open_cubes
 from eocube.store import LatentStore
+from eocube.tables import _asked
 from eocube.target import Target
 from tests.faults import killing
 from tests.faults.killing import ENCODING, SENSOR, Death, Killed, drive, request_of, scene
@@ -232,6 +235,23 @@ def test_reserved_ground_holds_no_objects_and_is_outside() -> None:
     store = LatentStore.open(roomy)
     assert store.verify() == [] and store.requested.sum() == LatentStore.open(bare).requested.sum()
     assert store.requested.size > 4 * LatentStore.open(bare).requested.size
+
+
+@pytest.mark.slow
+def test_windows_of_wide_reserved_ground_are_outside_and_cost_no_memory() -> None:
+    """Room for many objects of the window arrays, ground asked for in two of them."""
+    url, wide = fresh_url(), (11.0, 47.8, 12.0, 48.4)
+    asked = plan((11.500, 48.100, 11.530, 48.112), (10,), wide)
+    drive(url, asked)
+    store = LatentStore.open(url)
+    assert store.verify() == [] and (np.array(store.requested.shape) > 130).all()
+    ds = xr.open_zarr(url, mask_and_scale=False)[["status", "valid_percent", "psnr"]].load()
+    mask = asked.grid.requested_mask
+    assert (ds.status.values[0][mask] == State.OK).all() and (ds.status.values[0][~mask] == State.OUTSIDE).all()
+    assert (ds.valid_percent.values[0][~mask] == 255).all() and not np.isfinite(ds.psnr.values[0][~mask]).any()
+    rows, cols = _asked(mask, (64, 64))
+    assert rows.start % 64 == cols.start % 64 == 0 and mask[rows, cols].sum() == mask.sum()
+    assert mask[rows, cols].size < mask.size / 2
 
 
 def test_plan_and_info_say_the_room_and_how_much_of_it_is_asked_for(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
-from eocube.cli import encode_main
+from eocube.cli import encode_main, main
 from eocube.encode import Exit
 from eocube.zones import to_lonlat, to_zone
 
@@ -85,3 +85,40 @@ def test_two_zones_two_cubes(border: tuple[Path, tuple[float, ...]], tmp_path: P
         # Half a pixel off would be 0.0014 here on top of what the codec itself leaves; a wrong zone is far off.
         error = (decoded.values - expected)[:, there]
         assert np.sqrt(np.square(error).mean()) < 0.02 and np.abs(error.mean()) < 0.01
+
+
+@pytest.mark.slow
+def test_a_zone_comes_later_where_the_extent_reaches_it(
+    border: tuple[Path, tuple[float, ...]], tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item, box = border
+    grown, fresh, west = tmp_path / "grown.zarr", tmp_path / "fresh.zarr", (11.985, 48.025, 11.995, 48.035)
+    room = (11.9, 47.9, 12.1, 48.1)
+
+    def encode(out: Path, where: tuple[float, ...], *more: str) -> int:
+        return encode_main(
+            ["--bbox", *map(str, where), "--datetime", "2019-07-04", "--catalog", str(item), "--out", str(out),
+             "--bands", "B02,B03,B04,B08", "--quiet", *more]
+        )  # fmt: skip
+
+    assert encode(grown, west, "--extent", *map(str, room)) == Exit.DONE
+    assert main(["verify", str(grown)]) == Exit.DONE and main(["info", str(grown)]) == Exit.BAD_INPUT
+    assert "add --group with one of utm32\n" in capsys.readouterr().err
+    first = {p: p.read_bytes() for p in (grown / "utm32" / "latent" / "c").rglob("*") if p.is_file()}
+    early = xr.open_zarr(grown, group="utm32")
+    before = early.latent.values
+    assert encode(grown, box) == Exit.DONE  # the extent is the store's own
+    assert encode(fresh, box, "--extent", *map(str, room)) == Exit.DONE
+    for zone in ("utm32", "utm33"):
+        a, b = (xr.open_zarr(store, group=zone, mask_and_scale=False).load() for store in (grown, fresh))
+        for name in ("latent", "status", "valid", "x", "y", "requested"):
+            assert a[name].values.tobytes() == b[name].values.tobytes(), (zone, name)
+    there = np.isfinite(before)
+    assert there.any() and np.array_equal(early.latent.values[there], before[there]) and first
+    assert main(["verify", str(grown)]) == Exit.DONE
+    # And one that was made without room stays one of one zone.
+    narrow = tmp_path / "narrow.zarr"
+    assert encode(narrow, west) == Exit.DONE
+    assert encode(narrow, box) == Exit.BAD_INPUT
+    error = capsys.readouterr().err
+    assert "a store of one zone cannot become one of several" in error and error.count("\n") == 1
