@@ -18,6 +18,7 @@ import tyro
 from eocube.encode import EncodeOptions, Exit
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
 from eocube.storage_options import parse_options
+from eocube.streams import lament, open_streams, tell
 from eocube.terminal import complain, plain
 
 Options = TypeVar("Options")
@@ -47,6 +48,30 @@ class VerifyOptions(StoreOptions):
     """With --decode: windows of a time step that are compared, at most; 0 for all."""
     allow_local_sources: bool = False
     """Let the plan of a cube from elsewhere lead to files of this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairOptions:
+    """Verify a store, write damaged metadata anew, encode damaged shards again from their sources, verify again.
+
+    The store says itself what it was made of. Exit 0 when it is whole, 3 when something is left.
+    """
+
+    url: Annotated[str, tyro.conf.Positional]
+    """Path or URL of the store; of one of several zones, all of them are looked at."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the store, and of its sources where --source-options does not say otherwise: a JSON object,
+    name=value pairs, or @file.json."""
+    source_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the sources, where they differ; `{}` for none."""
+    actors: int | None = None
+    """Encoding actors. None: one a GPU, or one a node without GPUs."""
+    allow_local_sources: bool = False
+    """Let a store from elsewhere lead to files of this machine."""
+    json: bool = False
+    """Print JSON."""
+    quiet: bool = False
+    """No progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +135,7 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
 
     tyro draws a box around its errors; its words are kept, the box is not.
     """
+    open_streams()
     words = io.StringIO()
     try:
         with contextlib.redirect_stderr(words):
@@ -125,6 +151,7 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2."""
+    open_streams()
     try:
         return int(command())
     except (InputError, StoreError, ClusterError) as error:
@@ -134,7 +161,7 @@ def guarded(command: Callable[[], int]) -> int:
         complain(error)
         return int(Exit.DEFECT)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        lament("interrupted")
         return int(Exit.RETRYABLE)
 
 
@@ -160,7 +187,7 @@ def info_main(argv: Sequence[str]) -> int:
         from eocube.inspection import brief, describe, info
 
         found = info(options.url, options.group, parse_options(options.storage_options))
-        print(json.dumps(found, indent=1) if options.json else describe(brief(found)))
+        tell(json.dumps(found, indent=1) if options.json else describe(brief(found)))
         return Exit.DONE
 
     return guarded(command)
@@ -174,7 +201,7 @@ def status_main(argv: Sequence[str]) -> int:
         from eocube.inspection import describe, status
 
         found = status(options.url, options.group, parse_options(options.storage_options))
-        print(json.dumps(found, indent=1) if options.json else describe(found))
+        tell(json.dumps(found, indent=1) if options.json else describe(found))
         return Exit.RETRYABLE if found["retryable"] else Exit.DONE
 
     return guarded(command)
@@ -191,11 +218,33 @@ def verify_main(argv: Sequence[str]) -> int:
         how: dict[str, Any] = {"decode": options.decode, "allow_local": options.allow_local_sources}
         found = verify(options.url, options.group, given, sample=options.sample or None, **how)
         if options.json:
-            print(json.dumps(found, indent=1))
+            tell(json.dumps(found, indent=1))
         else:
-            print(describe({k: v for k, v in found.items() if k != "findings"}))
-            print("\n".join(map(plain, found["findings"])) or "nothing wrong found")
+            tell(describe({k: v for k, v in found.items() if k not in ("findings", "mend")}))
+            tell("\n".join(map(plain, found["findings"])) or "nothing wrong found")
+            if "mend" in found:
+                tell(plain(f"{found['mend']} mends it"))
         return Exit.RETRYABLE if found["findings"] else Exit.DONE
+
+    return guarded(command)
+
+
+def repair_main(argv: Sequence[str]) -> int:
+    """Verify a store, mend what is damaged, verify again; exit 3 when something is left."""
+    options = parse(RepairOptions, argv, "eocube repair")
+
+    def command() -> int:
+        from eocube.repair import lines, repair
+        from eocube.storage_options import from_environment
+
+        given, sources = parse_options(options.storage_options), parse_options(options.source_options)
+        found = repair(
+            options.url, storage_options=from_environment() if given is None else given, source_options=sources,
+            actors=options.actors, quiet=options.quiet or options.json, trusted=options.allow_local_sources,
+            say=(lambda line: None) if options.json else (lambda line: tell(plain(line))),
+        )  # fmt: skip
+        tell(json.dumps(found.document(), indent=1) if options.json else "\n".join(map(plain, lines(found))))
+        return found.exit
 
     return guarded(command)
 
@@ -210,7 +259,7 @@ def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
         bands = None if options.bands is None else [b.strip() for b in options.bands.split(",") if b.strip()]
         given = parse_options(options.storage_options)
         how: dict[str, Any] = {"bands": bands, "time": options.time, "group": options.group, "storage_options": given}
-        print(export(options.url, options.out, **how))
+        tell(export(options.url, options.out, **how))
         return Exit.DONE
 
     return guarded(command)
@@ -225,7 +274,7 @@ def quicklook_main(argv: Sequence[str]) -> int:
 
         given, out = parse_options(options.storage_options), Path(options.out)
         how: dict[str, Any] = {"source": options.source, "allow_local": options.allow_local_sources}
-        print(quicklook(options.url, options.group, out, options.time, given, **how))
+        tell(quicklook(options.url, options.group, out, options.time, given, **how))
         return Exit.DONE
 
     return guarded(command)
@@ -240,7 +289,7 @@ def report_main(argv: Sequence[str]) -> int:
 
         how: dict[str, Any] = {"group": options.group, "source": options.source}
         how |= {"storage_options": parse_options(options.storage_options), "allow_local": options.allow_local_sources}
-        print(write_page(options.url, options.out, **how))
+        tell(write_page(options.url, options.out, **how))
         return Exit.DONE
 
     return guarded(command)
@@ -252,6 +301,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "info": ("what a cube is", info_main),
     "status": ("how its windows ended, and why", status_main),
     "verify": ("read every shard back", verify_main),
+    "repair": ("mend what verify finds damaged", repair_main),
     "decode": ("decode to GeoTIFF or Zarr", decode_main),
     "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Any, NamedTuple
@@ -167,6 +167,34 @@ class CommitLog:
             table = table[last]
         return Latest(table, held, moves, sums)
 
+    def mend(self, known: Mapping[str, str], wanted: Callable[[Receipt], bool]) -> Mended:
+        """Write the segments that are not what they were without the lines that are damaged, or not `wanted`.
+
+        Every line has a check of its own: those that are whole stay, in their segment, so that a receipt does not
+        become younger than one which replaced it. A segment without a whole line is removed.
+
+        Args:
+            known: CRC-32 of the segments as the store was last finalised.
+            wanted: whether a receipt of a segment that is not as it was belongs to the store.
+        """
+        keys = self.segments()
+        damaged = []
+        for k, data in self._each(keys):
+            key, lines = keys[k], [data[start : start + length] for start, length in _lines(data)]
+            whole = [line for line in lines if is_whole(line)]
+            if known[key] == f"{crc32(data):08x}" if key in known else len(whole) == len(lines):
+                continue
+            damaged.append(key)
+            kept = b"".join(
+                line + b"\n" for line in whole if line.startswith((_SHIFT, _BEGINS)) or _passes(line, wanted)
+            )
+            if not kept:
+                self._target.delete(key)
+            elif kept != data:
+                self._target.put(key, kept)
+        self._next = None
+        return Mended(tuple(damaged), tuple(key for key in known if key not in keys))
+
     def _each(self, keys: Sequence[str]) -> Iterator[tuple[int, bytes]]:
         """Every segment's number in `keys` and its bytes, few at a time."""
         for first in range(0, len(keys), _TOGETHER):
@@ -207,6 +235,13 @@ class CommitLog:
             f"{self._target.at(key)} line {number} is damaged ({error}): remove the segment and run "
             "the same command again; its units are done again"
         )
+
+
+class Mended(NamedTuple):
+    """Segments that were not what they were, and those that were gone."""
+
+    damaged: tuple[str, ...]
+    gone: tuple[str, ...]
 
 
 class _Moves:
@@ -337,6 +372,14 @@ class Latest:
                 for i in np.flatnonzero(part["segment"] == number):
                     lines[i] = data[part["start"][i] : part["start"][i] + part["length"][i]]
             yield from zip(lines, part["segment"].tolist(), strict=True)
+
+
+def _passes(line: bytes, wanted: Callable[[Receipt], bool]) -> bool:
+    """Whether a line is a receipt that is wanted."""
+    try:
+        return wanted(Receipt.from_json(line))
+    except (ValueError, StoreError):
+        return False
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,8 @@ from eocube.sensors import Sensor, get_sensor
 if TYPE_CHECKING:
     from eocube.encoders import LoadedWeights
 
+DAMAGED = "damaged"
+"""What `--retry` takes beside states: windows whose objects are not what was written."""
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 STORAGES = ("fp16", "int8")
 
@@ -74,7 +76,8 @@ class EncodeOptions:
     storage: str = "fp16"
     """fp16 or int8: how latents are stored."""
     retry: str | None = None
-    """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway."""
+    """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
+    verify the store first, write its damaged metadata anew and do damaged shards again."""
     plan: bool = False
     """Search, print the plan and stop before a pixel is read."""
     demo: bool = False
@@ -141,6 +144,8 @@ class Request:
     device: str
     """What the actors encode on: "cuda" or "cpu"."""
     options: EncodeOptions = field(repr=False)
+    mend: bool = False
+    """Whether what is damaged of the store is mended first, and damaged shards are done again."""
 
     @classmethod
     def parse(cls, options: EncodeOptions, *, on_gpu: bool) -> Request:
@@ -178,11 +183,13 @@ class Request:
         unit_timeout = number(options.unit_timeout, "--unit-timeout")
         if unit_timeout <= 0:
             raise InputError(f"--unit-timeout is a number of seconds above 0, not {options.unit_timeout}")
-        retry = () if options.retry is None else tuple(retryable(r) for r in options.retry.split(","))
+        again = [] if options.retry is None else [word.strip() for word in options.retry.split(",")]
+        retry = tuple(retryable(word) for word in again if word != DAMAGED)
         return cls(
             sensor, boxes, extent, parse_interval(options.datetime), options.catalog,
             options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
             retry, share, network_limits(options), unit_timeout, "cuda" if on_gpu else "cpu", options,
+            mend=DAMAGED in again,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -264,7 +271,7 @@ def retryable(name: str) -> State:
     if name.strip() == "lost":  # units that killed their actor every time; every run does those again
         return State.NOT_ATTEMPTED
     known = [s.label for s in State if s.retryable]
-    return State.named(one_of(name.strip(), [*known, "lost"], "--retry"))
+    return State.named(one_of(name.strip(), [*known, "lost", DAMAGED], "--retry"))
 
 
 def demo_options(options: EncodeOptions, folder: Path) -> EncodeOptions:

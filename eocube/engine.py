@@ -21,6 +21,7 @@ from eocube.commits import Receipt, State, WindowResult, now
 from eocube.errors import EocubeError
 from eocube.fence import Fence, Pass
 from eocube.limits import Limits
+from eocube.memory_limit import memory_limit
 from eocube.network import NetworkLimits, shared_network
 from eocube.nodes import Place, here
 from eocube.plan import Plan, WorkUnit
@@ -34,6 +35,8 @@ from eocube.store import LatentStore
 
 if TYPE_CHECKING:
     from eocube.worker import UnitRunner
+
+log = logging.getLogger(__name__)
 
 ACTOR_CPUS = 0.01
 """CPUs that an actor reserves where there is no GPU: it uses a node's all, and must fit beside whatever is there."""
@@ -107,6 +110,7 @@ class EncodeActor:
 
     def __init__(self, urls: Sequence[str], options: EngineOptions, device: str, run_id: str):
         from eocube.encoders import load, models_for
+        from eocube.memory import fitted
         from eocube.worker import UnitRunner
 
         keep_freed_memory()
@@ -126,10 +130,11 @@ class EncodeActor:
                     f"({weights.meta.sha256[:12]} instead of {plan.encoding.sha256[:12]})"
                 )
             store = LatentStore.open(url, storage_options=options.storage_options, fence=fence)
+            models = models_for(plan, weights, device)
+            limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
             self._runners.append(
                 UnitRunner(
-                    plan, store, models_for(plan, weights, device), options.limits,
-                    storage_options=options.source_options, run_id=run_id, busy=busy,
+                    plan, store, models, limits, storage_options=options.source_options, run_id=run_id, busy=busy,
                 )
             )  # fmt: skip
         self._metrics = ActorMetrics(run_id, busy, lambda: shared_network().retries.total())
@@ -252,8 +257,11 @@ def run(
                                     settle.give_up(ended, cubes[ended.cube].plan, run_id)
                     finally:
                         tally.add_pool(pool.tally)
-                        settle.metrics.retried("unit", tally.requeued)
-                        settle.metrics.publish()
+                        try:
+                            settle.metrics.retried("unit", tally.requeued)
+                            settle.metrics.publish()
+                        except Exception:  # Ray may be on its way down; what was done is in the log
+                            log.warning("the last metrics could not be published", exc_info=True)
         except KeyboardInterrupt:
             tally.interrupted = True
         finally:

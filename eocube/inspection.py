@@ -19,8 +19,10 @@ from eocube.rules import counted, rules_of, told_otherwise
 from eocube.source import read_source
 from eocube.storage_options import scoped
 from eocube.store import LatentStore
+from eocube.survey import survey
 from eocube.tables import Failure, Totals
 from eocube.terminal import plain_all
+from eocube.verify import STRAY
 
 __all__ = [
     "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
@@ -161,18 +163,18 @@ def verify(
     Every zone of a cube of several, unless `group` names one. `allow_local` lets the plan of a cube from elsewhere lead
     to files of this machine.
     """
-    zones = groups_of(url, group, storage_options)
-    findings: list[str] = []
+    damage = survey(url, storage_options, group)
+    findings = [f"{path}: {what}" for path, what in damage]
     unfinished, decoded = 0, dict[str, Any]()
+    zones = groups_of(url, group, storage_options) if not damage or decode else []
     for zone in zones:
         plan, place = plan_of(url, zone, storage_options), cube_url(url, zone)
-        store = LatentStore.open(place, storage_options=storage_options, check=False)
         findings += [
             f"commits/plan.json: several items are called {name!r}, and their dates hold the pixels of one"
             for name in plan.doubled
         ]
-        findings += [f"{path if zone is None else f'{zone}/{path}'}: {what}" for path, what in store.verify()]
-        if not findings:
+        if not damage:
+            store = LatentStore.open(place, storage_options=storage_options, check=False)
             prefix = "" if zone is None else f"{zone}/"
             findings += [f"{prefix}commits: {unit} {what}" for unit, what in told_otherwise(plan, store.log.latest())]
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]
@@ -180,6 +182,8 @@ def verify(
             scores = fidelity(plan, place, sample=sample, storage_options=storage_options, allow_local=allow_local)
             decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
     found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
+    if any(STRAY not in what for _, what in damage):
+        found["mend"] = f"eocube repair {url}"
     return {**found, "decoded": decoded} if decode else found
 
 

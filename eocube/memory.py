@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import numpy as np
+from rich.filesize import decimal
 
 from eocube.gdal_env import BLOCK_CACHE, CURL_CACHE
 from eocube.limits import Limits
 from eocube.plan import Plan
 from eocube.pool import UNITS_PER_ACTOR
 from eocube.worker import RUN
+
+log = logging.getLogger(__name__)
 
 _READING = 4
 """Windows' worth of arrays that a thread works with while it reads one: raw, warped, their masks."""
@@ -42,3 +48,40 @@ def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNIT
     held = max(limits.ahead, RUN * limits.read_threads) + RUN + (limits.encode_threads + 3) * batch
     reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
     return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE
+
+
+SHARE = 0.5
+"""Share of the memory there is that an actor's units are planned with: the encoder and the libraries take the rest."""
+
+
+def fitted(plan: Plan, limits: Limits, available: int | None, *, batch: int = 1) -> Limits:
+    """Limits with fewer threads and less read ahead where an actor's units would not fit into a share of the memory.
+
+    Which windows are encoded how does not depend on them, so that the same bytes come out. The least there is where
+    even that does not fit: then it is said, with what would.
+
+    Args:
+        plan: of the cube.
+        limits: as asked for.
+        available: bytes that this process may use (`eocube.memory_limit`); None where that is not known.
+        batch: windows that are encoded at once.
+    """
+    if available is None:
+        return limits
+    room, asked = SHARE * available, limits
+    while actor_bytes(plan, limits, batch=batch) > room:
+        less = replace(limits, read_threads=max(1, limits.read_threads // 2), ahead=max(1, limits.ahead // 2))
+        if less == limits:
+            less = replace(limits, encode_threads=max(1, limits.encode_threads // 2))
+        if less == limits:
+            break
+        limits = less
+    needs = actor_bytes(plan, limits, batch=batch)
+    if needs > room:
+        log.warning(
+            "an encoding actor may need %s beside the encoder, and this machine or container has %s of memory: give "
+            "it more, or run fewer actors on it", decimal(needs), decimal(available),
+        )  # fmt: skip
+    elif limits != asked:
+        log.info("fewer threads for %s of memory: %s", decimal(available), limits)
+    return limits

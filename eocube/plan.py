@@ -283,7 +283,9 @@ class Plan:
             return cls._read(json.loads(text))
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             why = f"{type(error).__name__}: {str(error)[:120]}"
-            raise StoreError(f"the store's plan ({PLAN_FILE}) is damaged ({why}): restore it from a copy") from error
+            raise StoreError(
+                f"the store's plan ({PLAN_FILE}) is damaged ({why}): eocube repair may bring it back"
+            ) from error
 
     @classmethod
     def _read(cls, d: Mapping[str, Any]) -> Plan:

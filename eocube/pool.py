@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,8 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rich.filesize import decimal
+
 from eocube.commits import Receipt
 from eocube.errors import EocubeError
+from eocube.memory_limit import kills, memory_limit
 from eocube.nodes import Node, Place, nodes_alive, placements
 from eocube.plan import WorkUnit
 from eocube.pool_types import Depths, Ended, PoolTally, Start, Wanted
@@ -34,6 +38,7 @@ RESTART_PAUSE = 0.5
 """Seconds before an actor that failed to start is tried again; doubled each time, up to a minute."""
 FAILED_STARTS = 5
 """Actors that died one after the other as they started, after which the run gives up."""
+_NO_MEMORY = re.compile(r"low on memory|memory monitor|OutOfMemory|killed due to (?:the )?memory", re.IGNORECASE)
 TICK = 0.5
 """Seconds that the driver waits for an answer before it looks after other things."""
 
@@ -110,6 +115,7 @@ class ActorPool:
         self._looked = self._may_start = 0.0
         self._pause, self._failed = RESTART_PAUSE, 0
         self._waiting_since = time.monotonic()
+        self._kills = kills()
 
     def map(self, todo: Iterable[tuple[int, WorkUnit]]) -> Iterator[Ended]:
         """Units as they end. `todo` is drawn from as actors become free, never listed; so it may be endless.
@@ -198,8 +204,8 @@ class ActorPool:
         except RayActorError as error:
             # Asked before anything else: the node's end is the reason, where it has ended.
             blameless = isinstance(error, ActorUnavailableError) or error.preempted or not self._is_alive(worker.node)
-            self._died(worker, str(error), blameless)
-            return self._again(job, None if blameless else "its actor died")
+            why = self._died(worker, str(error), blameless)
+            return self._again(job, None if blameless else f"its actor died{why}")
         if worker.leaving and worker.load == 0:
             self._end(worker)
         return ended
@@ -323,18 +329,30 @@ class ActorPool:
         event("actor_started", node=place.node[:12], actor_host=place.host, actor_pid=place.pid)
         self._share_out()
 
-    def _died(self, worker: _Worker, said: str, blameless: bool = False, *, hung: bool = False) -> None:
+    def _died(self, worker: _Worker, said: str, blameless: bool = False, *, hung: bool = False) -> str:
+        """Replace an actor; what is known of why it died."""
         if worker.dead:
-            return
+            return ""
         self.tally.deaths += 1
         why = [line.strip() for line in said.splitlines() if line.strip()][-1:]
-        how = said if hung else "went with its node" if blameless else "died"
+        short = "" if hung or blameless else self._for_want_of_memory(said)
+        how = said if hung else "went with its node" if blameless else f"died{short}"
         event(
             "actor_died", f"an encoding actor {how}; its units run again",
             level=logging.WARNING, node=(worker.node or "")[:12], error=why[0] if why else "",
         )  # fmt: skip
         self._end(worker)
         self._looked = 0.0
+        return short
+
+    def _for_want_of_memory(self, said: str) -> str:
+        """What to add where an actor was killed because memory ran out, told by Ray's words or the kernel's count."""
+        before, self._kills = self._kills, kills()
+        if self._kills == before and not _NO_MEMORY.search(said):
+            return ""
+        limit = memory_limit()
+        has = "" if limit is None else f" of the {decimal(limit)} that this machine or container has"
+        return f" as memory ran out{has}: run fewer (--actors), or give more"
 
     def _end(self, worker: _Worker) -> None:
         """Forget an actor and end its process; its units in flight, if any, fail with it and run again."""

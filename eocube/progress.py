@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from eocube.commits import Receipt, State
+from eocube.streams import PatientConsole
 from eocube.terminal import say
 
 LINE_EVERY = 15.0
@@ -28,7 +29,7 @@ class Progress:
     """
 
     def __init__(self, total: int | None, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = PatientConsole(stderr=True, quiet=quiet)
         self._total = total
         self._done = 0
         self._states: Counter[State] = Counter()
@@ -51,7 +52,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError, ValueError):  # the terminal is gone; the run is not
+                self._bar.stop()
 
     def add(self, receipt: Receipt) -> None:
         """Count one finished unit in."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eocube.commit_log import Latest
+from eocube.commit_log import Latest, Place
 from eocube.commits import State, WindowResult
 from eocube.plan import Plan, WorkUnit
 
@@ -21,9 +21,12 @@ class Remaining:
         plan: the frozen plan.
         latest: the receipts that count.
         again: states whose windows are done again; the others of their units stay as they are.
+        damaged: units (time, shard row, shard column) whose objects are not the logged ones: all of them is done again.
     """
 
-    def __init__(self, plan: Plan, latest: Latest, again: Collection[State] = ()) -> None:
+    def __init__(
+        self, plan: Plan, latest: Latest, again: Collection[State] = (), damaged: Collection[Place] = ()
+    ) -> None:
         self._plan, self._latest, self._again = plan, latest, frozenset(again)
         grid, n = plan.grid, plan.grid.lattice.cores_per_shard
         self._mask = grid.requested_mask
@@ -33,6 +36,8 @@ class Remaining:
         """Windows to do."""
         stays = np.array([s is not State.NOT_ATTEMPTED and s not in self._again for s in State])
         for (time, row, col), (wy, wx, states) in latest.states():
+            if (time, row, col) in damaged:
+                continue
             stay = int((stays[states] & self._mask[wy, wx]).sum())
             self._state[time, row, col] = _DONE if stay == wanted[row, col] else _PART
             self.windows -= stay

@@ -67,8 +67,16 @@ def finalise_root(
     root = read_root(target, zones=True)
     if root is None or "zones" not in root["attributes"]["eocube"]:
         return
+    target.put(ROOT, gathered(target, root["attributes"]["eocube"]["zones"], root))
+
+
+def gathered(target: Target, zones: Sequence[str], root: Mapping[str, Any] | None = None) -> bytes:
+    """The zarr.json over several zones, with their metadata as they are now; `root` gives what else it says.
+
+    StoreError when a zone is missing.
+    """
     members: dict[str, Any] = {}
-    for zone in root["attributes"]["eocube"]["zones"]:
+    for zone in zones:
         data = target.get(f"{zone}/{ROOT}")
         if data is None:
             raise StoreError(f"{target.at(zone)} is missing: run the same command again")
@@ -77,7 +85,8 @@ def finalise_root(
         members[zone] = metadata
         members.update({f"{zone}/{name}": array for name, array in inner.items()})
     consolidated = {"kind": "inline", "must_understand": False, "metadata": members}
-    target.put(ROOT, json.dumps({**root, "consolidated_metadata": consolidated}, indent=1, allow_nan=False).encode())
+    root = root or {"attributes": {"eocube": {"zones": list(zones)}}, "zarr_format": 3, "node_type": "group"}
+    return json.dumps({**root, "consolidated_metadata": consolidated}, indent=1, allow_nan=False).encode()
 
 
 def root_over(url: str, storage_options: Mapping[str, Any] | None = None) -> str:

@@ -27,7 +27,9 @@ from eocube.limits import Limits
 from eocube.network import shared_network
 from eocube.plan import Plan
 from eocube.plausible import dark_line
+from eocube.redaction import one_line
 from eocube.remaining import Remaining
+from eocube.repair import FAILED, damaged_places, mend_first
 from eocube.root import root_over, zones_of
 from eocube.seams import seams_line
 from eocube.stac_sources import PRESETS
@@ -92,6 +94,8 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
     )
     shared_network().configure(request.network)
     searched = Searched()
+    if request.mend:
+        request = mended(request, storage_options, source_options, console)
     plans = plans_of(request, storage_options, source_options, searched)
     if options.plan:
         from eocube.plan_view import plan_documents, show
@@ -113,9 +117,31 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
     outcome = report(console, cubes, tally, summaries)
     if options.quicklook and outcome.counts.get(State.OK):
-        outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
-        say(console, f"picture: {outcome.picture}")
+        try:
+            outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
+            say(console, f"picture: {outcome.picture}")
+        except Exception as error:  # the cube is whole whatever becomes of its picture, and its status counts
+            say(console, f"no picture ({one_line(error)}): the cube is whole; eocube quicklook draws it")
     return outcome
+
+
+def mended(
+    request: Request,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None,
+    console: Console,
+) -> Request:
+    """Mend the store's metadata and log before anything is read from them; the request with what is to be done again.
+
+    Where receipts are lost, what they told of windows that had failed before is not known: those are tried again.
+    """
+    from eocube.encoders import load
+
+    def search(_: Mapping[str, Any] | None) -> tuple[Plan, ...]:
+        return make_plans(request, load(request.weights), source_options)
+
+    lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
+    return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
 
 
 @contextmanager
@@ -146,7 +172,10 @@ def carry_out(
     """
     given = engine.storage_options
     stores = [LatentStore.open(cube.url, storage_options=given, fence=lease) for cube in cubes]
-    left = [Remaining(cube.plan, store.log.latest(), request.retry) for cube, store in zip(cubes, stores, strict=True)]
+    left = []
+    for cube, store in zip(cubes, stores, strict=True):
+        damaged = damaged_places(store, cube.plan) if request.mend else frozenset()
+        left.append(Remaining(cube.plan, store.log.latest(), request.retry, damaged))
     total = sum(r.windows for r in left)
     tally = RunTally()
     try:

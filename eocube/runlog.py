@@ -118,10 +118,13 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A local file `<run id>.jsonl`, written line by line: `tail -f` follows it."""
+    """A local file `<run id>.jsonl`, written line by line: `tail -f` follows it.
+
+    A file that cannot be written any more (a full disk) is given up, said once, as a log in the store is.
+    """
 
     def __init__(self, folder: str, run_id: str) -> None:
-        path = Path(folder).expanduser()
+        path, self._lost = Path(folder).expanduser(), False
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._file = (path / f"{run_id}.jsonl").open("a", encoding="utf-8", buffering=1)
@@ -130,11 +133,23 @@ class FileSink:
 
     def write(self, lines: Iterable[str]) -> None:
         """Append lines."""
-        self._file.writelines(f"{line}\n" for line in lines)
+        if not self._lost:
+            try:
+                self._file.writelines(f"{line}\n" for line in lines)
+            except (OSError, ValueError) as error:
+                self._give_up(error)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._lost:
+            self._lost = True
+            logging.getLogger(__name__).warning("the run's log is given up: %s: %s", self._file.name, error)
 
 
 class StoreSink:
@@ -220,7 +235,11 @@ def attached(*handlers: logging.Handler) -> Iterator[None]:
         logger.setLevel(before)
         for handler in handlers:
             logger.removeHandler(handler)
-            handler.close()
+        for handler in handlers:
+            try:
+                handler.close()
+            except Exception:  # what was logged is not what was done
+                logger.warning("a log could not be closed", exc_info=True)
 
 
 def warnings_in(lines: Iterable[str]) -> Iterator[str]:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from eocube.errors import ClusterError
 from eocube.redaction import one_line
 
+log = logging.getLogger(__name__)
+
 ANSWER_PATIENCE = 15.0
 """Seconds for which the address of a cluster may keep a connection waiting; Ray itself would try for minutes."""
 
@@ -60,7 +62,10 @@ def ray_session(*, gpus: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        try:
+            ray.shutdown()
+        except Exception as error:  # what was encoded is in the store
+            log.warning("Ray did not shut down cleanly: %s", one_line(error)[:300] or type(error).__name__)
 
 
 def _check_answer(address: str) -> None:

@@ -99,18 +99,18 @@ class LatentStore:
                 return cls._grow(target, plan, store)
             different = difference(store.document, plan, store._steps)
             if different and _is_of(target, plan):  # its root is what another run wrote over it
-                return cls._make(target, plan)
+                return cls.make(target, plan)
             if different:
                 raise StoreError(f"{target} is a store of {different}; write to another target")
             target.tidy(everything=True)
-            _begin_term(target)
+            begin_term(target)
             return store
         made = half_made(target)
         if made is not None and json.loads(made).get("hash") != plan.hash:
             raise StoreError(f"{target} is a store half made for another plan: remove it or write to another target")
         target.tidy(everything=True)
         with target.undone_on_error():
-            return cls._make(target, plan)
+            return cls.make(target, plan)
 
     @classmethod
     def _grow(cls, target: Target, plan: StorePlan, store: LatentStore) -> LatentStore:
@@ -129,15 +129,15 @@ class LatentStore:
             raise StoreError(f"{target}: the north-western corner of a store never moves: write to another target")
         if any(new < old for new, old in zip(plan.grid.shape, shape, strict=True)):
             raise StoreError(f"{target}: the arrays of a store never shrink: write to another target")
-        return cls._make(target, plan)
+        return cls.make(target, plan)
 
     @classmethod
-    def _make(cls, target: Target, plan: StorePlan) -> LatentStore:
+    def make(cls, target: Target, plan: StorePlan) -> LatentStore:
+        """Write everything that follows from a plan and the log, the root's zarr.json last; shards stay as they are."""
         text = plan.to_json().encode()
         target.put(PLAN, text)
-        _begin_term(target)
-        objects = template(plan)
-        objects[ITEM] = cube_item(plan, target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube")
+        begin_term(target)
+        objects = layout_objects(target, plan)
         requested = np.asarray(plan.grid.requested_mask, dtype=np.bool_)
         latest, totals = CommitLog(target).latest(), Totals(requested)
         document = eocube_document(plan)
@@ -160,7 +160,7 @@ class LatentStore:
 
         For the end of a run that took a store over where writes of the old owner may have come in late.
         """
-        return cls._make(Target(url, storage_options, fence=fence), plan)
+        return cls.make(Target(url, storage_options, fence=fence), plan)
 
     @classmethod
     def open(
@@ -179,7 +179,10 @@ class LatentStore:
             raise StoreError(f"no eocube store at {target}")
         if check:
             refuse_edited(root["attributes"]["eocube"], str(target))
-        return cls(target, root)
+        try:
+            return cls(target, root)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise StoreError(f"{target}: its zarr.json is damaged ({error!r}): eocube repair mends it") from error
 
     @staticmethod
     def stored_plans(url: Url, *, storage_options: Options = None) -> tuple[str, ...]:
@@ -394,6 +397,12 @@ class LatentStore:
         return verify_store(self, progress)
 
 
+def layout_objects(target: Target, plan: StorePlan) -> dict[str, bytes]:
+    """Every object that follows from the plan alone, but for the plan itself and the root's zarr.json."""
+    name = target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube"
+    return {**template(plan), ITEM: cube_item(plan, name)}
+
+
 def _from_log(summary: Summary) -> dict[str, Any]:
     """What the `eocube` attribute holds of the results; `eocube.verify` compares it with the log again."""
     moments, seams = summary.moments, summary.seams
@@ -401,7 +410,7 @@ def _from_log(summary: Summary) -> dict[str, Any]:
     return {**found, "seams": seams.figures()} if seams.borders else found
 
 
-def _begin_term(target: Target) -> None:
+def begin_term(target: Target) -> None:
     """Tell the log that this run took the store over, before it reads it."""
     if target.fence is not None and target.fence.is_to_tell(target.url):
         CommitLog(target).begin(target.fence.term)

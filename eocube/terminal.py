@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eocube.redaction import redacted
+from eocube.streams import PatientConsole, lament
 
 _ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's controls, formats (which turn the direction of writing), lone surrogates, ends of lines and paragraphs."""
@@ -32,7 +32,7 @@ def _sign(character: str) -> str:
 
 def for_people(*, quiet: bool = False) -> Console:
     """A console on standard error, for `say`."""
-    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return PatientConsole(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say(console: Console, text: object, style: str = "") -> None:
@@ -42,7 +42,7 @@ def say(console: Console, text: object, style: str = "") -> None:
 
 def complain(error: object) -> None:
     """An error as one line on standard error."""
-    print(f"error: {plain(redacted(' '.join(str(error).split())))}", file=sys.stderr)
+    lament(f"error: {plain(redacted(' '.join(str(error).split())))}")
 
 
 def plain_all(value: Any) -> Any:

@@ -22,8 +22,13 @@ from eocube.tables import Summary, Totals
 
 if TYPE_CHECKING:
     from eocube.store import LatentStore
+    from eocube.target import Target
 
 _AT_ONCE = 8
+
+
+STRAY = "belongs to no part of the store: remove it"
+"""What is said of an object that is none of the store's: it is left where it is."""
 
 
 class Finding(NamedTuple):
@@ -75,26 +80,36 @@ def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None
 
 def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
     """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes."""
-    layout = json.loads(store.target.get(LAYOUT) or b"{}")
+    layout = read_layout(store.target) or {"sha256": {}}
     known = {ROOT, LAYOUT, *layout["sha256"], *derived}
     return [
-        Finding(key, "belongs to no part of the store: remove it")
+        Finding(key, STRAY)
         for key in store.target.keys("")
         if key not in known and not is_chunk(key, LATENT) and (is_litter(key) or not key.startswith(f"{FOLDER}/"))
     ]
 
 
-def _layout(store: LatentStore) -> list[Finding]:
-    data = store.target.get(LAYOUT)
-    if data is None:
-        return [Finding(LAYOUT, "is missing")]
+def read_layout(target: Target) -> dict[str, Any] | None:
+    """What `seal` wrote; None when it is not there or not as it was written."""
     try:
-        layout = json.loads(data)
-        sound = layout.pop("check") == _hash(layout)
+        layout: dict[str, Any] = json.loads(target.get(LAYOUT) or b"")
+        return layout if layout.pop("check") == _hash(layout) else None
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        return [Finding(LAYOUT, "is damaged")]
+        return None
+
+
+def fits_layout(layout: Mapping[str, Any], root: bytes | None) -> bool:
+    """Whether the root's zarr.json is the one that the layout was sealed with, but for `FROM_LOG`."""
+    try:
+        return bool(_root_hash(json.loads(root or b"")) == layout["root"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _layout(store: LatentStore) -> list[Finding]:
+    layout = read_layout(store.target)
+    if layout is None:
+        return [Finding(LAYOUT, "is missing" if store.target.get(LAYOUT) is None else "is damaged")]
     hashes: dict[str, str] = layout["sha256"]
     findings = []
     if layout["plan_hash"] != store.document.get("plan_hash"):
@@ -102,10 +117,7 @@ def _layout(store: LatentStore) -> list[Finding]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for (key, expected), found in zip(hashes.items(), pool.map(store.target.get, hashes), strict=True):
             findings += _compare(key, found, expected)
-    try:
-        sound = _root_hash(json.loads(store.target.get(ROOT) or b"")) == layout["root"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
+    sound = fits_layout(layout, store.target.get(ROOT))
     return findings if sound else [*findings, Finding(ROOT, "is damaged")]
 
 

@@ -20,7 +20,7 @@ from tests.faults.killing import objects, plan_of, scene
 def test_a_run_that_lost_its_lease_finalises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "cube.zarr")
     plan = plan_of((11.500, 48.100, 11.510, 48.106), [scene(10)])
-    target, request = Target(url), SimpleNamespace(retry=(), out=url)
+    target, request = Target(url), SimpleNamespace(retry=(), out=url, mend=False)
     with Lease(target, "run-a") as lease:
         LatentStore.create(url, plan)
         before = objects(url)
