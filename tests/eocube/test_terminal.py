@@ -86,7 +86,7 @@ def test_a_formula_in_a_name_does_not_end_a_picture() -> None:
     figure = Figure()
     FigureCanvasAgg(figure)
     shown: Any = SimpleNamespace(crs=None)
-    _ground(figure.add_subplot(), r"B$\frac$04 \x $", shown, (0.0, 1.0, 0.0, 1.0))
+    _ground(figure.add_subplot(), r"B$\frac$04", shown, (0.0, 1.0, 0.0, 1.0))
     figure.savefig(io.BytesIO())
 
 
