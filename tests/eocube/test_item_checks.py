@@ -216,7 +216,8 @@ def test_a_root_that_is_no_catalogue_is_still_an_error_of_the_search(tmp_path: P
 
 
 def test_features_of_an_api_that_are_none_cost_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    features: list[Any] = [None, 5, "x", [], {"id": 5}, {}, {"id": GOOD, "collection": [], "properties": []}, s2_item(GOOD)]
+    odd = {"id": GOOD, "collection": [], "properties": []}
+    features: list[Any] = [None, 5, "x", [], {"id": 5}, {}, odd, s2_item(GOOD)]
 
     class Pages:
         def pages_as_dicts(self) -> Any:
