@@ -416,7 +416,7 @@ class WindowReader:
         there = np.ones((self.lattice.core_px,) * 2, dtype=np.bool_)
         for sampling, valid in seen.items():
             if not valid.all():
-                there &= self._on_core(valid.all(axis=0), sampling)
+                there &= self._on_core(np.asarray(valid.all(axis=0)), sampling)
         return None if there.all() else ~there
 
     def _on_core(self, values: NDArray[Any], sampling: int) -> NDArray[Any]:
