@@ -216,17 +216,23 @@ def test_a_repair_killed_at_any_storage_call_goes_on(sound: Sound, engine: Engin
         "zarr.json": None, "commits/layout.json": b"", "x/zarr.json": None, "status/c/0/0/0": flip(b"12345678"),
         segments[1]: flip(sound.objects[segments[1]]), segments[-1]: None, shards[0]: b"", "stac.json": b"{}",
     }  # fmt: skip
+    url = sound.copy(changes)
     with Death().hanging_over() as watch:
-        mended(sound.copy(changes), sound)
+        mended(url, sound)
     assert watch.calls > 30
-    for at in range(1, watch.calls + 1, 2):
+    killed = 0
+    for at in range(1, watch.calls + 1, 3):
         url = sound.copy(changes)
-        with pytest.raises(Killed), Death(at, after=bool(at % 4 == 1)).hanging_over():
-            repair(url, say=lambda line: None)
+        try:
+            with Death(at, after=bool(at % 2)).hanging_over():
+                repair(url, say=lambda line: None)
+        except Killed:  # an object that is there already is not written: one life may have fewer calls than another
+            killed += 1
         for key in Target(url).keys("commits"):
             if "lease" in key:
                 Target(url).delete(key)  # its process would be seen to be dead
         mended(url, sound)
+    assert killed > watch.calls // 4
 
 
 def test_a_damaged_shard_is_encoded_again_and_no_other(sound: Sound, engine: Engine) -> None:
