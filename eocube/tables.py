@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from eocube.commit_log import Latest
 from eocube.commits import Receipt, State, WindowResult, unpack_mask
-from eocube.coverage import ON_LATENTS, unpack_clouds, unpack_missing
+from eocube.coverage import CLEAR, ON_LATENTS, unpack_clouds, unpack_missing
 from eocube.layout import ArraySpec
 from eocube.moments import Moments
 from eocube.seams import Seams
@@ -253,9 +253,10 @@ class Beside:
         for window in receipt.windows:
             if window.state is not State.OK:
                 continue
-            self._fill("valid", window, unpack_mask(window.valid_mask, self._core))
+            whole = window.valid_mask is None
+            self._fill("valid", window, 100 if whole else unpack_mask(window.valid_mask, self._core))
             if window.clouds is not None and "cloud" in self._specs:
-                cloud, shadow = unpack_clouds(window.clouds, self._core)
+                cloud, shadow = (0, 0) if window.clouds == CLEAR else unpack_clouds(window.clouds, self._core)
                 self._fill("cloud", window, cloud)
                 self._fill("shadow", window, shadow)
             if window.missing is not None and "missing" in self._specs:
@@ -271,7 +272,7 @@ class Beside:
                 key = spec.key(time, i, j, *[0] * (len(spec.shape) - 3))
                 yield key, None if block is None else self._encode[name](block[None])
 
-    def _fill(self, name: str, window: WindowResult, values: Block) -> None:
+    def _fill(self, name: str, window: WindowResult, values: Block | int) -> None:
         per = self._side // self._core
         i, j = window.row // per, window.col // per
         if (name, i, j) not in self._blocks:
@@ -284,10 +285,11 @@ class Beside:
 
 def _remembering(encode: Encode) -> Encode:
     """The same, but blocks seen before are not encoded again: full coverage looks the same at every time."""
-    seen: dict[bytes, bytes | None] = {}
+    seen: dict[Hashable, bytes | None] = {}
 
     def remembered(block: Block) -> bytes | None:
-        digest = sha256(repr(block.shape).encode() + block.tobytes()).digest()
+        uniform = block.min() == block.max()
+        digest = (block.shape, int(block.flat[0]) if uniform else sha256(block.tobytes()).digest())
         if digest not in seen:
             if len(seen) >= _REMEMBERED:
                 del seen[next(iter(seen))]
