@@ -34,7 +34,7 @@ _SECRET_NAME = re.compile(
 # fsspec options whose values are no secrets; everything else that is text counts as one.
 _HARMLESS = frozenset({
     "endpoint_url", "region_name", "region", "profile", "account_name", "protocol", "asynchronous", "mode", "project",
-    "default_fill_cache", "default_cache_type", "signature_version", "addressing_style", "s3_additional_kwargs",
+    "base", "default_fill_cache", "default_cache_type", "signature_version", "addressing_style", "s3_additional_kwargs",
 })  # fmt: skip
 _SHORTEST = 4  # a shorter value would hide half of what there is to read
 
