@@ -8,12 +8,13 @@ On disk and in memory the lease's own objects are read and the write takes effec
 lease over takes too: no write of an old term lands after a newer one has begun. (Between machines that share a file
 system this holds where its locks do.)
 
-On S3 the lease is asked from memory right before each try of a request, and the request is conditional: on the ETag of
-what was read just before, or on there being nothing. A late request of an old term therefore never lands on what a
-newer one wrote. An ETag tells content, not age: where the newer run left an object as it was, a request that was on
-its way for longer than the lease lasts can still land; the old run finds its lease lost when it has the answer and
-puts back what was there, or leaves that to the newer run where it still works: that one writes its layout again at
-its end when it took over from a run that never said it was done.
+On S3 the lease is asked from memory right before each try of a request, and the request is conditional: on there being
+nothing, or on the ETag of what was read before the lease was last read. So a request of an old term, however late,
+never lands on what a newer one wrote. An ETag tells content, not age: where the newer run left an object as it was, a
+request that was on its way for longer than the lease lasts can still land. The old run finds its lease lost when it has
+the answer, and where its write came after the newer run had ended, by the storage's clock, it puts back what was there.
+What came before is the newer run's to see to: having taken over from a run that never said it was done, it writes its
+layout again at its end where that differs. (A removal cannot be told in time: it is said.)
 
 Where storage has no conditional writes, or says 200 to them and ignores the condition (found out by a try as the
 lease is taken), the lease is read right before and right after each write. What then lands in between, milliseconds as
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eocube.errors import LeaseError, StoreError
-from eocube.lease_note import LOCK, LeaseNote, read_note, terms_of
+from eocube.lease_note import LOCK, LeaseNote, lease_key, read_note, terms_of
 from eocube.storage_options import S3_SCHEMES, scheme_of
 from eocube.target import ChangedError, Seen, Target, UnconditionalError
 
@@ -174,9 +175,10 @@ class Fence:
             if was is not None and was.data == data:
                 self.check()
                 return
+            if was is not None:
+                self.confirm()  # so that what was seen is from before any newer run began, whatever the clocks say
             if self._write(target, key, data, was):
                 return
-            self.confirm()
             was = target.look(key)
         raise StoreError(
             f"{target.at(key)} changes again and again while this run holds the store: make sure that nothing else "
@@ -201,6 +203,7 @@ class Fence:
         if self.exact:
             target.remove(key, self.gate)
         elif (was := target.look(key)) is not None:
+            self.confirm()
             target.remove(key, self.gate)
             self._settle(target, key, was, None, surely=False)
 
@@ -240,32 +243,31 @@ class Fence:
             raise LeaseError(f"{error}; {target.at(key)} was being written just then: eocube verify") from error
 
     def _put_back(self, target: Target, key: str, was: Seen | None, now: Seen | None) -> bool:
-        """Undo a write that landed after the lease was lost; False where that is not known to be right.
+        """Undo a write that landed after the newer run had ended; False where something of that one's may be harmed.
 
-        It is where the condition held, so that nothing newer was written over, and the newer run has ended. One that
-        still works may want just what was written, and sees to it itself.
+        By the storage's clock: one that landed before is known to the newer run, which wanted it so, wrote it anew, or
+        sees to it at its end.
         """
-        newer = self._newest(target)
-        if newer is None:
-            return True  # nobody has the store: as if this run had been killed after the write
-        if not newer.released or not self.conditions.match or (now is not None and now.tag is None):
-            return False
-        with suppress(ChangedError, UnconditionalError, StoreError):
-            if was is None and now is not None:
-                if (found := target.look(key)) is not None and found.data == now.data:
-                    target.remove(key)
-            elif was is not None:
-                target.swap(key, was.data, now)
-            return True
-        return False
-
-    def _newest(self, target: Target) -> LeaseNote | None:
-        """What the newest term says, where it is newer than this one."""
-        with suppress(StoreError):
+        with suppress(StoreError, ChangedError, ValueError):
             newest = terms_of(self.target)[-1:]
-            if newest and newest[0] > self.term:
-                return read_note(self.target, newest[0])
-        return None
+            if not newest or newest[0] <= self.term:
+                return True  # nobody has the store: as if this run had been killed after the write
+            ended, found = self.target.look(lease_key(newest[0])), target.look(key)
+            if ended is None or now is None or not LeaseNote.from_json(ended.data).released:
+                return False
+            if found is None or found.data != now.data:
+                return True  # another's
+            if found.modified is None or ended.modified is None or found.modified == ended.modified:
+                return False  # before or after: who knows
+            if found.modified < ended.modified:
+                return True
+            if self.conditions.match and now.tag is not None:
+                if was is None:
+                    target.remove(key)
+                else:
+                    target.swap(key, was.data, found)
+                return True
+        return False
 
 
 def may_have_conditions(target: Target) -> bool:
@@ -303,9 +305,9 @@ def _opened(path: Path) -> int | None:
         return None
 
 
-def _wait_for(handle: int, path: Path, patience: float = _LOCK_PATIENCE) -> None:
+def _wait_for(handle: int, path: Path) -> None:
     """Lock it; where the file system has no locks, as if alone. LeaseError where its holder does not go on."""
-    until, wait = time.monotonic() + patience, 0.0005
+    until, wait = time.monotonic() + _LOCK_PATIENCE, 0.0005
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

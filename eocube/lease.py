@@ -65,7 +65,7 @@ class Lease(Fence):
         run: id of the run.
         lost: called once when the lease is lost.
         term: seconds that it lasts; `renew` seconds between renewals, `margin` seconds that clocks may be apart,
-            `settle` seconds of `SETTLE`.
+            `settle` seconds of `SETTLE`, 0 where nobody races.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Lease(Fence):
         if may_have_conditions(self.target):
             self.conditions = tried(self.target, lease_key(number), note.to_json())
             if not self.conditions.create:
-                if clock() - looked > self._settling / 2:
+                if self._settling and clock() - looked > self._settling / 2:
                     return False
                 time.sleep(self._settling)
         found = read_note(self.target, number)
@@ -186,8 +186,11 @@ class Lease(Fence):
 
     @property
     def sure(self) -> bool:
-        """Whether the run holds the lease by its own clock, so that nobody can have taken it over."""
-        return self.held
+        """Whether the run holds the lease by its own clocks, so that nobody can have taken it over.
+
+        By the calendar too: the other clock stands still in a virtual machine that is paused.
+        """
+        return self.held and self._note.left.total_seconds() > self._margin
 
     @property
     def held(self) -> bool:
@@ -200,10 +203,13 @@ class Lease(Fence):
         """Nothing while the lease is held; LeaseError once it is lost."""
         if not self.held:
             super().lose(self._why or "it was given back")
+        if not self.sure:
+            super().confirm()
 
     def confirm(self) -> None:
         """The same, with the lease read anew."""
-        self.check()
+        if not self.held:
+            super().lose(self._why or "it was given back")
         super().confirm()
 
     def lose(self, why: str) -> NoReturn:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +43,8 @@ class Seen:
     data: bytes
     tag: str | None
     """What a conditional write knows it by, an ETag; None where storage has no such thing."""
+    modified: datetime | None = None
+    """When it was written last, by the storage's own clock, to the second; None where that was not said."""
 
 
 class ConditionalError(Exception):
@@ -253,7 +256,7 @@ class Target:
             bucket, key, _ = self.fs.split_path(path)
             answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
             try:
-                return Seen(bytes(await answer["Body"].read()), answer.get("ETag"))
+                return Seen(bytes(await answer["Body"].read()), answer.get("ETag"), answer.get("LastModified"))
             finally:
                 answer["Body"].close()
 

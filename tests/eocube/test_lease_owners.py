@@ -112,6 +112,7 @@ def test_a_store_that_was_removed_ends_its_run_and_stays_removed(target: Target)
     assert not lease.held and not target.local.exists()
 
 
+@pytest.mark.slow
 def test_a_store_that_was_removed_is_not_made_again_by_the_renewal(s3_server: Any) -> None:
     there = Target(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
     lease = Lease(there, "run-a")

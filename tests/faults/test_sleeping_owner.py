@@ -9,7 +9,7 @@ import random
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -79,6 +79,7 @@ def tell(
     after: bool,
     options: Mapping[str, Any] | None = None,
     through: ProxiedS3 | None = None,
+    only: str = "",
     settle: float = 0.0,
 ) -> Told:
     """The whole story: `through` a proxy the sleeper's requests are held, else its calls are."""
@@ -95,7 +96,7 @@ def tell(
             drive(url, story.asleep, storage_options=options, run_id="other", settle=settle)
         left.update(everything(url, options))
 
-    sleep = Sleep(url, at, after, other, options)
+    sleep = Sleep(url, at, after, other, options, only)
     refused = None
     with sleep.upon_requests(through.proxy) if through is not None else sleep.upon_calls():
         try:
@@ -166,3 +167,54 @@ def test_asleep_on_disk(story: Story, tmp_path: Any) -> None:
         url = str(tmp_path / f"{at}.zarr")
         before(story, url)
         check(tell(story, url, at, rng.random() < 0.5), url)
+
+
+@pytest.fixture
+def s3_url(s3_behind_proxy: ProxiedS3) -> str:
+    return f"s3://{s3_behind_proxy.bucket}/{uuid.uuid4().hex}.zarr"
+
+
+@pytest.mark.parametrize("story", [SAME, MORE], ids=lambda s: s.name)
+def test_asleep_with_a_request_on_its_way_to_s3(story: Story, s3_behind_proxy: ProxiedS3, s3_url: str) -> None:
+    """Held behind every look at the lease: what the other wrote is not written over, what it left alone is put back."""
+    s3 = s3_behind_proxy
+    before(story, s3_url, s3.direct)
+    requests = tell(story, s3_url, None, False, s3.direct, s3).sleep.calls
+    rng = random.Random(story.name)
+    # The lease's own first writes come before the store is held, its last one when all is done.
+    for at in sorted(rng.sample(range(5, requests - 1), 2)):
+        url = f"{s3_url[:-5]}-{at}.zarr"
+        before(story, url, s3.direct)
+        told = tell(story, url, at, rng.random() < 0.3, s3.direct, s3)
+        check(told, url, s3.direct)
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+def test_asleep_where_conditions_are_not_kept(
+    s3_behind_proxy: ProxiedS3, s3_url: str, conditions: Literal["ignored", "refused"]
+) -> None:
+    """At any call the sleeper is refused and the store is the other's, as where conditions hold."""
+    s3 = s3_behind_proxy
+    s3.proxy.conditions = conditions
+    before(MORE, s3_url, s3.options)
+    calls = tell(MORE, s3_url, None, False, s3.options).sleep.calls
+    for at in (calls // 3,):
+        url = f"{s3_url[:-5]}-{at}.zarr"
+        before(MORE, url, s3.options)
+        check(tell(MORE, url, at, False, s3.options), url, s3.options)
+
+
+def test_requests_on_their_way_where_conditions_are_ignored_are_told_and_found(
+    s3_behind_proxy: ProxiedS3, s3_url: str
+) -> None:
+    """There alone an object of the other's can be written over, by what was on its way just then: both say so."""
+    s3 = s3_behind_proxy
+    s3.proxy.conditions = "ignored"
+    before(MORE, s3_url, s3.direct)
+    told = tell(MORE, s3_url, 1, False, s3.direct, s3, only="/commits/plan.json")
+    assert isinstance(told.refused, LeaseError), told.sleep.where
+    now = everything(s3_url, s3.direct)
+    assert {key for key in told.left if now.get(key) != told.left[key]} == {"commits/plan.json"}
+    assert "commits/plan.json was being written just then: eocube verify" in str(told.refused)
+    findings = LatentStore.open(s3_url, storage_options=s3.direct).verify()
+    assert [finding.path for finding in findings] == ["commits/plan.json"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 
 import eocube
+from eocube import run
 from eocube.cli import encode_main, main
 from eocube.demo import DEMO_BBOX, DEMO_DATETIME
 from eocube.encode import Exit
@@ -89,3 +91,28 @@ def test_another_request_is_refused_with_its_difference(
         assert encode(out, demo_catalog, box, SUMMER) == Exit.BAD_INPUT
         assert "is being written by run another-run" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in kept} == kept
+
+
+@pytest.mark.slow
+def test_two_extensions_planned_at_once_drop_nothing(
+    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """While one searches, another extends the store: the first compares its plans with the store's as it is now."""
+    out, box = tmp_path / "cube.zarr", (*MIDDLE, EAST, NORTH)
+    more = (MIDDLE[0], SOUTH, EAST, NORTH)
+    assert encode(out, demo_catalog, box, SUMMER) == Exit.DONE
+    search, turns = run.make_plans, iter((more, None))
+
+    def meanwhile(*args: Any) -> Any:
+        if (ground := next(turns, None)) is not None:
+            assert encode(out, demo_catalog, ground, SUMMER) == Exit.DONE
+        return search(*args)
+
+    monkeypatch.setattr(run, "make_plans", meanwhile)
+    capsys.readouterr()
+    assert encode(out, demo_catalog, box, DEMO_DATETIME) == Exit.BAD_INPUT
+    assert "a store grows by a --bbox that holds its own" in capsys.readouterr().err
+    assert main(["verify", str(out), "--json"]) == Exit.DONE
+    assert encode(out, demo_catalog, more, DEMO_DATETIME) == Exit.DONE
+    assert main(["verify", str(out), "--json"]) == Exit.DONE
