@@ -152,6 +152,8 @@ class CommitLog:
             if found or not late:
                 sums[keys[k]] = f"{crc32(data):08x}"
             rows.append(np.array(found, _ROW))
+        if self._target.fence is not None:
+            self._target.fence.confirm()  # so that what was read is of this run's store, not of one grown since
         table = np.concatenate(rows) if rows else np.empty(0, _ROW)
         del rows
         moves = _Moves(shifts, len(keys))
