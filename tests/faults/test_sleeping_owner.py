@@ -109,7 +109,7 @@ def tell(
 
 def before(story: Story, url: str, options: Mapping[str, Any] | None = None) -> None:
     for asked in story.before:
-        drive(url, asked, storage_options=options)
+        drive(url, asked, storage_options=options, settle=0.0)
 
 
 def check(told: Told, url: str, options: Mapping[str, Any] | None = None) -> None:
