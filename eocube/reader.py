@@ -19,13 +19,14 @@ from eocube.errors import RefusedError, SourceError
 from eocube.gdal_env import Raster, gdal_environment
 from eocube.grid import Lattice, Window
 from eocube.network import Network, shared_network
-from eocube.radiometry import SCL_CLOUD, SCL_NODATA, SCL_SHADOW, scl_fractions
+from eocube.radiometry import scl_fractions
 from eocube.raster_cache import RasterCache
 from eocube.raster_place import misplaced
 from eocube.read_failure import DEFECTS, failure, judge_read
 from eocube.redaction import secrets_of
 from eocube.scene import BandSource, Scene
 from eocube.sensors import Sensor
+from eocube.source_shares import cloud_cells, missing_pixels, percent, valid_share
 from eocube.storage_options import host_of
 from eocube.untrusted import here
 from eocube.warp import PixelGrid, Placement, mirror_gaps, place
@@ -171,11 +172,11 @@ class WindowReader:
         if all(valid.all() for valid in seen.values()):
             full = np.full((self.lattice.core, self.lattice.core), 100, dtype=np.uint8)
             return WindowPixels(groups, full, 100, cloud, ids, read, None, mask.clouds)
-        share, missing = self._share(seen), self._missing(seen)
+        share, lacking = valid_share(self.lattice, seen), missing_pixels(self.lattice, seen)
         for sampling, pixels in groups.items():
             mirror_gaps(pixels, seen[sampling])
         whole = int(percent(share.mean(keepdims=True))[0, 0])
-        return WindowPixels(groups, percent(share), whole, cloud, ids, read, missing, mask.clouds)
+        return WindowPixels(groups, percent(share), whole, cloud, ids, read, lacking, mask.clouds)
 
     def read_run(
         self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None
@@ -411,51 +412,6 @@ class WindowReader:
         except Exception:  # closing a broken handle may fail too; it is gone from the cache all the same
             return
 
-    def _missing(self, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
-        """Pixels of the core (core_px, core_px) that some band lacks, coarser ones by their own sampling; or None."""
-        there = np.ones((self.lattice.core_px,) * 2, dtype=np.bool_)
-        for sampling, valid in seen.items():
-            if not valid.all():
-                there &= self._on_core(np.asarray(valid.all(axis=0)), sampling)
-        return None if there.all() else ~there
-
-    def _on_core(self, values: NDArray[Any], sampling: int) -> NDArray[Any]:
-        """What a group (H, W) of this sampling says of the core's pixels (core_px, core_px), each under its sample."""
-        lattice = self.lattice
-        times = sampling // lattice.resolution
-        start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
-        core = slice(start, start + lattice.core_px)
-        return np.repeat(np.repeat(values, times, axis=0), times, axis=1)[core, core]
-
-    def _share(self, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """Share of valid samples, all bands together, in each latent pixel of the core: (core, core), 0..1."""
-        lattice = self.lattice
-        total = np.zeros((lattice.core, lattice.core), dtype=np.int64)
-        for sampling, valid in seen.items():
-            if valid.all():
-                total += len(valid) * lattice.stride**2
-                continue
-            fine = self._on_core(valid.sum(axis=0, dtype=np.int64), sampling)
-            total += fine.reshape(lattice.core, lattice.stride, lattice.core, lattice.stride).sum(axis=(1, 3))
-        return total / (len(self.sensor.bands) * lattice.stride**2)
-
-
-def cloud_cells(classes: NDArray[Any], core: int) -> NDArray[np.uint8]:
-    """Percent of cloud and of cloud shadow among the valid samples in each latent pixel, by a core's classes (n, n).
-
-    (2, core, core), `UNKNOWN` where no sample is valid.
-    """
-    valid = _per_cell(classes != SCL_NODATA, core)
-    cloud = sum(_per_cell(classes == kind, core) for kind in SCL_CLOUD)
-    share = np.stack([cloud, _per_cell(classes == SCL_SHADOW, core)]) / np.maximum(valid, 1)
-    return np.asarray(np.where(valid > 0, percent(share), UNKNOWN), dtype=np.uint8)
-
-
-def _per_cell(samples: NDArray[np.bool_], core: int) -> NDArray[np.int64]:
-    """How many samples (n, n) are set in each of core x core squares."""
-    each = len(samples) // core
-    return np.asarray(samples.reshape(core, each, core, each).sum(axis=(1, 3)), dtype=np.int64)
-
 
 def _check_place(scene: Scene, raster: Raster, crs: str) -> None:
     """RefusedError where a raster that a window does not meet lies beside its item's whole footprint."""
@@ -473,13 +429,6 @@ def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], t
     np.copyto(pixels, moved, where=new)
     valid |= new
     return bool(new.any())
-
-
-def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Shares 0..1 as whole percents; 0 only for exactly none, 100 only for exactly all."""
-    whole = np.rint(share * 100)
-    whole = np.where((share > 0) & (whole == 0), 1, whole)
-    return np.asarray(np.where((share < 1) & (whole == 100), 99, whole), dtype=np.uint8)
 
 
 def _overlap(scene: BBox, here: BBox) -> bool:

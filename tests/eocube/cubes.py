@@ -13,8 +13,8 @@ from eocube.coverage import pack_clouds, pack_missing
 from eocube.grid import CubeGrid, grids_for
 from eocube.moments import Moments
 from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
-from eocube.reader import percent
 from eocube.sensors import Sensor, get_sensor
+from eocube.source_shares import percent
 from eocube.store import LatentStore
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights import load_weights, save_weights

@@ -22,10 +22,11 @@ from eocube.grid import Window
 from eocube.limits import Limits
 from eocube.plan import WorkUnit
 from eocube.quality_sample import truth_pixels
-from eocube.reader import WindowPixels, cloud_cells
+from eocube.reader import WindowPixels
 from eocube.selfcheck import SelfCheck
 from eocube.sensors import get_sensor
 from eocube.source import read_source
+from eocube.source_shares import cloud_cells
 from eocube.store import LatentStore
 from eocube.worker import Models, UnitRunner
 
