@@ -90,13 +90,23 @@ def _plan(
         if as_sealed or not known or known & set(lies.extends):
             return lies, []
     finding = Finding(PLAN, "is missing" if data is None else "is damaged")
-    for plans in _candidates(lies, document, search):
-        fitting = [(plan, plan.to_json().encode()) for plan in plans if plan.hash in known]
-        # The hash of a plan leaves out what does not change a byte of the cube, such as which items were refused.
-        fitting.sort(key=lambda made: _sha256(made[1]) != sha256)
-        if fitting:
-            target.put(PLAN, fitting[0][1])
-            return fitting[0][0], [finding]
+    # The hash of a plan leaves out what does not change a byte of the cube, such as which items were refused: one that
+    # the layout knows to the byte comes first, wherever it is found.
+    nearly: tuple[Plan, bytes] | None = None
+    try:
+        for plans in _candidates(lies, document, search):
+            fitting = [(plan, plan.to_json().encode()) for plan in plans if plan.hash in known]
+            exact = next((made for made in fitting if _sha256(made[1]) == sha256), None)
+            if exact is not None:
+                target.put(PLAN, exact[1])
+                return exact[0], [finding]
+            nearly = nearly or next(iter(fitting), None)
+    except StoreError:  # no search can be had: what fits but for that must do
+        if nearly is None:
+            raise
+    if nearly is not None:
+        target.put(PLAN, nearly[1])
+        return nearly[0], [finding]
     raise StoreError(
         f"{target.at(PLAN)} {finding.what}, and with it what the store was made of; a search of the catalogue does not "
         "give the same plan again: put that object back from a copy of the store, or encode to another --out"
