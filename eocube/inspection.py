@@ -48,7 +48,7 @@ def plan_of(url: str, group: str | None, storage_options: Options = None) -> Pla
     if not texts:
         raise StoreError(f"{url}: no eocube cube is there")
     plans = [Plan.from_json(text) for text in texts]
-    if zoned(cube_url(url, group), plans, None):
+    if zoned(cube_url(url, group), plans, storage_options):
         names = ", ".join(plan.grid.name for plan in plans)
         raise StoreError(f"{url} holds one cube a zone: add --group with one of {names}")
     return plans[0]
@@ -59,7 +59,7 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
     if group is not None:
         return [group]
     plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url, storage_options=storage_options)]
-    return [plan.grid.name for plan in plans] if plans and zoned(url, plans, None) else [None]
+    return [plan.grid.name for plan in plans] if plans and zoned(url, plans, storage_options) else [None]
 
 
 def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def info(url: str, group: str | None = None, storage_options: Options = None) ->
         "storage": plan.encoding.storage,
         "space_id": plan.space_id,
         "plan": plan.hash,
-        "too_dark": LatentStore.open(cube_url(url, group)).log.latest().dark(),
+        "too_dark": LatentStore.open(cube_url(url, group), storage_options=storage_options).log.latest().dark(),
     }
 
 
