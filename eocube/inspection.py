@@ -65,7 +65,7 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
 def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
     """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
     plan = plan_of(url, group, storage_options)
-    lattice = plan.grid.lattice
+    lattice, rules = plan.grid.lattice, rules_of(plan)
     west, south, east, north = plan.grid.lonlat_bounds_with_halo()
     return {
         "url": cube_url(url, group),
@@ -83,8 +83,8 @@ def info(url: str, group: str | None = None, storage_options: Options = None) ->
         "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
         "times": [t.time for t in plan.times],
         "scenes": len(plan.scenes),
-        "read_as": counted(rules_of(plan)),
-        "rules": rules_of(plan),
+        "read_as": counted(rules),
+        "rules": rules,
         "weights": plan.encoding.weights_name,
         "weights_sha256": plan.encoding.sha256,
         "precision": plan.encoding.precision,
