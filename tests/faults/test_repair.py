@@ -143,6 +143,9 @@ def mended(url: str, sound: Sound, **how: Any) -> Repaired:
     assert survey(url) == []
     assert whole(everything(url)) == whole(sound.objects)
     assert states(url) == sound.states
+    Target(url).fs.rm(
+        url.removeprefix("memory:/"), recursive=True
+    )  # a listing of any store walks all that are in memory
     return found
 
 
@@ -197,15 +200,15 @@ def test_many_damages_at_once_are_mended(sound: Sound, engine: Engine) -> None:
 
 
 @pytest.mark.faults
-def test_any_flipped_bit_of_the_root_or_the_plan_is_one_line_and_mended(sound: Sound, engine: Engine) -> None:
-    rng = random.Random(7)
-    for key in ("zarr.json", PLAN, "commits/layout.json"):
-        data = sound.objects[key]
-        for at in rng.sample(range(len(data)), 40):
-            bad = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
-            url = sound.copy({key: bad})
-            assert survey(url) != []
-            mended(url, sound, search=lambda request: [sound.plan])
+@pytest.mark.parametrize("key", ["zarr.json", PLAN, "commits/layout.json"])
+def test_any_flipped_bit_of_the_root_or_the_plan_is_one_line_and_mended(sound: Sound, engine: Engine, key: str) -> None:
+    rng = random.Random(key)
+    data = sound.objects[key]
+    for at in rng.sample(range(len(data)), 40):
+        bad = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+        url = sound.copy({key: bad})
+        assert survey(url) != []
+        mended(url, sound, search=lambda request: [sound.plan])
 
 
 @pytest.mark.faults
