@@ -12,8 +12,8 @@ from rich.console import Console
 
 from benchmarks.results import Report
 from eocube.cli import guarded, parse
-from eocube.encode import Exit
 from eocube.errors import InputError
+from eocube.run.request import Exit
 
 PLAIN_WIDTH = 150
 """Characters a line where the output is no terminal."""

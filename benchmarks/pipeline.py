@@ -24,15 +24,15 @@ from benchmarks.machine import describe
 from benchmarks.results import OURS, Report, Variant
 from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
-from eocube.commits import State
-from eocube.encode import EncodeOptions
-from eocube.encoders import load, models_for
 from eocube.errors import EncodeError
-from eocube.plan import Plan
-from eocube.reader import WindowReader
-from eocube.run import encode_region
-from eocube.store import LatentStore
-from eocube.worker import Models
+from eocube.plan.plan import Plan
+from eocube.products.eo_vae import load, models_for
+from eocube.read.reader import WindowReader
+from eocube.run.job import encode_region
+from eocube.run.request import EncodeOptions
+from eocube.run.unit import Models
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore
 from model.weights import save_weights
 
 ALONE = "encoder alone"
@@ -224,7 +224,7 @@ def _encoder_alone(
     def run(windows: list[dict[int, torch.Tensor]]) -> float:
         batches = [windows[k : k + models.batch] for k in range(0, len(windows), models.batch)]
         batches[-1] += windows[: models.batch - len(batches[-1])]
-        # As in `eocube.worker`: on a CPU a window is one thread's.
+        # As in `eocube.run.unit`: on a CPU a window is one thread's.
         single = (lambda: torch.set_num_threads(1)) if device == "cpu" else None
         with ThreadPoolExecutor(lanes, initializer=single) as pool:
             list(pool.map(one, batches[:lanes]))  # each thread's first call sets up what it keeps

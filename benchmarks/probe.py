@@ -43,10 +43,10 @@ def install() -> None:
     log = os.environ[LOG]
     import torch
 
-    import eocube.encoders as encoders
-    from eocube.reader import WindowReader
-    from eocube.store import LatentStore
-    from eocube.worker import Models, UnitRunner
+    import eocube.products.eo_vae as encoders
+    from eocube.read.reader import WindowReader
+    from eocube.run.unit import Models, UnitRunner
+    from eocube.store.store import LatentStore
 
     lock = threading.Lock()
 

@@ -23,8 +23,8 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from eocube.gdal_env import gdal_environment
-from eocube.raster_cache import RasterCache
+from eocube.raster.cache import RasterCache
+from eocube.raster.opening import gdal_environment
 
 
 class _Ranges(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from typing import Any
 BEGIN, END = "<!-- benchmarks: made by benchmarks/readme_table.py -->", "<!-- /benchmarks -->"
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
-RECORDED = Path("eocube", "recorded")
+RECORDED = Path("eocube", "plan", "recorded")
 """Where, from the README, the results of whole jobs go that ship with the package."""
 ORDER = ("encoder", "decoder", "pipeline", "store")
 FORWARD = ("encoder", "decoder")

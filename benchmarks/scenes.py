@@ -8,8 +8,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from eocube.demo import make_demo
-from eocube.demo_files import write_json
+from eocube.demo.catalogue import make_demo
+from eocube.demo.files import write_json
 
 EVERY = 7
 """Days between two passes of one season's scene; the seasons are no multiple of it apart."""

@@ -27,17 +27,17 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eocube import engine
-from eocube.commits import Receipt, State, WindowResult
-from eocube.engine import Cube, EngineOptions
-from eocube.grid import CubeGrid
-from eocube.lattice import CoreRange, Lattice
-from eocube.nodes import Place, here
-from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
-from eocube.pool import UNITS_PER_ACTOR
-from eocube.sensors import get_sensor
-from eocube.session import ray_session
-from eocube.store import LatentStore
+from eocube.ground.grid import CubeGrid
+from eocube.ground.lattice import CoreRange, Lattice
+from eocube.plan.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.run import driver as engine
+from eocube.run.driver import Cube, EngineOptions
+from eocube.run.placement import Place, here
+from eocube.run.pool import UNITS_PER_ACTOR
+from eocube.run.ray_session import ray_session
+from eocube.sensors.sensor import get_sensor
+from eocube.store.receipts import Receipt, State, WindowResult
+from eocube.store.store import LatentStore
 
 
 class NoOp:

@@ -14,10 +14,10 @@ import rasterio
 from rasterio.warp import transform_bounds
 
 from benchmarks.scenes import COLLECTION, EVERY, redated
-from eocube.demo import DEMO_BOUNDS, DEMO_EPSG, make_demo
-from eocube.demo_files import catalog, collection, item, read_json, write_cog, write_json
-from eocube.grid import Lattice
-from eocube.zones import BBox
+from eocube.demo.catalogue import DEMO_BOUNDS, DEMO_EPSG, make_demo
+from eocube.demo.files import catalog, collection, item, read_json, write_cog, write_json
+from eocube.ground.grid import Lattice
+from eocube.ground.zones import BBox
 
 _BEYOND = 1200
 """Metres of ground around what is asked for: more than any halo, and a multiple of every sampling."""

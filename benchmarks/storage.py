@@ -31,16 +31,16 @@ from benchmarks.results import OURS, Report, Variant
 from benchmarks.scenes import scenes
 from benchmarks.subjects import Asked, Subject, subject
 from benchmarks.timing import Timed, interleave
-from eocube import decoders
-from eocube.commits import State
-from eocube.demo import DEMO_BBOX
-from eocube.encode import EncodeOptions, Request, make_plans
-from eocube.encoders import load, models_for
+from eocube.demo.catalogue import DEMO_BBOX
 from eocube.errors import EncodeError, StoreError
-from eocube.limits import Limits
-from eocube.plan import Plan
-from eocube.store import LatentStore
-from eocube.worker import UnitRunner
+from eocube.plan.plan import Plan
+from eocube.products import decoder_cache as decoders
+from eocube.products.eo_vae import load, models_for
+from eocube.run.options import Limits
+from eocube.run.request import EncodeOptions, Request, make_plans
+from eocube.run.unit import UnitRunner
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore
 from model.pixels import PixelPipeline
 from model.weights import load_weights, save_weights
 
@@ -251,7 +251,7 @@ def _decoding(plan: Plan, url: str, device: torch.device, threads: int, repeats:
 
 
 class _Unfused:
-    """Stands in for `eocube.decoders.decode_one`: the network as it is published, its hypernetwork run every time."""
+    """Stands in for `eocube.products.decoder_cache.decode_one`: the network as published, kernels made every time."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self._vae = load_weights(plan.encoding.weights, device=device).eval()

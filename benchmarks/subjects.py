@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eocube.demo import demo_reflectance
-from eocube.demo_noise import block_mean
-from eocube.encoders import load
+from eocube.demo.catalogue import demo_reflectance
+from eocube.demo.noise import block_mean
 from eocube.errors import InputError
-from eocube.lattice import Lattice
-from eocube.sensors import Sensor, get_sensor
+from eocube.ground.lattice import Lattice
+from eocube.products.eo_vae import load
+from eocube.sensors.sensor import Sensor, get_sensor
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights_meta import published_meta
 

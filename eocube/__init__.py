@@ -5,7 +5,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from eocube.accessor import EocubeAccessor, open
+from eocube.cube.accessor import EocubeAccessor, open
 from eocube.errors import EncodeError, EocubeError, InputError, RadiometryError, SourceError, StoreError
 
 try:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from eocube.encode import EncodeOptions, Exit
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
-from eocube.storage_options import parse_options
+from eocube.net.storage_options import parse_options
+from eocube.run.request import EncodeOptions, Exit
 from eocube.streams import lament, open_streams, tell
 from eocube.terminal import complain, plain
 
@@ -172,7 +172,7 @@ def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bo
     options = dataclasses.replace(options, plan=True) if plan else dataclasses.replace(options, json=True)
 
     def command() -> int:
-        from eocube.run import encode_region
+        from eocube.run.job import encode_region
 
         return encode_region(options).exit
 
@@ -184,7 +184,7 @@ def info_main(argv: Sequence[str]) -> int:
     options = parse(StoreOptions, argv, "eocube info")
 
     def command() -> int:
-        from eocube.inspection import brief, describe, info
+        from eocube.report.info import brief, describe, info
 
         found = info(options.url, options.group, parse_options(options.storage_options))
         tell(json.dumps(found, indent=1) if options.json else describe(brief(found)))
@@ -198,7 +198,7 @@ def status_main(argv: Sequence[str]) -> int:
     options = parse(StoreOptions, argv, "eocube status")
 
     def command() -> int:
-        from eocube.inspection import describe, status
+        from eocube.report.info import describe, status
 
         found = status(options.url, options.group, parse_options(options.storage_options))
         tell(json.dumps(found, indent=1) if options.json else describe(found))
@@ -212,7 +212,7 @@ def verify_main(argv: Sequence[str]) -> int:
     options = parse(VerifyOptions, argv, "eocube verify")
 
     def command() -> int:
-        from eocube.inspection import describe, verify
+        from eocube.report.info import describe, verify
 
         given = parse_options(options.storage_options)
         how: dict[str, Any] = {"decode": options.decode, "allow_local": options.allow_local_sources}
@@ -234,8 +234,8 @@ def repair_main(argv: Sequence[str]) -> int:
     options = parse(RepairOptions, argv, "eocube repair")
 
     def command() -> int:
-        from eocube.repair import lines, repair
-        from eocube.storage_options import from_environment
+        from eocube.net.storage_options import from_environment
+        from eocube.run.repair import lines, repair
 
         given, sources = parse_options(options.storage_options), parse_options(options.source_options)
         found = repair(
@@ -254,7 +254,7 @@ def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
     options = parse(DecodeOptions, argv, prog)
 
     def command() -> int:
-        from eocube.export import export
+        from eocube.cube.export import export
 
         bands = None if options.bands is None else [b.strip() for b in options.bands.split(",") if b.strip()]
         given = parse_options(options.storage_options)
@@ -270,7 +270,7 @@ def quicklook_main(argv: Sequence[str]) -> int:
     options = parse(QuicklookOptions, argv, "eocube quicklook")
 
     def command() -> int:
-        from eocube.inspection import quicklook
+        from eocube.report.info import quicklook
 
         given, out = parse_options(options.storage_options), Path(options.out)
         how: dict[str, Any] = {"source": options.source, "allow_local": options.allow_local_sources}
@@ -285,7 +285,7 @@ def report_main(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, argv, "eocube report")
 
     def command() -> int:
-        from eocube.page import write_page
+        from eocube.report.page import write_page
 
         how: dict[str, Any] = {"group": options.group, "source": options.source}
         how |= {"storage_options": parse_options(options.storage_options), "allow_local": options.allow_local_sources}

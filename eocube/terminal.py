@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from eocube.redaction import redacted
+from eocube.net.redaction import redacted
 from eocube.streams import PatientConsole, lament
 
 _ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")

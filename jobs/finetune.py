@@ -101,8 +101,8 @@ def _mixed(data: Path | str) -> bool:
 
 
 def _with_sensor(plan: Plan, path: Path, listing: Path | None) -> Plan:
-    from eocube.sensor_yaml import read_sensor
-    from eocube.sensors import WEIGHTS_UNITS
+    from eocube.sensors.sensor import WEIGHTS_UNITS
+    from eocube.sensors.yaml_file import read_sensor
     from model.training.sources.statistics import trained_sensor
 
     described = read_sensor(path)
@@ -136,7 +136,7 @@ def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
 
     known = known_sensors(vae.meta)
     if _mixed(plan.job.data):
-        from eocube.patches import KINDS
+        from eocube.cube.patches import KINDS
 
         sensors = as_trained({**SENSORS, **MODALITIES}, known)
         own = {} if plan.sensor is None else {plan.sensor.name: plan.sensor}

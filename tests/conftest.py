@@ -41,7 +41,7 @@ def catalog_json(shared_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def demo_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo scenes, written once a session: the path of their catalog.json."""
-    from eocube.demo import make_demo
+    from eocube.demo.catalogue import make_demo
 
     return make_demo(tmp_path_factory.mktemp("demo-scenes"))
 

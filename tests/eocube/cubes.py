@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eocube.commits import Receipt, State, WindowResult, pack_mask
-from eocube.coverage import pack_clouds, pack_missing
-from eocube.grid import CubeGrid, grids_for
-from eocube.moments import Moments
-from eocube.plan import Encoding, Plan, TimeStep, WorkUnit
-from eocube.sensors import Sensor, get_sensor
-from eocube.source_shares import percent
-from eocube.store import LatentStore
+from eocube.ground.grid import CubeGrid, grids_for
+from eocube.plan.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.read.coverage import pack_clouds, pack_missing
+from eocube.read.source_shares import percent
+from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.store.moments import Moments
+from eocube.store.receipts import Receipt, State, WindowResult, pack_mask
+from eocube.store.store import LatentStore
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta

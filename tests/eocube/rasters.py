@@ -12,11 +12,11 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.warp import transform_bounds
 
-from eocube.grid import Lattice, Window
-from eocube.radiometry import Radiometry
-from eocube.reader import WindowPixels, WindowReader
-from eocube.scene import BandSource, Scene
-from eocube.sensors import Sensor, get_sensor
+from eocube.ground.grid import Lattice, Window
+from eocube.read.reader import WindowPixels, WindowReader
+from eocube.scenes.scene import BandSource, Scene
+from eocube.sensors.radiometry import Radiometry
+from eocube.sensors.sensor import Sensor, get_sensor
 
 LATTICE = Lattice(32633, 10)
 WINDOW = Window(-2760, 209)

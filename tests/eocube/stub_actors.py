@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from eocube.commits import Receipt, State, WindowResult, now
-from eocube.engine import EngineOptions
-from eocube.moments import Moments
-from eocube.nodes import Place, here
-from eocube.plan import Plan, WorkUnit
-from eocube.store import LatentStore
+from eocube.plan.plan import Plan, WorkUnit
+from eocube.run.driver import EngineOptions
+from eocube.run.placement import Place, here
+from eocube.store.moments import Moments
+from eocube.store.receipts import Receipt, State, WindowResult, now
+from eocube.store.store import LatentStore
 
 
 def receipt_of(unit: WorkUnit, row: int = 0) -> Receipt:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eocube.progress import Progress
-from eocube.runlog import FileSink
+from eocube.run.progress import Progress
+from eocube.run.run_log import FileSink
 from eocube.streams import PatientConsole
 
 ROOT = Path(__file__).resolve().parents[2]

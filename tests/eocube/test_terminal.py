@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from eocube import cli
-from eocube.commits import State
 from eocube.errors import InputError
-from eocube.inspection import describe
-from eocube.progress import Progress
-from eocube.run import report
-from eocube.tables import Failure
+from eocube.report.info import describe
+from eocube.run.job import report
+from eocube.run.progress import Progress
+from eocube.store.receipts import State
+from eocube.store.tables import Failure
 from eocube.terminal import complain, for_people, plain, say
 
 EVIL = "S2B_[/red]_[link=x]\x1b[2J\x07\r\x9b31m\u202e\ud800\x7f"
@@ -81,7 +81,7 @@ def test_errors_and_warnings_are_one_harmless_line(capsys: pytest.CaptureFixture
 
 def test_a_formula_in_a_name_does_not_end_a_picture() -> None:
     """matplotlib reads $...$ as a formula, and raises where it is none."""
-    from eocube.report import _ground
+    from eocube.cube.quicklook import _ground
 
     figure = Figure()
     FigureCanvasAgg(figure)

@@ -21,10 +21,11 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from eocube import engine, pool
-from eocube.engine import Cube, EngineOptions
-from eocube.plan import WorkUnit
-from eocube.store import LatentStore
+from eocube.plan.plan import WorkUnit
+from eocube.run import driver as engine
+from eocube.run import pool
+from eocube.run.driver import Cube, EngineOptions
+from eocube.store.store import LatentStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer
 

@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from eocube.commits import State
 from eocube.errors import SourceError
-from eocube.extend import grow_plans
-from eocube.fence import Fence
-from eocube.grid import CubeGrid, Window, grids_for
-from eocube.lease import SETTLE, Lease
-from eocube.limits import Limits
-from eocube.plan import Encoding, Plan, build_plan
-from eocube.reader import WindowPixels
-from eocube.remaining import Remaining
-from eocube.scene import Scene
-from eocube.sensors import get_sensor
-from eocube.store import LatentStore
-from eocube.target import Target
-from eocube.worker import Models, UnitRunner
+from eocube.ground.grid import CubeGrid, Window, grids_for
+from eocube.net.objects import Target
+from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.read.reader import WindowPixels
+from eocube.run.extend import grow_plans
+from eocube.run.options import Limits
+from eocube.run.resume import Remaining
+from eocube.run.unit import Models, UnitRunner
+from eocube.scenes.scene import Scene
+from eocube.sensors.sensor import get_sensor
+from eocube.store.fence import Fence
+from eocube.store.lease import SETTLE, Lease
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore
 
 CORE, HALO, SHARD, CHANNELS, STRIDE = 6, 2, 12, 3, 8
 SENSOR = get_sensor("S2L2A").subset(["B02"])
@@ -169,7 +169,7 @@ def drive(
     run_id: str = "run",
     settle: float = SETTLE,
 ) -> Reader:
-    """One run of the driver, as `eocube.run` makes it: lease, plans, stores, what is left, log, finalise."""
+    """One run of the driver, as `eocube.run.job` makes it: lease, plans, stores, what is left, log, finalise."""
     reader, given = reader or Reader(), storage_options
     with Lease(Target(url, given), run_id, settle=settle) as lease:
         frozen = [Plan.from_json(t) for t in LatentStore.stored_plans(url, storage_options=given)]

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from eocube import fence, lease
-from eocube.fence import Fence
-from eocube.lease import Lease
-from eocube.lease_note import lease_key, terms_of
-from eocube.target import Target
+from eocube.net.objects import Target
+from eocube.store import fence, lease
+from eocube.store.fence import Fence
+from eocube.store.lease import Lease
+from eocube.store.lease_note import lease_key, terms_of
 from tests.faults.killing import WRITES
 from tests.faults.proxy import FaultProxy
 

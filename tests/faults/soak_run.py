@@ -20,15 +20,16 @@ from typing import Any
 import psutil
 import s3fs
 
-from eocube import catalog, engine
-from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.engine import Cube, EngineOptions
-from eocube.grid import grids_for
-from eocube.limits import Limits
-from eocube.plan import Encoding, Plan, build_plan
-from eocube.scene import Scene
-from eocube.session import ray_session
-from eocube.store import LatentStore
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
+from eocube.ground.grid import grids_for
+from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.run import driver as engine
+from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Limits
+from eocube.run.ray_session import ray_session
+from eocube.scenes import search as catalog
+from eocube.scenes.scene import Scene
+from eocube.store.store import LatentStore
 from model.weights import load_weights
 from tests.eocube.cubes import make_weights, sensor_of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from eocube.store import LatentStore
+from eocube.store.store import LatentStore
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory
 from tests.faults.proxy import FaultProxy, Faults

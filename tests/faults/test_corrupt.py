@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from eocube.cli import main
-from eocube.commits import State
-from eocube.encode import Exit
 from eocube.errors import StoreError
-from eocube.store import LatentStore
-from eocube.target import Target
+from eocube.net.objects import Target
+from eocube.run.request import Exit
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore
 from tests.faults.killing import Reader, drive, plan_of, scene
 
 SMALL, LARGER = (11.500, 48.100, 11.512, 48.108), (11.500, 48.100, 11.518, 48.112)

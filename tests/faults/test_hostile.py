@@ -18,21 +18,21 @@ import rasterio
 from affine import Affine
 
 import eocube
-from eocube.catalog import parse_interval, search
 from eocube.cli import encode_main, main
-from eocube.encode import Exit
 from eocube.errors import InputError, SourceError, StoreError
-from eocube.grid import Lattice, Window
-from eocube.item_checks import MAX_ASSETS, check_item
-from eocube.plan import footprint
-from eocube.radiometry import Radiometry
-from eocube.reader import WindowReader
-from eocube.scene import BandSource, Scene
-from eocube.sensors import get_sensor
-from eocube.stac_sources import Found
-from eocube.store import LatentStore
-from eocube.target import Target
-from eocube.untrusted import check_href
+from eocube.ground.grid import Lattice, Window
+from eocube.net.objects import Target
+from eocube.net.trust import check_href
+from eocube.plan.plan import footprint
+from eocube.read.reader import WindowReader
+from eocube.run.request import Exit
+from eocube.scenes.item_checks import MAX_ASSETS, check_item
+from eocube.scenes.scene import BandSource, Scene
+from eocube.scenes.search import parse_interval, search
+from eocube.scenes.stac import Found
+from eocube.sensors.radiometry import Radiometry
+from eocube.sensors.sensor import get_sensor
+from eocube.store.store import LatentStore
 from tests.faults.killing import drive, plan_of, scene
 
 SENSOR = get_sensor("S2L2A").subset(["B02"])
@@ -302,7 +302,7 @@ def test_a_stores_metadata_lead_to_nothing_outside_it(tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text('{"hash": "hush"}')
     layout = json.loads((tmp_path / "cube.zarr/commits/layout.json").read_text())
     layout["sha256"]["../secret.json"] = "0"
-    from eocube.verify import _hash
+    from eocube.store.verify import _hash
 
     del layout["check"]
     (tmp_path / "cube.zarr/commits/layout.json").write_text(json.dumps({**layout, "check": _hash(layout)}))

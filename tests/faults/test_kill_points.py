@@ -18,13 +18,13 @@ import pytest
 import xarray as xr
 
 from eocube.cli import encode_main
-from eocube.commits import State
-from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.encode import Exit
-from eocube.lease import lease_key
-from eocube.plan import Plan
-from eocube.store import LatentStore
-from eocube.target import Target
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
+from eocube.net.objects import Target
+from eocube.plan.plan import Plan
+from eocube.run.request import Exit
+from eocube.store.lease import lease_key
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore
 from tests.faults.killing import Death, Killed, Reader, check_readable, drive, objects, plan_of, receipts, scene
 
 SMALL = (11.500, 48.100, 11.518, 48.112)

@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 
 from eocube.errors import LeaseError, StoreError
-from eocube.fence import Conditions
-from eocube.lease import Lease
-from eocube.network import Network, NetworkLimits
-from eocube.target import Target
+from eocube.net.network import Network, NetworkLimits
+from eocube.net.objects import Target
+from eocube.store.fence import Conditions
+from eocube.store.lease import Lease
 from tests.faults.conftest import ProxiedS3
 
 pytestmark = pytest.mark.faults

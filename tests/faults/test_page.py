@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from eocube.cli import main
-from eocube.encode import Exit
-from eocube.inspection import status
+from eocube.report.info import status
+from eocube.run.request import Exit
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +32,7 @@ def browser() -> str:
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, ray_local: object) -> Path:
     from eocube.cli import encode_main
-    from eocube.demo import DEMO_BBOX
+    from eocube.demo.catalogue import DEMO_BBOX
 
     out = tmp_path_factory.mktemp("page") / "cube.zarr"
     west, south, east, north = DEMO_BBOX

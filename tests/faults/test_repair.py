@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from eocube import repair as repairing
-from eocube.commit_log import PLAN
-from eocube.commits import State
-from eocube.encode import Exit
-from eocube.engine import Cube, EngineOptions, RunTally, empty_receipt
 from eocube.errors import StoreError
-from eocube.fence import Fence
-from eocube.limits import Limits
-from eocube.plan import Plan, WorkUnit
-from eocube.repair import Repaired, repair
-from eocube.root import gathered
-from eocube.store import LatentStore, finalise_root
-from eocube.survey import survey
-from eocube.target import Target
-from eocube.worker import Models, UnitRunner
+from eocube.net.objects import Target
+from eocube.plan.plan import Plan, WorkUnit
+from eocube.run import repair as repairing
+from eocube.run.driver import Cube, EngineOptions, RunTally, empty_receipt
+from eocube.run.options import Limits
+from eocube.run.repair import Repaired, repair
+from eocube.run.request import Exit
+from eocube.run.unit import Models, UnitRunner
+from eocube.store.commit_log import PLAN
+from eocube.store.existing import gathered
+from eocube.store.fence import Fence
+from eocube.store.receipts import State
+from eocube.store.store import LatentStore, finalise_root
+from eocube.store.survey import survey
 from tests.faults.killing import Death, Killed, Reader, drive, encoder, plan_of, scene
 from tests.faults.test_corrupt import DAMAGE, everything, flip, kinds
 

@@ -13,14 +13,14 @@ import rasterio
 from affine import Affine
 
 from eocube.errors import SourceError, StoreError
-from eocube.grid import Lattice, Window
-from eocube.network import Network, NetworkLimits
-from eocube.radiometry import Radiometry
-from eocube.reader import WindowPixels, WindowReader
-from eocube.scene import BandSource, Scene
-from eocube.sensors import get_sensor
-from eocube.store import LatentStore
-from eocube.target import Target
+from eocube.ground.grid import Lattice, Window
+from eocube.net.network import Network, NetworkLimits
+from eocube.net.objects import Target
+from eocube.read.reader import WindowPixels, WindowReader
+from eocube.scenes.scene import BandSource, Scene
+from eocube.sensors.radiometry import Radiometry
+from eocube.sensors.sensor import get_sensor
+from eocube.store.store import LatentStore
 from tests.faults import killing
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pytest
 
 from eocube.errors import LeaseError, StoreError
-from eocube.plan import Plan
-from eocube.store import LatentStore
-from eocube.target import Target
+from eocube.net.objects import Target
+from eocube.plan.plan import Plan
+from eocube.store.store import LatentStore
 from tests.faults.conftest import ProxiedS3
 from tests.faults.killing import check_readable, drive, plan_of, scene
 from tests.faults.sleeping import SLEEPER, Sleep

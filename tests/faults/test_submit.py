@@ -21,8 +21,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from eocube.encode import Exit
-from eocube.store import LatentStore
+from eocube.run.request import Exit
+from eocube.store.store import LatentStore
 from jobs.finetune import Plan, planned, work
 from model.training.checkpoint import Store
 from model.training.distributed import Team
@@ -97,7 +97,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def test_the_job_runs_unchanged_under_ray_job_submit(head: Head, tmp_path: Path, demo_catalog: Path) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     out = tmp_path / "cube.zarr"
     job = head.submit(

@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 from eocube.cli import encode_main, main
-from eocube.encode import Exit
+from eocube.run.request import Exit
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ("-48.117", "-25.326", "-48.095", "-25.306")
@@ -70,7 +70,7 @@ BAD = {
 def test_bad_input_is_one_line_exit_2_nothing_written(
     case: str, tmp_path: Path, demo_catalog: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     changes, expected = BAD[case]
     out = tmp_path / "cube.zarr"
@@ -97,7 +97,7 @@ def test_weights_not_trained_for_the_sensor(tmp_path: Path, demo_catalog: Path, 
 @pytest.fixture(scope="module")
 def demo_cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, ray_local: object) -> Path:
     """The demonstration region, encoded once."""
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     out = tmp_path_factory.mktemp("cube") / "cube.zarr"
     box = tuple(str(v) for v in DEMO_BBOX)
@@ -125,7 +125,7 @@ def test_decoded_pixels_lie_on_the_scenes_ground(demo_cube: Path) -> None:
     import rioxarray  # noqa: F401
 
     import eocube
-    from eocube.plan import Plan
+    from eocube.plan.plan import Plan
 
     decoded = eocube.open(str(demo_cube)).eocube.decode(bands=["B04", "B03", "B02"])
     plan = Plan.from_json((demo_cube / "commits" / "plan.json").read_text())
@@ -142,8 +142,8 @@ def test_the_store_holds_what_the_encoder_gives(demo_cube: Path) -> None:
     """A window encoded through the store equals a direct `vae.encode` of the same pixels, to its own precision."""
     import torch
 
-    from eocube.plan import Plan
-    from eocube.reader import WindowReader
+    from eocube.plan.plan import Plan
+    from eocube.read.reader import WindowReader
     from model.weights import load_weights
 
     plan = Plan.from_json((demo_cube / "commits" / "plan.json").read_text())
@@ -179,7 +179,7 @@ def test_the_store_holds_what_the_encoder_gives(demo_cube: Path) -> None:
 def test_the_same_command_resumes_and_does_nothing_again(
     demo_cube: Path, demo_catalog: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     shards = {p: p.stat().st_mtime_ns for p in (demo_cube / "latent").rglob("*") if p.is_file()}
     box = tuple(str(v) for v in DEMO_BBOX)
@@ -191,7 +191,7 @@ def test_the_same_command_resumes_and_does_nothing_again(
 def test_another_space_or_ground_is_refused_with_the_difference(
     demo_cube: Path, demo_catalog: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     box = tuple(str(v) for v in DEMO_BBOX)
     good = {"--bbox": box, "--datetime": (DEMO_DATETIME,)}
@@ -204,7 +204,7 @@ def test_another_space_or_ground_is_refused_with_the_difference(
 def test_two_boxes_over_the_same_place_give_the_same_chunks(
     demo_cube: Path, demo_catalog: Path, tmp_path: Path
 ) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     west, south, east, north = DEMO_BBOX
     part = (west + 0.35 * (east - west), south, east, south + 0.6 * (north - south))
@@ -223,8 +223,8 @@ def test_two_boxes_over_the_same_place_give_the_same_chunks(
 def test_a_source_that_cannot_be_read_fails_its_windows_and_can_be_retried(
     demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-    from eocube.plan import Plan
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
+    from eocube.plan.plan import Plan
 
     catalog = tmp_path / "catalog"
     shutil.copytree(demo_catalog.parent, catalog)
@@ -273,7 +273,7 @@ def test_commands_read_the_cube(demo_cube: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_store_that_resumes(demo_cube: Path, demo_catalog: Path, tmp_path: Path) -> None:
-    from eocube.demo import DEMO_BBOX, DEMO_DATETIME
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     out = tmp_path / "cube.zarr"
     box = tuple(str(v) for v in DEMO_BBOX)

@@ -10,17 +10,17 @@ import pytest
 import xarray as xr
 
 import eocube
-from eocube import run
 from eocube.cli import encode_main, main
-from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.encode import Exit
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.errors import StoreError
-from eocube.extend import grow_plans
-from eocube.grid import grids_for
-from eocube.inspection import status
-from eocube.lease import Lease
-from eocube.plan import build_plan
-from eocube.target import Target
+from eocube.ground.grid import grids_for
+from eocube.net.objects import Target
+from eocube.plan.plan import build_plan
+from eocube.report.info import status
+from eocube.run import job as run
+from eocube.run.extend import grow_plans
+from eocube.run.request import Exit
+from eocube.store.lease import Lease
 from tests.faults.killing import ENCODING, SENSOR, plan_of, request_of, scene
 
 WEST, SOUTH, EAST, NORTH = DEMO_BBOX

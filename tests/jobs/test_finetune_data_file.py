@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.patches import KINDS
+from eocube.cube.patches import KINDS
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.sensors import SENSORS, TrainedSensor

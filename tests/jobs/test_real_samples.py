@@ -10,8 +10,8 @@ import pytest
 
 import eocube
 from eocube.cli import encode_main
-from eocube.encode import Exit
-from eocube.inspection import fidelity, plan_of
+from eocube.report.info import fidelity, plan_of
+from eocube.run.request import Exit
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from eocube.cli import encode_main, main
-from eocube.demo import DEMO_BBOX, DEMO_DATETIME
-from eocube.encode import Exit
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
+from eocube.run.request import Exit
 from model.weights import load_weights, save_weights
 
 

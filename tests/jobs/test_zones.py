@@ -14,8 +14,8 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
 from eocube.cli import encode_main, main
-from eocube.encode import Exit
-from eocube.zones import to_lonlat, to_zone
+from eocube.ground.zones import to_lonlat, to_zone
+from eocube.run.request import Exit
 
 KEYS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
 LEFT, TOP, SIDE = 720_000, 5_326_000, 600  # around 12 E, where zone 32 ends and 33 begins

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eocube.sensors import Sensor, get_sensor
-from eocube.worker import storable
+from eocube.run.unit import storable
+from eocube.sensors.sensor import Sensor, get_sensor
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder
 from model.weights import load_weights

@@ -13,7 +13,7 @@
         root: data
         sensor: S2L2A
         size: 256
-      - kind: stac                        # from a search; the job opens it, by eocube.patches
+      - kind: stac                        # from a search; the job opens it, by eocube.cube.patches
         catalog: earth-search
         sensor: S2L2A
         bbox: [11.3, 48.0, 11.8, 48.3]
@@ -70,7 +70,7 @@ def open_data(
         seed: of all order and chance; the same on every worker.
         worker: which of how many readers this is.
         sensors: sensors of one's own, over the built-in ones.
-        kinds: how sources of further kinds are opened ("stac" and "cube": `eocube.patches.KINDS`).
+        kinds: how sources of further kinds are opened ("stac" and "cube": `eocube.cube.patches.KINDS`).
 
     Raises:
         ValueError: a file that is no such YAML, an unknown key or kind, or data that cannot serve; one line each.

@@ -35,7 +35,7 @@ def tile() -> np.ndarray:
 
 
 def test_int8_is_that_of_a_store(vae: EOVAE) -> None:
-    from eocube.encoders import int8_quantisation
+    from eocube.products.eo_vae import int8_quantisation
 
     scale, offset = int8_quantisation(vae)
     channels = Channels.of(vae)

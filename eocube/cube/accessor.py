@@ -1,0 +1,399 @@
+"""Latent cubes in xarray: `eocube.open`, and `ds.eocube` to decode, count and picture them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from eocube.errors import InputError, StoreError
+from eocube.net.redaction import redacted
+from eocube.net.storage_options import options_for
+from eocube.read.coverage import ON_LATENTS
+from eocube.sensors.sensor import Sensor, nearest
+from eocube.store.document import KEY, NODATA_CODE, CubeInfo, read_info
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from eocube.cube.decode import Ground, Span
+    from eocube.cube.quicklook import Source
+
+WHOLE = 100
+"""Percent of source pixels that a latent must have to be decoded where the store does not know which they are.
+
+Of 28 x 28 latents of a small scene those at the edge are 14 %, and a lower bar lets some of what they lack through.
+"""
+QUANTITY = {"reflectance": "reflectance", "dB": "backscatter", "dn8": "digital_number"}
+"""Name of the decoded array by the sensor's unit."""
+CF_UNITS = {"reflectance": "1", "dB": "dB", "dn8": "1"}
+LONG_NAME = {
+    "reflectance": "surface or top-of-atmosphere reflectance decoded from latents",
+    "dB": "radar backscatter decoded from latents",
+    "dn8": "8-bit digital number decoded from latents",
+}
+
+
+def open(
+    url: str,
+    storage_options: dict[str, Any] | None = None,
+    expect_space_id: str | None = None,
+    *,
+    group: str | None = None,
+) -> xr.Dataset:
+    """Open a latent cube: what `xarray.open_zarr` gives, with chunks that fit the store, checked to be a cube.
+
+    Latents are dask arrays whose chunks are whole shards (one object, one read each); `spatial_ref` is a coordinate, so
+    that rioxarray and odc-geo find the CRS; the small arrays (`status`, ...) are read when looked at. Warns where time
+    steps are not in order of time: dates that a store is extended with go behind those that are there.
+
+    Args:
+        url: path or URL of the store, anything fsspec knows.
+        storage_options: for fsspec, such as `{"anon": True}`.
+        expect_space_id: refuse a store whose latents mean something else.
+        group: the zone, such as "utm32", of a store that holds one cube a zone.
+
+    Raises:
+        StoreError: no store there, no cube in it, several cubes and no `group` (the message names them), another space,
+            or one that says other things of its latents than when it was written.
+    """
+    import zarr
+
+    from eocube.net import forks
+    from eocube.net.objects import Target
+    from eocube.store.existing import half_moved
+    from eocube.store.remote_store import readable
+
+    shown = _without_query(url)
+    path = _group_url(url, group)
+    forks.watch()  # what is opened here is lazy: a worker forked later may compute it
+    try:
+        source = readable(path, dict(options_for(path, storage_options)) or None)
+        root = zarr.open_group(source, mode="r")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        where = shown if group is None else f"{shown}, group {group!r}"
+        if isinstance(error, FileNotFoundError):  # there is an answer, and no root
+            where = half_moved(Target(path, storage_options)) or where
+        raise StoreError(f"{where}: no Zarr store can be opened there ({_first_line(error)})") from error
+    if "latent" not in root:
+        document = root.attrs.get(KEY)
+        zones = document.get("zones") if isinstance(document, Mapping) else None
+        named = zones if isinstance(zones, list) else [name for name, member in root.groups() if "latent" in member]
+        cubes = sorted(map(str, named))
+        if cubes:
+            raise StoreError(f"{shown} holds one cube a zone: open it with group= one of {', '.join(cubes)}")
+        raise StoreError(f"{shown}: a Zarr store, but no latent cube of eocube")
+    ds: xr.Dataset = xr.open_zarr(
+        source,
+        consolidated=root.metadata.consolidated_metadata is not None,
+        chunks=None,
+        decode_coords="all",
+    )
+    info = read_info(ds, shown if group is None else f"{shown}, group {group!r}")
+    _check_codes(ds, info, shown)
+    if not ds.indexes["time"].is_monotonic_increasing:
+        warnings.warn(
+            f'{shown}: its time steps are not in order of time, since it was extended backwards; ds.sortby("time") '
+            "sorts them and costs nothing",
+            stacklevel=2,
+        )
+    if expect_space_id is not None and info.space_id != expect_space_id:
+        raise StoreError(f"{shown} has space id {info.space_id}, not {expect_space_id}: its latents mean other things")
+    latent = ds["latent"]
+    shards = latent.encoding.get("shards") or latent.encoding.get("chunks") or latent.shape
+    sizes = dict(zip(latent.dims, shards, strict=True))
+    for name in ("latent", *ON_LATENTS):
+        if name in ds:
+            ds[name] = ds[name].chunk({d: sizes[d] for d in ds[name].dims if d in sizes})
+    return ds
+
+
+@xr.register_dataset_accessor("eocube")  # type: ignore[no-untyped-call]
+class EocubeAccessor:
+    """`ds.eocube`: a latent cube, or any part of one that `isel` or `sel` gives."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    @property
+    def info(self) -> CubeInfo:
+        """What the store says of itself. StoreError where the dataset is no cube."""
+        return read_info(self._ds)
+
+    @property
+    def space_id(self) -> str:
+        """The id of the latent space: cubes with the same one may be mixed."""
+        return self.info.space_id
+
+    @property
+    def sensor(self) -> Sensor:
+        """The sensor as it was encoded: wavelengths and statistics as the weights know them."""
+        return self.info.sensor
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The names `decode(bands=...)` takes."""
+        return self.sensor.band_names
+
+    def latents(self) -> xr.DataArray:
+        """Raw latents as lazy float32, (time, channel, y, x), int8 ones dequantised; NaN where no window is ok."""
+        info, latent = self.info, self._latent()
+        if info.quantisation is None:
+            return latent.astype(np.float32)
+        scale = xr.DataArray(np.asarray(info.quantisation.scale, np.float32), dims="channel")
+        offset = xr.DataArray(np.asarray(info.quantisation.offset, np.float32), dims="channel")
+        codes = latent.astype(np.float32)
+        return (codes.where(codes != NODATA_CODE) * scale + offset).transpose(*latent.dims)
+
+    def latents_normalised(self) -> xr.DataArray:
+        """Latents with each channel's mean taken off and divided by its spread, as the store's own moments give them.
+
+        StoreError where the store has no moments yet.
+        """
+        moments = self.info.moments
+        if moments is None or moments.count == 0:
+            raise StoreError("the store has no latent moments yet: they are written when its run ends")
+        latents = self.latents()
+        mean = xr.DataArray(np.asarray(moments.mean, np.float32), dims="channel")
+        std = xr.DataArray(np.maximum(np.asarray(moments.std, np.float32), np.float32(1e-6)), dims="channel")
+        return ((latents - mean) / std).transpose(*latents.dims)
+
+    def decode(
+        self,
+        bands: Sequence[str] | str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        blend: bool = True,
+        *,
+        crop: bool = True,
+        weights: str | None = None,
+        mask: bool = True,
+        min_valid: int | None = None,
+    ) -> xr.DataArray:
+        """Pixels out of latents: a lazy dask array (time, band, y, x), float32, in the sensor's unit and resolution.
+
+        Every core is decoded with a halo of its neighbours' latents around it, mirrored where it has no neighbour, and
+        cross-faded with the neighbours' own decodings across the common border. Nothing is decoded twice in one
+        `compute`, one chunk is one core, and what is not asked for is not decoded: decode first, select then. A cube
+        that is cut before has no latents beyond the cut to decode with, and its outermost pixels suffer.
+
+        NaN where a window is not ok, and where the source lacks the pixel in some band: what the network saw there was
+        mirrored filler. A store of an earlier version does not know its source's pixels, only what percent of them each
+        latent has (`valid`); of those, latents that are not whole are left out.
+
+        Torch computes on dask's threads, each task on one, so that dask's `num_workers` sets how many cores are busy;
+        on a GPU tasks take turns.
+
+        Args:
+            bands: band names, in the order wanted; all by default.
+            device: torch device; by default a GPU where there is one.
+            dtype: arithmetic of the network: "mixed" (default: fp32, but bf16 inside residual blocks where the CPU
+                multiplies that in hardware and the weights stand it, see `eocube.products.decoder_cache.MIXED_ERROR`),
+                "fp32", "fp16", "bf16" or a torch dtype.
+            blend: False leaves the seams: each core as its own window decodes it.
+            crop: False keeps the whole shards that arrays cover; True crops to the cores that were asked for.
+            weights: where the weights are now, if not where the store says; they must be the same ones.
+            mask: False decodes all of every window that is ok, ground that no source has too.
+            min_valid: percent of source pixels, 1 to 100, that a latent must have for any of its pixels to be given. By
+                default every pixel with a source is, where the store knows them, and otherwise those of whole latents.
+
+        Raises:
+            StoreError: no cube, no weights, or others than the store was encoded with.
+            InputError: no such band; latents that are not adjoining ones of the lattice; `min_valid` out of range.
+        """
+        from eocube.cube.decode import Tiling, decode_array
+        from eocube.products.decoder_cache import DecoderSpec, check_weights, decode_one, dtype_name, sensor_json
+
+        info = self.info
+        self._latent()
+        names = self._band_names(bands)
+        spec = DecoderSpec(
+            weights or info.weights, info.weights_sha256, sensor_json(info.sensor), names,
+            None if device is None else str(device), dtype_name(dtype),
+        )  # fmt: skip
+        check_weights(spec)
+        cube = self._cropped(info) if crop else self._ds
+        latent = cube.eocube.latents()
+        rows, cols = _span(cube["y"], info, -1), _span(cube["x"], info, +1)
+        timeless = "time" not in latent.dims
+        if timeless:
+            latent = latent.expand_dims("time")
+        latent = latent.chunk() if latent.chunks is None else latent
+        tiling = Tiling(rows, cols, info.halo, info.stride, info.halo * info.stride if blend else 0)
+        ground = _ground(cube, min_valid) if mask else None
+        data = decode_array(latent.data, ground, tiling, partial(decode_one, spec), len(names))
+        return _labelled(cube, data[0] if timeless else data, info, names, rows, cols)
+
+    def status(self) -> pd.DataFrame:
+        """How many windows ended in which state: a row a time, a column a state, over the dataset's ground."""
+        import pandas as pd
+
+        from eocube.store.receipts import STATES
+
+        info = self.info
+        if "status" not in self._ds:
+            raise StoreError("the dataset has no `status` variable: keep it when selecting variables")
+        status = self._ds["status"]
+        reach = info.cell * (info.core - 1) / 2
+        for axis, windows in (("y", "wy"), ("x", "wx")):
+            if axis in self._ds.coords and windows in status.dims:
+                edges = np.atleast_1d(self._ds[axis].values)
+                inside = (status[windows] >= edges.min() - reach) & (status[windows] <= edges.max() + reach)
+                status = status.isel({windows: np.flatnonzero(inside.values)})
+        times = np.atleast_1d(self._ds["time"].values) if "time" in self._ds.coords else np.array([0])
+        codes = status.values.reshape(len(times), -1)
+        counts = [[int((row == value).sum()) for value in range(len(STATES))] for row in codes]
+        return pd.DataFrame(counts, index=pd.Index(times, name="time"), columns=pd.Index(STATES, name="state"))
+
+    def quicklook(self, path: str | Path | None = None, time: int = 0, source: Source | None = None) -> str | Figure:
+        """Draw source, decoded, error, PCA of the latents and window states: see `eocube.cube.quicklook.quicklook`.
+
+        Returns the path that was written, or the figure when there is none.
+        """
+        from eocube.cube.quicklook import draw, quicklook
+
+        if path is None:
+            return draw(self._ds, source=source, time=time)
+        return quicklook(self._ds, path, source=source, time=time)
+
+    def _latent(self) -> xr.DataArray:
+        if "latent" not in self._ds:
+            raise StoreError("the dataset has no `latent` variable: it is no latent cube, or no longer one")
+        latent = self._ds["latent"]
+        missing = [d for d in ("channel", "y", "x") if d not in latent.dims]
+        if missing:
+            raise InputError(f"latents without {', '.join(missing)}: select with slices, which keep dimensions")
+        channels = self.info.channels
+        if channels is not None and latent.sizes["channel"] != channels:
+            raise InputError(f"{latent.sizes['channel']} latent channels: decoding needs all {channels}")
+        return latent.transpose(*(d for d in ("time", "channel", "y", "x") if d in latent.dims))
+
+    def _band_names(self, bands: Sequence[str] | str | None) -> tuple[str, ...]:
+        known = self.bands
+        names = known if bands is None else (bands,) if isinstance(bands, str) else tuple(map(str, bands))
+        if not names:
+            raise InputError(f"no bands named: the cube has {', '.join(known)}")
+        for name in names:
+            if name not in known:
+                raise InputError(f"the cube has no band {name!r}: {nearest(name, known)}")
+        return names
+
+    def _cropped(self, info: CubeInfo) -> xr.Dataset:
+        """The dataset within the cores that were asked for; as it is when the store does not say which."""
+        if info.extent is None or info.origin is None or 0 in (self._ds.sizes["x"], self._ds.sizes["y"]):
+            return self._ds
+        left, top = info.origin
+        row0, col0, row1, col1 = info.extent
+        x, y = self._ds["x"].values, self._ds["y"].values
+        cropped = self._ds.isel(
+            y=(y < top - row0 * info.cell) & (y > top - row1 * info.cell),
+            x=(x > left + col0 * info.cell) & (x < left + col1 * info.cell),
+        )
+        if 0 in (cropped.sizes["x"], cropped.sizes["y"]):
+            raise InputError("the selection lies outside of what the cube was asked for: crop=False decodes it anyway")
+        return cropped
+
+
+def _ground(cube: xr.Dataset, min_valid: int | None) -> Ground | None:
+    """Where the cube's pixels have a source, as far as its arrays say; None where they say nothing."""
+    from eocube.cube.decode import Ground
+
+    if min_valid is not None and not 1 <= min_valid <= 100:
+        raise InputError(f"min_valid={min_valid}: give a percentage from 1 to 100, or mask=False for everything")
+    if "valid" not in cube:
+        return None
+    lazy: dict[str, Any] = {}
+    for name in ("valid", "missing"):
+        if name in cube:
+            array = cube[name]
+            array = array if "time" in array.dims else array.expand_dims("time")
+            array = array.chunk() if array.chunks is None else array
+            lazy[name] = array.transpose("time", "y", "x", ...).data
+    least = WHOLE if min_valid is None else min_valid
+    return Ground(lazy["valid"], lazy.get("missing"), least, min_valid is not None)
+
+
+def _span(centres: xr.DataArray, info: CubeInfo, sign: int) -> Span:
+    """Where latents lie on the zone's lattice, from their centres: columns count eastwards, rows southwards."""
+    from eocube.cube.decode import Span
+
+    at = sign * np.atleast_1d(centres.values).astype(np.float64) / info.cell - 0.5
+    if at.size == 0:
+        raise InputError(f"nothing selected along {centres.name}: there is nothing to decode")
+    index = np.rint(at).astype(np.int64)
+    if np.abs(at - index).max() > 1e-6:
+        raise InputError(f"{centres.name} is off the lattice of {info.cell} m: decode before resampling")
+    if (np.diff(index) != 1).any():
+        raise InputError(f"latents along {centres.name} do not adjoin in the store's order: select with a slice")
+    return Span(int(index[0]), int(index.size), info.core)
+
+
+def _labelled(
+    cube: xr.Dataset, data: Any, info: CubeInfo, names: tuple[str, ...], rows: Span, cols: Span
+) -> xr.DataArray:
+    """Decoded pixels with their coordinates: exact centres, CRS, time, band names and wavelengths."""
+    dims = ("time", "band", "y", "x")[-data.ndim :]
+    chosen = [info.sensor.band(name) for name in names]
+    stride, metres = info.stride, info.resolution
+    coords: dict[str, Any] = {
+        "band": ("band", np.array(names), {"long_name": "spectral band"}),
+        "wavelength": ("band", np.array([b.wavelength for b in chosen]), {"units": "um"}),
+        "y": ("y", -_centres(rows.start * stride, rows.size * stride, metres), dict(cube["y"].attrs)),
+        "x": ("x", _centres(cols.start * stride, cols.size * stride, metres), dict(cube["x"].attrs)),
+    }
+    coords.update({str(n): c.variable for n, c in cube["latent"].coords.items() if not {*c.dims} - {"time"}})
+    if "spatial_ref" in cube.variables:
+        # Without a GeoTransform: readers trust it before the coordinates, also after a selection has made it wrong.
+        crs = {k: v for k, v in cube["spatial_ref"].attrs.items() if k != "GeoTransform"}
+        coords["spatial_ref"] = xr.Variable((), cube["spatial_ref"].values, crs)
+    unit = info.sensor.unit
+    attrs = {
+        "units": CF_UNITS.get(unit, unit),
+        "long_name": LONG_NAME.get(unit, unit),
+        "grid_mapping": "spatial_ref",
+        "sensor": info.sensor.name,
+        "space_id": info.space_id,
+    }
+    return xr.DataArray(data, coords, dims, QUANTITY.get(unit, unit), attrs)
+
+
+def _centres(first: int, count: int, metres: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Distances of pixel centres from the zone's origin; exact, a half metre being one in binary too."""
+    return (np.arange(first, first + count, dtype=np.float64) + 0.5) * metres
+
+
+def _check_codes(ds: xr.Dataset, info: CubeInfo, shown: str) -> None:
+    """StoreError where int8 codes mean one thing by the attribute and another by the coordinates beside it."""
+    for name in ("scale", "offset") if info.quantisation is not None else ():
+        if name in ds.coords and not np.array_equal(ds[name].values, getattr(info.quantisation, name)):
+            raise StoreError(
+                f"{shown}: the {name} of its int8 codes is not that in its `eocube` attribute: one of them was edited "
+                "or damaged; `eocube verify` tells which"
+            )
+
+
+def _group_url(url: str, group: str | None) -> str:
+    if group is None:
+        return url
+    if re.fullmatch(r"\w+", group) is None:
+        raise StoreError(f"group {group!r} is no zone's name, such as utm32")
+    head, mark, query = url.partition("?")
+    return f"{head.rstrip('/')}/{group.strip('/')}{mark}{query}"
+
+
+def _without_query(url: str) -> str:
+    return redacted(url)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {_without_query(text[0])}" if text else type(error).__name__

@@ -1,0 +1,1 @@
+"""Compute zones, lattice, grid and boxes: pure arithmetic."""

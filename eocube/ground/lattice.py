@@ -1,0 +1,166 @@
+"""The lattice of a zone: latent pixels, cores and windows, and the ground they cover."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil, floor
+from typing import NamedTuple
+
+import numpy as np
+
+from eocube.errors import InputError
+from eocube.ground.zones import BBox, ring, to_lonlat, zone_name
+
+Bounds = tuple[float, float, float, float]
+"""(left, bottom, right, top) in metres of the zone."""
+
+# Samplings coarser than the store's resolution that a sensor may bring along; they decide how far a window reaches.
+_COARSE_SAMPLINGS = (20, 60)
+# Projected edges are chords between points this far apart: at most about 3 m off.
+_METRE_STEP = 2000.0
+
+
+class CoreRange(NamedTuple):
+    """Half-open box of core indices: rows [row0, row1), columns [col0, col1)."""
+
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Window:
+    """One window, named by its core's row and column on the zone's lattice (rows grow southwards)."""
+
+    row: int
+    col: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """The latent pixels of one zone. Columns count eastwards from easting 0, rows southwards from northing 0.
+
+    Latent row r spans northings -(r + 1) * cell .. -r * cell, so rows are negative north of northing 0. `core`, `halo`
+    and `shard` are in latent pixels, `resolution` in metres, `stride` in pixels a latent pixel.
+    """
+
+    epsg: int
+    resolution: int
+    stride: int = 8
+    core: int = 24
+    halo: int = 4
+    shard: int = 240
+
+    def __post_init__(self) -> None:
+        zone_name(self.epsg)
+        if self.resolution < 1 or self.stride < 1 or self.core < 1 or self.halo < 0:
+            raise InputError(
+                f"resolution {self.resolution}, stride {self.stride} and core {self.core} must be 1 or more and halo "
+                f"{self.halo} 0 or more"
+            )
+        if self.core % 3:
+            raise InputError(f"core {self.core} must be a multiple of 3 latents, where the 60 m bands align")
+        if self.shard < self.core or self.shard % self.core:
+            raise InputError(f"shard {self.shard} must be a multiple of the core, {self.core} latents")
+
+    @property
+    def cell(self) -> int:
+        """Side of a latent pixel, metres."""
+        return self.resolution * self.stride
+
+    @property
+    def core_px(self) -> int:
+        """Side of a core in pixels of `resolution`."""
+        return self.core * self.stride
+
+    @property
+    def halo_px(self) -> int:
+        """Width of the halo in pixels of `resolution`."""
+        return self.halo * self.stride
+
+    @property
+    def window_px(self) -> int:
+        """Side of a window in pixels of `resolution`."""
+        return self.core_px + 2 * self.halo_px
+
+    @property
+    def cores_per_shard(self) -> int:
+        """Cores along a shard's side."""
+        return self.shard // self.core
+
+    @property
+    def name(self) -> str:
+        """The zone's name: "utm32", or "utm32s" in the south."""
+        return zone_name(self.epsg)
+
+    def core_bounds(self, window: Window) -> Bounds:
+        """The core's (left, bottom, right, top) in metres."""
+        side = self.core * self.cell
+        return (
+            float(window.col * side),
+            float(-(window.row + 1) * side),
+            float((window.col + 1) * side),
+            float(-window.row * side),
+        )
+
+    def window_bounds(self, window: Window) -> Bounds:
+        """The core with its halo: (left, bottom, right, top) in metres."""
+        return grow(self.core_bounds(window), self.halo * self.cell)
+
+    def margin(self, sampling: int) -> int:
+        """Metres that a group of this sampling reaches beyond the window on each side.
+
+        The smallest that puts the group's edge on a multiple of `sampling` from the zone's origin and covers the
+        (sampling - resolution) / 2 that bilinear upsampling looks beyond the outermost pixel centre.
+        """
+        halo, side = self.halo * self.cell, self.core * self.cell
+        if sampling < self.resolution or side % sampling:
+            raise InputError(
+                f"a group of {sampling} m does not fit cores of {side} m at {self.resolution} m; "
+                "choose a resolution that divides it"
+            )
+        least = ceil((sampling - self.resolution) / 2)
+        return least + (-(halo + least)) % sampling
+
+    def group_size(self, sampling: int) -> int:
+        """Side in pixels of a window's group of this sampling (256, 130 and 44 for 10, 20 and 60 m by default)."""
+        return (self.window_px * self.resolution + 2 * self.margin(sampling)) // sampling
+
+    def group_bounds(self, window: Window, sampling: int) -> Bounds:
+        """The ground that a window's group of this sampling covers, metres."""
+        return grow(self.window_bounds(window), self.margin(sampling))
+
+    def source_bounds(self, window: Window) -> Bounds:
+        """All ground of which pixels may enter the window, whatever the sensor's coarser samplings. Metres."""
+        return grow(self.window_bounds(window), self.reach)
+
+    @property
+    def reach(self) -> int:
+        """Metres beyond a window's own edge from which pixels may enter it."""
+        side = self.core * self.cell
+        return max((self.margin(g) for g in _COARSE_SAMPLINGS if g > self.resolution and side % g == 0), default=0)
+
+    def cores_over(self, bounds: Bounds) -> CoreRange:
+        """The cores that share ground (not just an edge) with a box of metres."""
+        left, bottom, right, top = bounds
+        side = self.core * self.cell
+        return CoreRange(floor(-top / side), floor(left / side), ceil(-bottom / side), ceil(right / side))
+
+    def lonlat_bounds(self, bounds: Bounds) -> BBox:
+        """Geographic box around a box of metres; longitudes continuous around the zone's central meridian."""
+        left, bottom, right, top = bounds
+        edge = ring(left, bottom, right, top, _METRE_STEP)
+        if left < 500_000.0 < right:  # a parallel's extreme lies on the central meridian
+            edge = np.concatenate([edge, [(500_000.0, bottom), (500_000.0, top)]])
+        lon, lat = to_lonlat(self.epsg, edge[:, 0], edge[:, 1])
+        return float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def grow(bounds: Bounds, by: float) -> Bounds:
+    """A box of metres, `by` wider on each side."""
+    return bounds[0] - by, bounds[1] - by, bounds[2] + by, bounds[3] + by

@@ -1,0 +1,1 @@
+"""Freeze what a run reads, and what it will cost."""

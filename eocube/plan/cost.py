@@ -1,0 +1,88 @@
+"""What a run will take, before a pixel is read: bytes in and out, device hours, dollars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from shapely import STRtree
+from shapely.geometry import box
+
+from eocube.plan.asset_sizes import AssetSizes
+from eocube.plan.plan import Plan, footprint
+from eocube.plan.rates import Rate
+
+_MASK_SAMPLING = 20
+
+
+def touched(plan: Plan) -> tuple[int, dict[str, int]]:
+    """How many windows any scene touches, over all times, and how many each scene does (its core, without halo)."""
+    lattice = plan.grid.lattice
+    tree = STRtree([box(*lattice.core_bounds(w)) for w in plan.grid.requested_windows()])
+    by_scene = {s.id: np.asarray(tree.query(footprint(s, lattice.epsg), predicate="intersects")) for s in plan.scenes}
+    total = 0
+    for step in plan.times:
+        total += int(np.unique(np.concatenate([by_scene[i] for i in step.scene_ids])).size)
+    return total, {i: int(found.size) for i, found in by_scene.items()}
+
+
+def work(plan: Plan) -> dict[str, Any]:
+    """What of the plan needs no look at the sources: windows, bytes decoded and written.
+
+    `bytes_decoded` counts the source arrays as a receipt's `bytes_in` does, halos included; `bytes_out` the latents
+    before compression, which takes some percent off fp16 and more off int8. Windows that turn out empty or cloudy need
+    less of both; windows where scenes overlap read more.
+    """
+    lattice, sensor = plan.grid.lattice, plan.sensor
+    windows, _ = touched(plan)
+    itemsize = np.dtype(sensor.dtype).itemsize
+    side = lattice.window_px * lattice.resolution
+    a_window = sum(
+        len(members) * itemsize * ((side + 2 * lattice.margin(sampling)) / sampling) ** 2
+        for sampling, members in sensor.groups(lattice.resolution).items()
+    )
+    if any(s.mask is not None for s in plan.scenes):
+        a_window += (lattice.core_px * lattice.resolution / _MASK_SAMPLING) ** 2
+    latents = lattice.core**2 * plan.channels * np.dtype(plan.dtype).itemsize
+    return {
+        "windows_with_scenes": windows,
+        "bytes_decoded": round(windows * a_window),
+        "bytes_out": windows * latents,
+    }
+
+
+def cost(plan: Plan, sizes: AssetSizes, rate: Rate | None, device: str, price: float | None) -> dict[str, Any]:
+    """The plan's cost in figures.
+
+    `bytes_in` is what leaves the sources: of every asset the share of its footprint under the windows. It leaves out
+    that whole compressed blocks are fetched, which counts where the ground is small. `device_hours` are those of one
+    device (a GPU, or the CPUs of one machine) at `rate`; more devices take as many hours together. None where nothing
+    is known.
+    """
+    found = work(plan)
+    lattice = plan.grid.lattice
+    core = float(lattice.core * lattice.cell) ** 2
+    _, by_scene = touched(plan)
+    share = {s.id: min(1.0, by_scene[s.id] * core / max(footprint(s, lattice.epsg).area, 1.0)) for s in plan.scenes}
+    hours = None if rate is None else found["windows_with_scenes"] / rate.windows_per_s / 3600.0
+    return {
+        **found,
+        "bytes_in": round(sum(size * share[scene] for (scene, _), size in sizes.bytes.items())),
+        "asset_sizes_from": dict(sizes.source),
+        "device": device,
+        "windows_per_s": None if rate is None else round(rate.windows_per_s, 3),
+        "rate_from": "no benchmark of this model here: --calibrate 16 measures it" if rate is None else rate.source,
+        "device_hours": None if hours is None else round(hours, 4),
+        "price_per_hour": price,
+        "dollars": None if hours is None or price is None else round(hours * price, 2),
+    }
+
+
+def total(documents: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums over several zones of what adds up; None where a zone does not know."""
+    names = (
+        "scenes", "units", "windows", "windows_with_scenes", "bytes_in", "bytes_decoded", "bytes_out", "device_hours",
+        "dollars",
+    )  # fmt: skip
+    return {n: None if any(d[n] is None for d in documents) else sum(d[n] for d in documents) for n in names}

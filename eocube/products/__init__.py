@@ -1,0 +1,1 @@
+"""Define what a cube may hold, and make and undo it."""

@@ -1,0 +1,1 @@
+"""Read one file through GDAL: environment, cache, warp, what is refused."""

@@ -1,0 +1,1 @@
+"""Read one window of one time: pixels at native sampling."""

@@ -1,0 +1,66 @@
+"""Counts how much of a window's core its sources cover, pixel by pixel, and how much of that is cloud or shadow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eocube.ground.grid import Lattice
+from eocube.read.coverage import UNKNOWN_PERCENT
+from eocube.sensors.radiometry import SCL_CLOUD, SCL_NODATA, SCL_SHADOW
+
+
+def missing_pixels(lattice: Lattice, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+    """Pixels of the core (core_px, core_px) that some band lacks, coarser ones by their own sampling; or None."""
+    there = np.ones((lattice.core_px,) * 2, dtype=np.bool_)
+    for sampling, valid in seen.items():
+        if not valid.all():
+            there &= _on_core(lattice, np.asarray(valid.all(axis=0)), sampling)
+    return None if there.all() else ~there
+
+
+def _on_core(lattice: Lattice, values: NDArray[Any], sampling: int) -> NDArray[Any]:
+    """What a group (H, W) of this sampling says of the core's pixels (core_px, core_px), each under its sample."""
+    times = sampling // lattice.resolution
+    start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
+    core = slice(start, start + lattice.core_px)
+    return np.repeat(np.repeat(values, times, axis=0), times, axis=1)[core, core]
+
+
+def valid_share(lattice: Lattice, seen: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Share of valid samples, all bands together, in each latent pixel of the core: (core, core), 0..1."""
+    total = np.zeros((lattice.core, lattice.core), dtype=np.int64)
+    for sampling, valid in seen.items():
+        if valid.all():
+            total += len(valid) * lattice.stride**2
+            continue
+        fine = _on_core(lattice, valid.sum(axis=0, dtype=np.int64), sampling)
+        total += fine.reshape(lattice.core, lattice.stride, lattice.core, lattice.stride).sum(axis=(1, 3))
+    return total / (sum(len(valid) for valid in seen.values()) * lattice.stride**2)
+
+
+def cloud_cells(classes: NDArray[Any], core: int) -> NDArray[np.uint8]:
+    """Percent of cloud and of cloud shadow among the valid samples in each latent pixel, by a core's classes (n, n).
+
+    (2, core, core), `UNKNOWN_PERCENT` where no sample is valid.
+    """
+    valid = _per_cell(classes != SCL_NODATA, core)
+    cloud = sum(_per_cell(classes == kind, core) for kind in SCL_CLOUD)
+    share = np.stack([cloud, _per_cell(classes == SCL_SHADOW, core)]) / np.maximum(valid, 1)
+    return np.asarray(np.where(valid > 0, percent(share), UNKNOWN_PERCENT), dtype=np.uint8)
+
+
+def _per_cell(samples: NDArray[np.bool_], core: int) -> NDArray[np.int64]:
+    """How many samples (n, n) are set in each of core x core squares."""
+    each = len(samples) // core
+    return np.asarray(samples.reshape(core, each, core, each).sum(axis=(1, 3)), dtype=np.int64)
+
+
+def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Shares 0..1 as whole percents; 0 only for exactly none, 100 only for exactly all."""
+    whole = np.rint(share * 100)
+    whole = np.where((share > 0) & (whole == 0), 1, whole)
+    return np.asarray(np.where((share < 1) & (whole == 100), 99, whole), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Say what a cube is and how good it is: info, fidelity, the HTML page."""

@@ -1,0 +1,234 @@
+"""What a cube says of itself: info, status, verification and pictures, as plain documents."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import eocube
+from eocube.errors import StoreError
+from eocube.net.storage_options import scoped
+from eocube.plan.plan import Plan
+from eocube.plan.rules import counted, rules_of, told_otherwise
+from eocube.report.fidelity import SAMPLE, fidelity, truth_pixels
+from eocube.report.history import History
+from eocube.report.source_pixels import read_source
+from eocube.run.extend import stored_extent, zoned
+from eocube.store.receipts import Receipt, State
+from eocube.store.store import LatentStore
+from eocube.store.survey import survey
+from eocube.store.tables import Failure, Totals
+from eocube.store.verify import STRAY
+from eocube.terminal import plain_all
+
+__all__ = [
+    "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
+]  # fmt: skip
+
+LISTED = 20
+"""Scenes whose rules are printed at most."""
+
+Options = Mapping[str, Any] | None
+"""fsspec options of a cube, by its own store's place of its sources too; None takes the environment's."""
+
+
+def cube_url(url: str, group: str | None) -> str:
+    """The URL of one zone's cube. StoreError for a group that is no zone's name."""
+    if group is not None and re.fullmatch(r"\w+", group) is None:
+        raise StoreError(f"group {group!r} is no zone's name, such as utm32")
+    return url if group is None else f"{url.rstrip('/')}/{group}"
+
+
+def plan_of(url: str, group: str | None, storage_options: Options = None) -> Plan:
+    """The frozen plan of a cube. StoreError when there is none, or several zones and none named."""
+    texts = LatentStore.stored_plans(cube_url(url, group), storage_options=storage_options)
+    if not texts:
+        raise StoreError(f"{url}: no eocube cube is there")
+    plans = [Plan.from_json(text) for text in texts]
+    if zoned(cube_url(url, group), plans, storage_options):
+        names = ", ".join(plan.grid.name for plan in plans)
+        raise StoreError(f"{url} holds one cube a zone: add --group with one of {names}")
+    return plans[0]
+
+
+def groups_of(url: str, group: str | None, storage_options: Options = None) -> list[str | None]:
+    """The groups to look at: the one named, else every zone's, or None alone where the cube lies at the root."""
+    if group is not None:
+        return [group]
+    plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url, storage_options=storage_options)]
+    return [plan.grid.name for plan in plans] if plans and zoned(url, plans, storage_options) else [None]
+
+
+def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
+    """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
+    plan = plan_of(url, group, storage_options)
+    lattice, rules = plan.grid.lattice, rules_of(plan)
+    west, south, east, north = plan.grid.lonlat_bounds_with_halo()
+    return {
+        "url": cube_url(url, group),
+        "sensor": plan.sensor.name,
+        "bands": list(plan.sensor.band_names),
+        "unit": plan.sensor.unit,
+        "epsg": lattice.epsg,
+        "resolution_m": lattice.resolution,
+        "latent_pixel_m": lattice.cell,
+        "window_px": lattice.window_px,
+        "halo_px": lattice.halo_px,
+        "bbox": [round(v, 5) for v in (west, south, east, north)],
+        "extent": [list(box) for box in stored_extent([plan])],
+        "array_shape": [len(plan.times), plan.channels, *plan.grid.shape],
+        "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
+        "times": [t.time for t in plan.times],
+        "scenes": len(plan.scenes),
+        "read_as": counted(rules),
+        "rules": rules,
+        "weights": plan.encoding.weights_name,
+        "weights_sha256": plan.encoding.sha256,
+        "precision": plan.encoding.precision,
+        "storage": plan.encoding.storage,
+        "space_id": plan.space_id,
+        "plan": plan.hash,
+        "too_dark": LatentStore.open(cube_url(url, group), storage_options=storage_options).log.latest().dark(),
+    }
+
+
+def status(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
+    """Windows by state and reason, how far the work is and how fast it goes, and what can be tried again, and how.
+
+    `rate` is that of the last run, in windows a second of its wall time; `eta_seconds` what is left at that rate.
+    """
+    plan = plan_of(url, group, storage_options)
+    store = LatentStore.open(cube_url(url, group), storage_options=storage_options)
+    latest = store.log.latest()
+    totals, breaches = Totals(store.requested), Counter[str]()
+
+    def counted() -> Iterator[Receipt]:
+        for receipt in latest:
+            totals.add(receipt)
+            breaches.update(w.reason for w in receipt.windows if w.state is State.OK and w.reason is not None)
+            yield receipt
+
+    run = History.of(counted()).last
+    summary = totals.summary(len(plan.times))
+    counts = {State(s).label: int(n) for s, n in summary.counts.items()}
+    left = counts["not_attempted"]
+    attempted = sum(n for name, n in counts.items() if name not in ("outside", "not_attempted"))
+    retry = [f"--retry {s.label}" for s in (State.READ_FAILED, State.ENCODE_FAILED) if counts[s.label]]
+    return {
+        "url": cube_url(url, group),
+        "times": len(plan.times),
+        "time_order": in_order(plan.disorder),
+        "windows": counts,
+        "percent_done": round(100.0 * attempted / (attempted + left), 2) if attempted + left else 100.0,
+        "rate": None if run is None else round(run.rate, 3),
+        "eta_seconds": None if run is None or not run.windows else round(left / run.rate),
+        "bytes_in": summary.bytes_in,
+        "bytes_out": summary.bytes_out,
+        "failures": {_failure(f): f.windows for f in summary.failures},
+        "below_floor": dict(breaches.most_common()),
+        "too_dark": dict(summary.dark),
+        "refused": {i: why for i, why in plan.refused},
+        "psnr": summary.scores.psnr,
+        "sam": summary.scores.sam,
+        "scored_windows": summary.scores.windows,
+        "seams": summary.seams.figures(),
+        "retryable": summary.retryable > 0,
+        "to_do": [*(["the same command, for windows not attempted"] if left else []), *retry],
+    }
+
+
+def in_order(behind: int) -> str:
+    """What is to be known of the time axis, by how many steps lie behind a later one."""
+    return "in order" if not behind else f'not in order: {behind} steps lie behind later ones; use ds.sortby("time")'
+
+
+def _failure(failure: Failure) -> str:
+    return f"{failure.item or '?'} {failure.asset or ''}: {failure.reason}"
+
+
+def verify(
+    url: str,
+    group: str | None = None,
+    storage_options: Options = None,
+    *,
+    decode: bool = False,
+    sample: int | None = SAMPLE,
+    allow_local: bool = False,
+) -> dict[str, Any]:
+    """Read every object back; with `decode` also compare a sample of each time step's pixels with its sources.
+
+    Every zone of a cube of several, unless `group` names one. `allow_local` lets the plan of a cube from elsewhere lead
+    to files of this machine.
+    """
+    damage = survey(url, storage_options, group)
+    findings = [f"{path}: {what}" for path, what in damage]
+    unfinished, decoded = 0, dict[str, Any]()
+    zones = groups_of(url, group, storage_options) if not damage or decode else []
+    for zone in zones:
+        plan, place = plan_of(url, zone, storage_options), cube_url(url, zone)
+        findings += [
+            f"commits/plan.json: several items are called {name!r}, and their dates hold the pixels of one"
+            for name in plan.doubled
+        ]
+        if not damage:
+            store = LatentStore.open(place, storage_options=storage_options, check=False)
+            prefix = "" if zone is None else f"{zone}/"
+            findings += [f"{prefix}commits: {unit} {what}" for unit, what in told_otherwise(plan, store.log.latest())]
+            unfinished += store.status_counts()[State.NOT_ATTEMPTED]
+        if decode:
+            scores = fidelity(plan, place, sample=sample, storage_options=storage_options, allow_local=allow_local)
+            decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
+    found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
+    if any(STRAY not in what for _, what in damage):
+        found["mend"] = f"eocube repair {url}"
+    return {**found, "decoded": decoded} if decode else found
+
+
+def quicklook(
+    url: str,
+    group: str | None,
+    out: Path,
+    time: int = 0,
+    storage_options: Options = None,
+    *,
+    source: bool = True,
+    allow_local: bool = False,
+) -> str:
+    """Draw a time step of a cube into a PNG. Returns its path."""
+    plan = plan_of(url, group, storage_options)
+    if not 0 <= time < len(plan.times):
+        raise StoreError(f"time step {time}: {url} has 0 to {len(plan.times) - 1}")
+    options = scoped(storage_options, url, trusted=allow_local)
+    pixels = read_source(plan, truth_pixels(plan), time, storage_options=options) if source else None
+    ds = eocube.open(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
+    return str(ds.eocube.quicklook(str(out), time=time, source=pixels))
+
+
+def brief(document: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` with the rules of a few scenes only, for people."""
+    rules = document["rules"]
+    left = len(rules) - LISTED
+    shown = dict(list(rules.items())[:LISTED])
+    return {**document, "rules": {**shown, **({f"and {left} more": "eocube info --json"} if left > 0 else {})}}
+
+
+def describe(document: Mapping[str, Any], indent: str = "") -> str:
+    """A document as aligned lines for people."""
+    document = plain_all(document)
+    lines: list[str] = []
+    width = max((len(k) for k in document), default=0)
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{indent}{key}" + ("" if value else ": none"))
+            if value:
+                lines.append(describe(value, indent + "  "))
+        elif isinstance(value, list):
+            shown = ", ".join(str(v) for v in value) if value else "none"
+            lines.append(f"{indent}{key:<{width}}  {shown}")
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines.append(f"{indent}{key:<{width}}  {shown}")
+    return "\n".join(lines)

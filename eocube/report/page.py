@@ -1,0 +1,250 @@
+"""The run's report: one self-contained HTML page on a cube, how its windows ended, how good they are, what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from rich.filesize import decimal
+
+import eocube
+from eocube.cube.quicklook import STATE_COLOURS
+from eocube.errors import InputError
+from eocube.net.redaction import redacted
+from eocube.net.storage_options import scoped
+from eocube.plan.cost import work
+from eocube.plan.plan import Plan
+from eocube.plan.rules import NOT_RECORDED, in_words
+from eocube.products.scores import DATA_RANGE
+from eocube.read.plausible import dark_line
+from eocube.report.charts import histogram, over_time
+from eocube.report.figures import ground_pictures, states_picture
+from eocube.report.history import History
+from eocube.report.info import cube_url, groups_of, plan_of, status
+from eocube.run.request import plan_summary
+from eocube.store.layout import versions
+from eocube.store.receipts import Receipt, State
+from eocube.store.seams import KINDS
+from eocube.store.store import LatentStore
+
+MAPS, GROUNDS = 24, 4
+"""Time steps whose window map, and whose decoded ground, the page shows at most; the first, the last and between."""
+SCENES = 200
+"""Scenes listed at most."""
+_BINS = 48
+DASH = "\N{EN DASH}"
+
+
+def write_page(
+    url: str,
+    out: str | Path,
+    *,
+    group: str | None = None,
+    source: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    allow_local: bool = False,
+) -> str:
+    """Write the page; returns its path.
+
+    Args:
+        url: the cube, path or URL.
+        out: the file.
+        group: a zone of a cube of several; None takes them all.
+        source: read the sources again, to draw them beside what is decoded.
+        storage_options: fsspec options of the cube, and of its sources by the rules of `storage_options.scoped`.
+        allow_local: let the plan of a cube from elsewhere lead to files of this machine.
+
+    Raises:
+        StoreError: no cube there. InputError: the page cannot be written.
+    """
+    zones = groups_of(url, group, storage_options)
+    cubes = [describe_cube(url, zone, storage_options, source=source, allow_local=allow_local) for zone in zones]
+    html = _template().render(cubes=cubes, versions=versions())
+    try:
+        Path(out).write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{out}: the page cannot be written ({error.strerror})") from error
+    return str(out)
+
+
+def describe_cube(
+    url: str, group: str | None, storage_options: Mapping[str, Any] | None, *, source: bool, allow_local: bool = False
+) -> dict[str, Any]:
+    """What the template shows of one cube: figures, tables as (name, key, value) rows, charts and pictures."""
+    place = cube_url(url, group)
+    plan, store = plan_of(url, group, storage_options), LatentStore.open(place, storage_options=storage_options)
+    latest = store.log.latest()
+    history, found = History.of(latest), status(url, group, storage_options)
+    summary, planned = store.summarise(latest), {**plan_summary(plan), **work(plan)}
+    ds = eocube.open(place, None if storage_options is None else dict(storage_options))
+    states, requested = ds["status"].values, store.requested
+    shown = spread(len(plan.times), MAPS)
+    full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]
+    sources = scoped(storage_options, url, trusted=allow_local)
+    grounds = [
+        {"time": plan.times[t].time, "pictures": ground_pictures(ds, plan, t, source=source, source_options=sources)}
+        for t in (full[k] for k in spread(len(full), GROUNDS))
+    ]
+    return {
+        "title": f"{plan.sensor.name}, {plan.grid.name}",
+        "url": redacted(place),
+        "figures": Markup(json.dumps(_figures(found, planned)).replace("<", "\\u003c")),
+        "headline": list(_headline(found, planned)),
+        "states": [
+            (State.named(n).label, STATE_COLOURS[State.named(n)], found["windows"][n]) for n in found["windows"]
+        ],
+        "maps": [states_picture(states[t], requested, plan.times[t].time) for t in shown],
+        "times": len(plan.times),
+        "grounds": [g for g in grounds if g["pictures"]],
+        "charts": list(_charts(ds, latest, plan, history)),
+        "plan_rows": list(_plan_rows(found, planned, summary.seconds)),
+        "quality_rows": list(_quality_rows(found, plan)),
+        "failures": [*found["failures"].items(), *found["below_floor"].items(), *_dark(found)],
+        "runs": history.runs,
+        "scenes": [(scene, *in_words(plan, scene).partition(": ")[::2]) for scene in plan.scenes[:SCENES]],
+        "scenes_left": max(0, len(plan.scenes) - SCENES),
+        "provenance": [*_provenance(plan, store.document), _rules_in(latest)],
+        "to_do": found["to_do"],
+    }
+
+
+def _dark(found: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for item, windows in found["too_dark"].items():
+        yield dark_line(item, windows), windows
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices: the first, the last and evenly between."""
+    return sorted({int(k) for k in np.linspace(0, count - 1, min(count, most)).round()}) if count else []
+
+
+def _figures(found: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("windows", "percent_done", "rate", "psnr", "sam", "scored_windows", "seams", "bytes_in", "bytes_out")
+    return {
+        **{n: found[n] for n in names},
+        "planned": {k: v for k, v in planned.items() if k not in ("refused", "rules")},
+    }
+
+
+def _headline(found: Mapping[str, Any], planned: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "done", "percent_done", f"{found['percent_done']:g} %"
+    yield "windows ok", "windows.ok", f"{found['windows']['ok']:,}"
+    yield "ground", "km2", f"{planned['km2']:,.0f} km²"
+    yield "mean PSNR", "psnr", DASH if found["psnr"] is None else f"{found['psnr']:.2f} dB"
+    ratio = found["seams"]["blended_seam_ratio"]
+    yield "seam ratio", "seams.blended_seam_ratio", DASH if ratio is None else f"{ratio:.3f}"
+    yield "windows/s, last run", "rate", DASH if found["rate"] is None else f"{found['rate']:.3g}"
+
+
+def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict[str, Any]]:
+    for name, unit in (("psnr", "PSNR of the window, dB"), ("sam", "spectral angle, rad")):
+        values = ds[name].values.astype(np.float64)
+        values = values[np.isfinite(values)]
+        if values.size:
+            title = {"psnr": "PSNR", "sam": "Spectral angle"}[name]
+            note = f"{values.size} windows decoded again as they were made"
+            yield {"title": title, "note": note, "svg": Markup(histogram(values.tolist(), unit))}
+    for kind in KINDS:
+        ratios = [r for receipt in latest if receipt.seams and (r := receipt.seams.ratio(kind)) is not None]
+        if ratios:
+            yield {
+                "title": f"Seam ratio, {kind}",
+                "note": "one value a shard; 1: a core's border cannot be told from its inside",
+                "svg": Markup(histogram(ratios, f"step across borders / inside, {kind}")),
+            }
+    if history.runs:
+        edges, rates = history.throughput(_BINS)
+        mean = sum(r.windows for r in history.runs) / sum(r.seconds for r in history.runs)
+        runs = f"{len(history.runs)} runs, pauses left out" if len(history.runs) > 1 else "one run"
+        note = f"mean {mean:.3g} windows/s over {runs}"
+        chart = Markup(over_time(edges.tolist(), rates.tolist(), mean))
+        yield {"title": "Throughput", "note": note, "svg": chart}
+
+
+def _plan_rows(
+    found: Mapping[str, Any], planned: Mapping[str, Any], seconds: float
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """(what, planned, key, happened, share)."""
+    windows = found["windows"]
+    done = sum(n for name, n in windows.items() if name not in ("outside", "not_attempted"))
+    decoded, out = planned["bytes_decoded"], planned["bytes_out"]
+    yield "windows", f"{planned['windows']:,}", "attempted", f"{done:,}", _share(done, planned["windows"])
+    with_scenes = planned["windows_with_scenes"]
+    yield (
+        "windows with a scene",
+        f"{with_scenes:,}",
+        "windows.ok",
+        f"{windows['ok']:,} ok",
+        _share(windows["ok"], with_scenes),
+    )
+    yield "pixels decoded", decimal(decoded), "bytes_in", decimal(found["bytes_in"]), _share(found["bytes_in"], decoded)
+    yield (
+        "latents",
+        f"{decimal(out)} raw",
+        "bytes_out",
+        f"{decimal(found['bytes_out'])} stored",
+        _share(found["bytes_out"], out),
+    )
+    yield "time steps", f"{planned['times']}", "times", f"{found['times']}", _share(found["times"], planned["times"])
+    yield "work, units' seconds together", DASH, "seconds", f"{seconds:,.0f} s", ""
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100.0 * part / whole:.1f} %" if whole else ""
+
+
+def _quality_rows(found: Mapping[str, Any], plan: Plan) -> Iterator[tuple[str, str, str]]:
+    if found["psnr"] is not None:
+        unit = plan.sensor.unit
+        range_ = f"{DATA_RANGE[unit]:g}{'' if unit == 'reflectance' else ' ' + unit}"
+        yield f"mean PSNR, range {range_}", "psnr", f"{found['psnr']:.3f} dB"
+    if found["sam"] is not None:
+        yield "mean spectral angle", "sam", f"{found['sam']:.4f} rad"
+    yield "windows decoded again", "scored_windows", f"{found['scored_windows']:,}"
+    yield "of them under the weights' floor", "below_floor", f"{sum(found['below_floor'].values()):,}"
+    for name, value in found["seams"].items():
+        if value is not None:
+            text = f"{value:,}" if name == "borders" else f"{value:.4f}"
+            yield name.replace("_", " ") + (" measured" if name == "borders" else ""), f"seams.{name}", text
+
+
+def _provenance(plan: Plan, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    lattice, encoding = plan.grid.lattice, plan.encoding
+    yield "space id", plan.space_id
+    yield "plan", plan.hash
+    yield "weights", f"{encoding.weights_name}, SHA-256 {encoding.sha256}"
+    yield "arithmetic, storage", f"{encoding.precision}, {encoding.storage}"
+    yield "sensor", f"{plan.sensor.name}: {', '.join(plan.sensor.band_names)}"
+    yield (
+        "lattice",
+        (
+            f"EPSG:{lattice.epsg}, {lattice.resolution} m pixels, {lattice.cell} m latents, "
+            f"windows of {lattice.window_px} px with {lattice.halo_px} px of halo"
+        ),
+    )
+    for name in ("request", "numerics", "versions"):
+        for key, value in dict(document.get(name) or {}).items():
+            yield f"{name}: {key}", redacted(value if isinstance(value, str) else json.dumps(value))
+    for item, why in plan.refused:
+        yield f"refused {item}", redacted(why)
+
+
+def _rules_in(latest: Iterable[Receipt]) -> tuple[str, str]:
+    receipts = [(bool(r.rules), bool(r.bytes_in)) for r in latest]
+    said = sum(told for told, _ in receipts)
+    silent = sum(read and not told for told, read in receipts)
+    return "rules in the receipts", f"of {said} units" + (f"; of {silent} {NOT_RECORDED}" if silent else "")
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("eocube.report", "templates"), autoescape=select_autoescape(["html"]), trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["bytes"] = decimal
+    return environment.get_template("report.html")

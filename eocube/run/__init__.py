@@ -1,0 +1,1 @@
+"""Carry out a run: request, planning, Ray driver, actors, work units, resume, log, progress."""

@@ -1,0 +1,348 @@
+"""Carries out an encode request: resume or create the stores, run the engine, finalise, report in a few lines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from eocube.errors import StoreError
+from eocube.net.network import shared_network
+from eocube.net.objects import Target
+from eocube.net.redaction import one_line
+from eocube.net.storage_options import from_environment, parse_options, scoped
+from eocube.plan.plan import Plan
+from eocube.read.plausible import dark_line
+from eocube.report.info import in_order
+from eocube.run.driver import Cube, EngineOptions, RunTally
+from eocube.run.driver import run as run_engine
+from eocube.run.extend import grow_plans, join_zones, stored_extent, zoned
+from eocube.run.options import Limits
+from eocube.run.repair import FAILED, damaged_places, mend_first
+from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, demo_options, make_plans, new_run_id
+from eocube.run.resume import Remaining
+from eocube.scenes.stac import PRESETS
+from eocube.store.existing import root_over, zones_of
+from eocube.store.fence import Fence
+from eocube.store.lease import Lease
+from eocube.store.lease_note import refuse_if_held
+from eocube.store.receipts import State
+from eocube.store.seams import seams_line
+from eocube.store.store import LatentStore, Summary, finalise_root
+from eocube.terminal import for_people, say
+
+if TYPE_CHECKING:
+    from eocube.products.eo_vae import LoadedWeights
+
+DEMO_FOLDER = "eocube-demo"
+NAMED_FAILURES = 10
+"""Failed sources listed at the end, at most."""
+
+
+@dataclass(slots=True)
+class Searched:
+    """What a run has loaded and searched for its plans, so that neither is done twice."""
+
+    weights: LoadedWeights | None = None
+    plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
+    """By request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    exit: Exit
+    urls: tuple[str, ...]
+    counts: Mapping[State, int]
+    tally: RunTally | None = None
+    picture: str | None = None
+
+
+def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | None = None) -> Outcome:
+    """Encode a region as asked; the main job.
+
+    Args:
+        options: as the user gave them.
+        storage_options: fsspec options of the target and of the catalogue.
+
+    Raises:
+        InputError, StoreError: what was asked for cannot be done; nothing was written.
+    """
+    console = for_people(quiet=options.quiet)
+    if options.demo:
+        with console.status("making the demonstration's scenes"):
+            options = demo_options(options, Path(DEMO_FOLDER))
+    gpus = default_gpus(options)
+    request = Request.parse(options, on_gpu=gpus > 0)
+    given = parse_options(options.storage_options)
+    storage_options = given if given is not None else storage_options
+    if storage_options is None:
+        storage_options = from_environment()
+    source_options: Mapping[str, Any] | None = parse_options(options.source_options, "--source-options")
+    source_options = scoped(
+        storage_options if source_options is None else source_options,
+        PRESETS.get(request.catalog, request.catalog),
+        trusted=options.allow_local_sources,
+    )
+    shared_network().configure(request.network)
+    searched = Searched()
+    if request.mend:
+        request = mended(request, storage_options, source_options, console)
+    plans = plans_of(request, storage_options, source_options, searched)
+    if options.plan:
+        from eocube.run.plan_view import plan_documents, show
+
+        documents = plan_documents(plans, options, request.device, source_options)
+        show(documents, as_json=options.json)
+        return Outcome(Exit.DONE, (), {})
+    run_id = new_run_id()
+    limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if options.demo else request.verify_fraction)
+    engine = EngineOptions(
+        actors=options.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
+        source_options=source_options, network=request.network, unit_timeout=request.unit_timeout,
+        quiet=options.quiet, log_dir=options.log_dir,
+    )  # fmt: skip
+    with holding(request.out, run_id, storage_options) as lease:
+        # Again, now that nobody else can change the store: another run may have while this one searched.
+        plans = plans_of(request, storage_options, source_options, searched)
+        cubes = open_cubes(request, plans, storage_options, lease)
+        tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
+    outcome = report(console, cubes, tally, summaries)
+    if options.quicklook and outcome.counts.get(State.OK):
+        try:
+            outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
+            say(console, f"picture: {outcome.picture}")
+        except Exception as error:  # the cube is whole whatever becomes of its picture, and its status counts
+            say(console, f"no picture ({one_line(error)}): the cube is whole; eocube quicklook draws it")
+    return outcome
+
+
+def mended(
+    request: Request,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None,
+    console: Console,
+) -> Request:
+    """Mend the store's metadata and log before anything is read from them; the request with what is to be done again.
+
+    Where receipts are lost, what they told of windows that had failed before is not known: those are tried again.
+    """
+    from eocube.products.eo_vae import load
+
+    def search(_: Mapping[str, Any] | None) -> tuple[Plan, ...]:
+        return make_plans(request, load(request.weights), source_options)
+
+    lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
+    return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
+
+
+@contextmanager
+def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) -> Iterator[Lease]:
+    """Hold the lease over a store: its own, or that of the root over several zones that it is one of.
+
+    Raises:
+        LeaseError: another run holds the store, its root, or a zone of it.
+    """
+    while True:
+        root = root_over(url, storage_options)
+        with Lease(Target(root, storage_options), run_id) as lease:
+            if root_over(url, storage_options) != root:
+                continue  # the root was made just now: its lease is the one that counts
+            for zone in zones_of(root, storage_options):
+                refuse_if_held(Target(f"{root}/{zone}", storage_options))
+            yield lease
+            return
+
+
+def carry_out(
+    cubes: Sequence[Cube], request: Request, engine: EngineOptions, run_id: str, lease: Lease
+) -> tuple[RunTally, list[Summary]]:
+    """Do what the stores do not hold yet and finalise them, while the lease is held.
+
+    Raises:
+        LeaseError: another run took the stores over; nothing was finalised then.
+    """
+    given = engine.storage_options
+    stores = [LatentStore.open(cube.url, storage_options=given, fence=lease) for cube in cubes]
+    left = []
+    for cube, store in zip(cubes, stores, strict=True):
+        damaged = damaged_places(store, cube.plan) if request.mend else frozenset()
+        left.append(Remaining(cube.plan, store.log.latest(), request.retry, damaged))
+    total = sum(r.windows for r in left)
+    tally = RunTally()
+    try:
+        if total:
+            todo = ((k, unit) for k, remaining in enumerate(left) for unit in remaining.units())
+            tally = run_engine(cubes, engine, todo, run_id, total=total, check=lease.check, fence=lease)
+    finally:
+        if lease.held:
+            if lease.took_over and not lease.exact:
+                for cube in cubes:
+                    LatentStore.made_again(cube.url, cube.plan, storage_options=given, fence=lease)
+            summaries = [store.finalise() for store in stores]
+            for root in {request.out, lease.target.url} - {cube.url for cube in cubes}:
+                finalise_root(root, storage_options=given, fence=lease)
+    lease.check()
+    return tally, summaries
+
+
+def plans_of(
+    request: Request,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None = None,
+    searched: Searched | None = None,
+) -> tuple[Plan, ...]:
+    """The plans to carry out, one a zone.
+
+    Asked twice in a run: before the lease is taken, because a search takes long and most errors come of it, and then
+    under it, with the store's plans read anew. What `searched` has is not searched again.
+
+    Those frozen in the store by the same request, without a search; where a request for more ground or more time
+    finds a store, its plans made larger; else new ones.
+
+    Raises:
+        StoreError: the store there is another request's; the message names the difference. Or its plan mixes items up.
+    """
+    from eocube.products.eo_vae import load
+
+    frozen = stored_plans(request.out, storage_options)
+    if shared := sorted({name for plan in frozen for name in plan.doubled}):
+        raise StoreError(
+            f"{request.out} has several items called {shared[0]!r}, whose dates version 0.1 read from one of them: "
+            "encode to another --out"
+        )
+    searched = searched or Searched()
+    searched.weights = weights = searched.weights or load(request.weights)
+    request = at_stored_precision(request, frozen)
+    request = replace(request, extent=request.extent or stored_extent(frozen))
+    if frozen and all(dict(p.request) == request.document() for p in frozen):
+        changed = [p for p in frozen if p.encoding.sha256 != weights.meta.sha256]
+        if changed:
+            raise StoreError(
+                f"{request.out} was made with other weights called {request.weights!r} "
+                f"({changed[0].encoding.sha256[:12]}, now {weights.meta.sha256[:12]}): write to another --out"
+            )
+        return frozen
+    asked = json.dumps(request.document(), sort_keys=True)
+    if asked not in searched.plans:
+        searched.plans[asked] = make_plans(request, weights, source_options)
+    plans = searched.plans[asked]
+    return grow_plans(request.out, frozen, plans) if frozen else plans
+
+
+def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
+    """The request with the store's precision where none was asked for: another machine may be fastest in another.
+
+    Not float16 on a CPU, which would take ten times as long: then the difference is an error that names it.
+    """
+    stored = frozen[0].encoding.precision if frozen else request.precision
+    if request.options.precision not in (None, "auto") or (stored == "fp16" and request.device == "cpu"):
+        return request
+    return replace(request, precision=stored)
+
+
+def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
+    """The plans of a store, one a zone; empty when there is no store."""
+    texts = LatentStore.stored_plans(url, storage_options=storage_options)
+    return tuple(Plan.from_json(t) for t in texts)
+
+
+def open_cubes(
+    request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
+) -> tuple[Cube, ...]:
+    """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
+    if not zoned(request.out, plans, storage_options):
+        cubes: tuple[Cube, ...] = (Cube(plans[0], request.out),)
+    else:
+        cubes = tuple(Cube(p, f"{request.out.rstrip('/')}/{p.grid.name}") for p in plans)
+        join_zones(request.out, plans, storage_options, fence)
+    for cube in cubes:
+        LatentStore.create(cube.url, cube.plan, storage_options=storage_options, fence=fence)
+    if cubes[0].url != request.out:
+        finalise_root(request.out, storage_options=storage_options, fence=fence)
+    return cubes
+
+
+def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: Sequence[Summary]) -> Outcome:
+    """Print what the stores now hold and what went wrong; the exit status follows from the stores."""
+    total: Counter[State] = Counter()
+    failures: list[str] = []
+    for cube, summary in zip(cubes, summaries, strict=True):
+        counts = {State(s): n for s, n in summary.counts.items() if n}
+        total.update(counts)
+        named = ", ".join(f"{n} {s.label}" for s, n in sorted(counts.items()) if s is not State.OUTSIDE)
+        scores = summary.scores
+        quality = "".join(
+            f", {name} {value:.{digits}f}{unit}"
+            for name, value, digits, unit in (("PSNR", scores.psnr, 1, " dB"), ("SAM", scores.sam, 3, " rad"))
+            if value is not None
+        )
+        sample = f" (decoded again: {scores.windows} windows)" if quality else ""
+        say(
+            console,
+            f"{cube.url}: {cube.plan.sensor.name}, EPSG:{cube.plan.grid.lattice.epsg}, "
+            f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}",
+        )
+        if cube.plan.disorder:
+            say(console, f"  times {in_order(cube.plan.disorder)}")
+        if summary.seams.borders:
+            say(console, f"  {seams_line(summary.seams)}")
+        if summary.breaches:
+            say(console, f"  {summary.breaches} windows decode under the weights' floor: eocube status", "red")
+        for item, windows in list(summary.dark.items())[:NAMED_FAILURES]:
+            say(console, f"  warning: {dark_line(item, windows)}", "red")
+        if len(summary.dark) > NAMED_FAILURES:
+            say(console, f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", "red")
+        own = cube.plan.encoding.precision
+        if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
+            say(console, f"  windows not encoded in {own}, whose range or memory did not do: {others}")
+        for item, why in cube.plan.refused[:NAMED_FAILURES]:
+            say(console, f"  refused {item}: {why}")
+        failures += sorted({f"{f.item or '?'} {f.asset or ''}: {f.reason}" for f in summary.failures})
+    if tally.units:
+        windows = sum(tally.windows.values())
+        say(
+            console,
+            f"  {windows} windows in {tally.seconds:.1f} s ({windows / max(tally.seconds, 1e-9):.1f}/s), "
+            f"read {decimal(tally.bytes_in)}, wrote {decimal(tally.bytes_out)}"
+            + (f", {tally.retries} requests made again" if tally.retries else ""),
+        )
+    for line in failures[:NAMED_FAILURES]:
+        say(console, f"  failed {line}", "red")
+    if len(failures) > NAMED_FAILURES:
+        say(console, f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", "red")
+    for unit in tally.lost:
+        say(console, f"  unit {unit} ended its actor every time: not attempted", "red")
+    left = sum(n for s, n in total.items() if s.retryable)
+    if tally.interrupted:
+        say(console, "interrupted: the same command goes on where it stopped")
+    elif left:
+        reasons = ",".join(s.label for s in (State.READ_FAILED, State.ENCODE_FAILED) if total[s])
+        say(console, f"{left} windows can be tried again" + (f": add --retry {reasons}" if reasons else ""))
+    return Outcome(Exit.RETRYABLE if left else Exit.DONE, tuple(c.url for c in cubes), dict(total), tally)
+
+
+def draw(
+    cubes: Sequence[Cube],
+    path: str,
+    storage_options: Mapping[str, Any] | None,
+    source_options: Mapping[str, Any] | None,
+    time: int = 0,
+) -> str:
+    """The quicklook of the cube with the most data, its source read again for comparison."""
+    import eocube
+    from eocube.report.info import truth_pixels
+    from eocube.report.source_pixels import read_source
+
+    cube = max(cubes, key=lambda c: sum(1 for _ in c.plan.grid.requested_windows()))
+    source = read_source(cube.plan, truth_pixels(cube.plan), time, storage_options=source_options)
+    ds = eocube.open(cube.url, storage_options=None if storage_options is None else dict(storage_options))
+    return str(ds.eocube.quicklook(path, time=time, source=source))

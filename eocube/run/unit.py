@@ -1,0 +1,386 @@
+"""One work unit, start to end, in one process: read windows, encode them, write one shard, give one receipt."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from eocube.errors import SourceError
+from eocube.ground.grid import Window
+from eocube.net.network import counting
+from eocube.net.trust import here
+from eocube.plan.plan import Plan, WorkUnit
+from eocube.plan.rules import read_by
+from eocube.read.coverage import pack_clouds, pack_missing
+from eocube.read.plausible import is_dark
+from eocube.read.reader import WindowPixels, WindowReader
+from eocube.run.busy import BusyClock
+from eocube.run.kept import read_kept
+from eocube.run.options import Limits
+from eocube.run.selfcheck import BorderBook, Checked, Scores, SelfCheck
+from eocube.scenes.search import Scene
+from eocube.store.moments import Moments
+from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
+from eocube.store.seams import Seams
+from eocube.store.store import LatentStore
+
+Pixels = Mapping[int, torch.Tensor]
+
+
+class Encoder(Protocol):
+    """What turns pixels into latents; token and embedding models come through the same door."""
+
+    channels: int
+    stride: int
+
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
+        """{sampling: (B, C_g, H_g, W_g)} in travelling form -> latents (B, channels, H/stride, W/stride), float32."""
+        ...
+
+
+class Decoder(Protocol):
+    """What turns stored latents back into physical units."""
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, channels, h, w) -> (B, C, h*stride, w*stride), float32 in the sensor's physical unit."""
+        ...
+
+
+class Truth(Protocol):
+    """What brings travelling pixels to one sampling in physical units."""
+
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
+        """{sampling: (B, C_g, H_g, W_g)} -> (B, C, H, W), float32 in the sensor's physical unit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The encoder at its precisions, best first, and what verification needs."""
+
+    encoders: Mapping[str, Callable[[], Encoder]]
+    """Precision name -> maker; the first is the run's own, the others are tried where its latents are not finite."""
+    decoder: Decoder
+    truth: Truth
+    batch: int = 1
+    device: str = "cpu"
+    psnr_floor: float | None = None
+    """PSNR in dB that the weights record as the least to expect of a decoded window; None when they do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A window to read: its place in the shard and the scenes that touch it."""
+
+    place: int
+    window: Window
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What reading a window came to: pixels, or the state it ends in."""
+
+    window: Window
+    pixels: WindowPixels | None
+    state: State
+    reason: str | None
+    valid_percent: int
+    cloud_percent: int
+    bytes_read: int
+    item: str | None = None
+    asset: str | None = None
+
+
+RUN = 5
+"""Windows side by side that are read as one where the scenes are local files."""
+
+
+def all_local(plan: Plan) -> bool:
+    """Whether every scene is a file of this machine: then reading computes, where it otherwise waits."""
+    return all(here(source.href) for scene in plan.scenes for source in scene.sources)
+
+
+class UnitRunner:
+    """Runs work units of one plan. Safe to call from several threads at once.
+
+    Args:
+        plan: the frozen plan.
+        store: the store the shards go to.
+        models: the encoder at its precisions, the decoder and the truth for verification.
+        limits: threads, read-ahead, cloud limit, share to verify.
+        storage_options: fsspec options of the sources.
+        run_id: goes into every receipt.
+        busy: measures when something is encoded; runners of one device share theirs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: LatentStore,
+        models: Models,
+        limits: Limits,
+        *,
+        storage_options: Mapping[str, object] | None = None,
+        run_id: str = "",
+        busy: BusyClock | None = None,
+    ) -> None:
+        self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
+        self.busy = busy or BusyClock()
+        self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
+        # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
+        # On a GPU two threads: while one batch is computed, the next one crosses the bus.
+        threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
+        self._encoders = ThreadPoolExecutor(
+            threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
+        )
+        # Distant reads wait, and eight of them wait together; local ones compute, and take turns in the files they
+        # share: no more of them than cores, and where encoding computes on the same cores by the same threads.
+        local = all_local(plan)
+        readers = min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
+        shared = local and models.device == "cpu"
+        self._readers = self._encoders if shared else ThreadPoolExecutor(readers, thread_name_prefix="read")
+        self._run_length = RUN if local else 1
+        self._ahead = max(limits.ahead, self._run_length * readers)
+        self._check = SelfCheck(
+            plan.grid, plan.sensor, limits.verify_fraction, decoder=models.decoder, truth=models.truth,
+            device=models.device, floor=models.psnr_floor,
+        )  # fmt: skip
+        self._made: dict[str, Encoder] = {}
+        self._making = Lock()
+
+    def close(self) -> None:
+        """Stop the threads and close the sources."""
+        self._readers.shutdown(cancel_futures=True)
+        self._encoders.shutdown(cancel_futures=True)
+        self.reader.close()
+
+    def run(self, unit: WorkUnit) -> Receipt:
+        """Do a unit. Raises only what is a defect or concerns the target store: sources fail window by window."""
+        with counting() as network:
+            receipt = self._run(unit)
+        return replace(receipt, retries=network.retries)
+
+    def _run(self, unit: WorkUnit) -> Receipt:
+        started = time.perf_counter()
+        plan, grid = self.plan, self.plan.grid
+        lattice = grid.lattice
+        windows = grid.windows_of_shard(unit.row, unit.col)
+        kept = read_kept(plan, self.store, unit)
+        shard = np.full((plan.channels, lattice.shard, lattice.shard), np.nan, dtype=np.float32)
+        results: dict[Window, WindowResult] = dict(kept.results)
+        bytes_in, precisions, dark = 0, Counter(kept.precision), Counter(kept.dark)
+        moments: dict[Window, Moments] = {}
+        borders = BorderBook()
+
+        def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
+            wy, wx = grid.place_in_status(read.window)
+            mask = missing = clouds = None
+            if latents is not None:
+                row, col = grid.place_in_shard(read.window)
+                shard[:, row : row + lattice.core, col : col + lattice.core] = latents
+                if read.pixels is not None:
+                    mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
+                    missing = pack_missing(read.pixels.missing, lattice.stride)
+            results[read.window] = WindowResult(
+                row=wy, col=wx, state=state, reason=reason, valid_percent=read.valid_percent,
+                cloud_percent=read.cloud_percent, psnr=scores.psnr, sam=scores.sam, valid_mask=mask,
+                item=read.item, asset=read.asset, missing=missing, clouds=clouds,
+            )  # fmt: skip
+
+        left = [
+            _Wanted(k, w, plan.scenes_of(unit.time, w))
+            for k, w in enumerate(windows)
+            if grid.requested(w) and w not in results
+        ]
+        for batch in self._batches(self._read_all(left)):
+            for read, latents, precision, checked in batch:
+                bytes_in += read.bytes_read
+                if read.state is not State.OK:
+                    keep(read, None, read.state, read.reason, Scores())
+                elif latents is None:
+                    keep(read, None, State.ENCODE_FAILED, "latents not finite in any precision", Scores())
+                else:
+                    precisions[precision] += 1
+                    keep(read, latents, State.OK, checked.scores.breach, checked.scores)
+                    borders.add(read.window, checked)
+                    if read.pixels is not None and is_dark(read.pixels.groups, plan.sensor):
+                        dark.update(read.pixels.scene_ids)
+                    moments[read.window] = Moments.of(self.store.round_trip(latents))
+        stored = self.store.to_storage(shard)
+        for window, latents in kept.latents.items():
+            row, col = grid.place_in_shard(window)
+            stored[:, row : row + lattice.core, col : col + lattice.core] = latents
+            moments[window] = Moments.of(self.store.from_storage(latents))
+        bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored, fresh=unit.keep is None)
+        return Receipt(
+            unit=unit.key, time=unit.time, shard=(unit.row, unit.col),
+            windows=tuple(results[w] for w in windows if w in results),
+            bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
+            moments=Moments.merged(moments[w] for w in windows if w in moments),
+            precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
+            seams=_together(kept.seams, borders.total()), term=self.store.term,
+            rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
+            dark=dict(sorted(dark.items())),
+        )  # fmt: skip
+
+    # -- reading
+
+    def _read_all(self, windows: Sequence[_Wanted]) -> Iterator[tuple[int, _Read]]:
+        """Windows with their place in the shard, in its order, a bounded number of them read and not yet taken."""
+        runs = self._runs(windows)
+        following = next(runs, None)
+        pending: deque[Future[list[tuple[int, _Read]]]] = deque()
+        waiting = 0
+        try:
+            while following or pending:
+                while following and (not pending or waiting + len(following) <= self._ahead):
+                    waiting += len(following)
+                    pending.append(self._readers.submit(copy_context().run, self._read_run, following))
+                    following = next(runs, None)
+                for read in pending.popleft().result():
+                    waiting -= 1
+                    yield read
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _runs(self, windows: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+        """Windows side by side of the same single scene together, others alone."""
+        run: list[_Wanted] = []
+        for wanted in windows:
+            if run and not (
+                len(run) < self._run_length and len(wanted.scenes) == 1 and wanted.scenes == run[-1].scenes
+                and wanted.window == Window(run[-1].window.row, run[-1].window.col + 1)
+            ):  # fmt: skip
+                yield run
+                run = []
+            run.append(wanted)
+        if run:
+            yield run
+
+    def _read_run(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
+        if len(run) > 1:
+            together = self.reader.read_run(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
+            if together is not None:
+                return [(wanted.place, _whole(wanted.window, read)) for wanted, read in zip(run, together, strict=True)]
+        return [(wanted.place, self._read(wanted.scenes, wanted.window)) for wanted in run]
+
+    def _read(self, scenes: Sequence[Scene], window: Window) -> _Read:
+        valid, cloud, read_so_far = 0, 255, 0
+        try:
+            if scenes and self.limits.max_cloud is not None:
+                valid, cloud, read_so_far = self.reader.mask(scenes, window)
+                if cloud != 255 and cloud > self.limits.max_cloud:
+                    return _Read(window, None, State.CLOUDY, None, valid, cloud, read_so_far)
+            pixels = self.reader.read(scenes, window) if scenes else None
+        except SourceError as error:
+            return _Read(
+                window, None, State.READ_FAILED, str(error), valid, cloud, read_so_far, error.item, error.asset
+            )
+        if pixels is None or (pixels.valid_percent == 0 and not pixels.valid.any()):
+            return _Read(window, None, State.NODATA, None, 0, 255, pixels.bytes_read if pixels else 0)
+        return _whole(window, pixels, read_so_far)
+
+    # -- encoding
+
+    def _batches(self, reads: Iterator[tuple[int, _Read]]) -> Iterator[list[_Encoded]]:
+        """Encode windows as they come; on one window a thread (CPU) or in batches of one fixed size (GPU).
+
+        A window's place in its batch follows from its place in the shard, and absent windows leave their place
+        blank, so that its bits never depend on which others were there.
+        """
+        size = self.models.batch
+        pending: deque[Future[list[_Encoded]]] = deque()
+        group: list[tuple[int, _Read]] = []
+        for place, read in reads:
+            if group and place // size != group[0][0] // size:
+                pending.append(self._encoders.submit(self._timed, group))
+                group = []
+            group.append((place, read))
+            while len(pending) > self.limits.encode_threads + 1:
+                yield pending.popleft().result()
+        if group:
+            pending.append(self._encoders.submit(self._timed, group))
+        while pending:
+            yield pending.popleft().result()
+
+    def _timed(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
+        with self.busy.inside():
+            return self._encode(group)
+
+    def _encode(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
+        there = [(place % self.models.batch, read) for place, read in group if read.pixels is not None]
+        lattice = self.plan.grid.lattice
+        core = slice(lattice.halo, lattice.halo + lattice.core)
+        found: dict[Window, tuple[np.ndarray, str]] = {}
+        left = there
+        for precision in self.models.encoders if there else ():
+            encoder = self._encoder(precision)
+            encoded = encoder(self._stack(left)).float()
+            sound = storable(encoded[:, :, core, core])
+            latents = encoded.cpu().numpy()
+            name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision
+            for place, read in left:
+                if sound[place]:
+                    found[read.window] = (latents[place], name)
+            left = [(place, read) for place, read in left if read.window not in found]
+            if not left:
+                break
+        done: list[_Encoded] = []
+        for _, read in group:
+            whole, precision = found.get(read.window, (None, ""))
+            checked = Checked()
+            if whole is not None and read.pixels is not None and self._check.samples(read.window):
+                checked = self._check.check(read.window, read.pixels, self.store.round_trip(whole))
+            done.append((read, None if whole is None else whole[:, core, core], precision, checked))
+        return done
+
+    def _encoder(self, precision: str) -> Encoder:
+        with self._making:  # threads that start together share one encoder
+            if precision not in self._made:
+                self._made[precision] = self.models.encoders[precision]()
+            return self._made[precision]
+
+    def _stack(self, there: Sequence[tuple[int, _Read]]) -> Pixels:
+        first = there[0][1].pixels
+        assert first is not None
+        stacked: dict[int, torch.Tensor] = {}
+        for sampling, array in first.groups.items():
+            batch = np.zeros((self.models.batch, *array.shape), dtype=array.dtype)
+            for place, read in there:
+                assert read.pixels is not None
+                batch[place] = read.pixels.groups[sampling]
+            stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
+        return stacked
+
+
+def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:
+    """What reading came to where there are pixels to encode."""
+    return _Read(
+        window, pixels, State.OK, None, pixels.valid_percent, pixels.cloud_percent, pixels.bytes_read + read_before
+    )
+
+
+def storable(latents: torch.Tensor) -> list[bool]:
+    """Which windows of (B, channels, h, w) are finite and within float16's range; judged where the latents are."""
+    largest = latents.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+    return [bool(v) for v in (largest <= torch.finfo(torch.float16).max).tolist()]
+
+
+_Encoded = tuple[_Read, np.ndarray | None, str, Checked]
+
+
+def _together(*parts: Seams | None) -> Seams | None:
+    given = [part for part in parts if part is not None]
+    return Seams.merged(given) if given else None

@@ -1,0 +1,111 @@
+"""Models for a plan: precision ladder, halved batches, numerics that a resumed store goes on with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, models_for, numerics
+from eocube.products.half_batches import HalfBatches
+from eocube.run.job import at_stored_precision
+from eocube.run.request import PRECISIONS, EncodeOptions, Request, fastest_on_cpu
+from eocube.run.unit import storable
+from tests.eocube.cubes import make_plan, make_weights
+
+ASKED = EncodeOptions(bbox=("11.3", "48", "11.4", "48.1"), datetime="2024-06-01", out="cube.zarr")
+
+
+class Filling:
+    """An encoder on a device that holds so many windows at once."""
+
+    channels, stride = 4, 8
+
+    def __init__(self, holds: int) -> None:
+        self.holds = holds
+        self.calls: list[int] = []
+
+    def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        batch = pixels[10].shape[0]
+        self.calls.append(batch)
+        if batch > self.holds:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return pixels[10][:, :1].repeat(1, 4, 1, 1)[:, :, ::8, ::8]
+
+
+def test_out_of_memory_halves_the_batch_once_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    inner = Filling(holds=4)
+    encoder = HalfBatches(inner)
+    pixels = {10: torch.arange(7.0)[:, None, None, None].expand(7, 2, 16, 16)}
+    with caplog.at_level(logging.WARNING, "eocube.products.half_batches"):
+        latents = encoder(pixels)
+    assert latents[:, 0, 0, 0].tolist() == list(range(7)) and inner.calls == [7, 4, 3]
+    assert encoder.halved and "batches of 7" in caplog.text
+    assert torch.equal(encoder(pixels), latents) and inner.calls[3:] == [4, 3], "halves from now on, without a try"
+    inner.holds = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder(pixels)
+
+
+def test_one_window_cannot_be_halved() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        HalfBatches(Filling(holds=0))({10: torch.zeros(1, 1, 16, 16)})
+
+
+def test_storable_is_finite_and_within_float16() -> None:
+    latents = torch.zeros(5, 4, 3, 3)
+    latents[1, 2, 0, 1] = float("nan")
+    latents[2, 0, 2, 2] = -float("inf")
+    latents[3, 3, 1, 1] = 7e4
+    latents[4, 3, 1, 1] = -65504
+    assert storable(latents) == [True, False, False, False, True]
+
+
+def test_a_resumed_store_goes_on_with_the_kernels_it_was_begun_with(tmp_path: Path) -> None:
+    weights = load(str(make_weights(tmp_path / "tiny.safetensors")))
+    plan = make_plan(Path(weights.source))
+    for recorded, expected in (({"kernels": "torch"}, {"torch"}), ({}, {numerics("cpu")["kernels"]})):
+        models = models_for(replace(plan, numerics=recorded), weights, "cpu")
+        assert {make().kernels for make in models.encoders.values()} == expected  # type: ignore[attr-defined]
+        assert models.batch == 1
+
+
+def test_the_ladder_ends_in_float32_and_knows_every_precision() -> None:
+    assert set(LADDER) == set(DTYPES) == set(PRECISIONS) - {"auto"}
+    assert all(steps[0] == name and steps[-1] == "fp32" for name, steps in LADDER.items())
+
+
+def test_numerics_say_what_decides_a_bit() -> None:
+    cpu = numerics("cpu", 32)
+    assert cpu["batch"] == 1 and cpu["device"] == "cpu"
+    assert cpu["kernels"] == "torch" or cpu["kernels"].startswith("native-")
+    assert numerics("cuda", 32)["batch"] == 32 and numerics("cuda")["batch"] == GPU_BATCH
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_here_the_batch_is_the_fixed_one() -> None:
+    weights = load("nano")
+    sensor = Request.parse(ASKED, on_gpu=False).sensor
+    assert gpu_batch(weights, sensor, 10, 256, "fp16") == GPU_BATCH
+
+
+def test_precision_is_the_machines_unless_one_is_asked_for() -> None:
+    assert Request.parse(ASKED, on_gpu=False).precision == fastest_on_cpu()
+    assert Request.parse(replace(ASKED, precision="auto"), on_gpu=True).precision == "fp16"
+    assert Request.parse(replace(ASKED, precision="fp32"), on_gpu=True).precision == "fp32"
+
+
+def test_a_store_keeps_its_precision_on_another_machine(tmp_path: Path) -> None:
+    plan = make_plan(make_weights(tmp_path / "tiny.safetensors"))
+    other = Request.parse(replace(ASKED, precision="bf16"), on_gpu=False)
+    automatic = replace(other, options=ASKED)
+    stored = plan.encoding.precision
+    assert at_stored_precision(automatic, [plan]).precision == stored
+    assert at_stored_precision(automatic, []).precision == "bf16"
+    assert at_stored_precision(other, [plan]).precision == "bf16", "asked for: the difference is for the user to see"
+    half = replace(plan, encoding=replace(plan.encoding, precision="fp16"))
+    assert at_stored_precision(automatic, [half]).precision == "bf16", "no float16 on a CPU by accident"

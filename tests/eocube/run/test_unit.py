@@ -1,0 +1,114 @@
+"""One work unit in one process: threads share one encoder, and how windows are read shows in no byte."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rasterio.warp import transform_bounds
+
+from eocube.demo.files import write_cog
+from eocube.plan.plan import Plan, WorkUnit
+from eocube.read.reader import WindowPixels, WindowReader
+from eocube.run import unit as worker
+from eocube.run.options import Limits
+from eocube.run.unit import Models, UnitRunner
+from eocube.scenes.scene import BandSource
+from eocube.scenes.search import Scene
+from eocube.sensors.radiometry import Radiometry
+from eocube.store.receipts import Receipt, State
+from eocube.store.store import LatentStore
+from tests.eocube.cubes import fullest, make_plan, make_weights
+
+
+def test_threads_that_start_together_build_one_encoder(tmp_path: Path) -> None:
+    plan = make_plan(make_weights(tmp_path / "w.safetensors"))
+    store = LatentStore.create(tmp_path / "cube.zarr", plan)
+    made: list[object] = []
+    together = threading.Barrier(4)
+
+    def slow_maker() -> object:
+        threading.Event().wait(0.05)  # long enough for the others to come by
+        made.append(object())
+        return made[-1]
+
+    runner = UnitRunner(plan, store, Models({"fp32": slow_maker}, None, None), Limits())  # type: ignore[arg-type,dict-item]
+
+    def ask(_: int) -> object:
+        together.wait()
+        return runner._encoder("fp32")
+
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(ask, range(4)))
+    runner.close()
+    assert len(made) == 1 and all(encoder is made[0] for encoder in got)
+
+
+def over(plan: Plan, folder: Path) -> Plan:
+    """The plan over one scene of local files that covers a shard, with a pixel of nodata and a cloudy corner."""
+    lattice = plan.grid.lattice
+    left, bottom, right, top = (
+        v + by for v, by in zip(plan.grid.shard_bounds(*fullest(plan)), (-600, -600, 600, 600), strict=True)
+    )
+    size = int(right - left) // 10
+    image = np.random.default_rng(0).integers(1, 9000, (1, size, size)).astype(np.uint16)
+    image[0, size // 4, size // 4] = 0
+    write_cog(folder / "band.tif", image, lattice.epsg, left, top, 10.0, 0, "average")
+    classes = np.full((1, size // 2, size // 2), 4, np.uint8)
+    classes[0, size // 4 :, size // 4 :] = 9
+    write_cog(folder / "scl.tif", classes, lattice.epsg, left, top, 20.0, 0, "nearest")
+    dn, kinds = Radiometry(1e-4, -0.1, 0.0, "dn", "test"), Radiometry(1, 0, 0, "dn", "classes")
+    bands = tuple(BandSource(band.name, "band", str(folder / "band.tif"), 1, dn) for band in plan.sensor.bands)
+    scene = Scene(
+        plan.times[0].scene_ids[0], "c", "2023-08-15T09:57:57Z", "S2A", "g", "", lattice.epsg,
+        transform_bounds(lattice.epsg, 4326, left, bottom, right, top), None, None, None, bands,
+        BandSource("SCL", "scl", str(folder / "scl.tif"), 1, kinds),
+    )  # fmt: skip
+    return replace(plan, times=plan.times[:1], scenes=(scene,))
+
+
+class Means:
+    """The mean of each 8 x 8 pixels of the first four bands of 10 m."""
+
+    channels, stride = 4, 8
+
+    def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixels[10][:, :4].float(), 8)
+
+
+@pytest.mark.parametrize("max_cloud", [None, 50.0])
+def test_how_windows_are_read_shows_neither_in_the_shard_nor_in_the_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_cloud: float | None
+) -> None:
+    plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
+    found: list[tuple[bytes, Receipt]] = []
+    together: list[bool] = []
+    plain = WindowReader.read_run
+
+    def noted(*arguments: Any) -> tuple[WindowPixels, ...] | None:
+        read = plain(*arguments)
+        together.append(read is not None)
+        return read
+
+    monkeypatch.setattr(WindowReader, "read_run", noted)
+    for length in (1, 2):
+        monkeypatch.setattr(worker, "RUN", length)
+        store = LatentStore.create(tmp_path / f"{length}.zarr", plan)
+        models = Models({"fp32": Means}, None, None)  # type: ignore[arg-type]
+        runner = UnitRunner(plan, store, models, Limits(encode_threads=2, max_cloud=max_cloud))
+        assert runner._readers is runner._encoders  # local files: read where windows are encoded
+        receipt = runner.run(WorkUnit(0, *fullest(plan)))
+        runner.close()
+        shard = (tmp_path / f"{length}.zarr" / store.shard_key(0, *fullest(plan))).read_bytes()
+        found.append((shard, replace(receipt, seconds=0.0, created="")))
+    assert found[0] == found[1]
+    assert (True in together) == (max_cloud is None)  # one row has the gap, the other the cloud
+    states = [window.state for window in found[0][1].windows]
+    assert State.OK in states and (State.CLOUDY in states) == (max_cloud is not None)
