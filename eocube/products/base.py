@@ -1,0 +1,131 @@
+"""Declares what makes a product and gives it back: `Kind`, `Codec`, `Encoder`, `Decoder`; and what a unit reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from eocube.products.spec import Product
+from eocube.sensors.sensor import Sensor
+
+Pixels = Mapping[int, torch.Tensor]
+"""{sampling in metres: (B, C_g, H_g, W_g)} in travelling form, as `eocube.read` reads them."""
+
+
+class Encoder(Protocol):
+    """What turns pixels into a product's values."""
+
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
+        """Pixels -> values of whole windows (B, channels, h, w): float32, or integers where they are codes.
+
+        h = w = the window's cells, halo included where the halo is whole cells; else the core's cells alone.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """What turns values back into physical units."""
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, channels, h, w) as `Storage.unpack` gives them -> (B, bands, h * cell_px, w * cell_px), float32."""
+        ...
+
+
+class Truth(Protocol):
+    """What brings travelling pixels to one sampling in physical units, for a decoder to be compared with."""
+
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
+        """Pixels -> (B, C, H, W), float32 in the sensor's physical unit."""
+        ...
+
+
+class Codec(Protocol):
+    """A product's network, ready to be put on a device."""
+
+    @property
+    def product(self) -> Product:
+        """What it makes."""
+        ...
+
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """Precisions tried in turn for a window whose values are not sound, the run's own first."""
+        ...
+
+    @property
+    def floor(self) -> float | None:
+        """PSNR in dB that is the least to expect of a decoded window; None where nobody said."""
+        ...
+
+    def encoder(self, device: str, precision: str, numerics: Mapping[str, Any]) -> Encoder:
+        """The encoder in one of the ladder's precisions, computing as the plan's numerics say."""
+        ...
+
+    def batch(self, device: str, numerics: Mapping[str, Any]) -> int:
+        """Windows that are encoded at once: one fixed size, as bits depend on it."""
+        ...
+
+    def decoder(self, device: str, dtype: str | None = None, bands: Sequence[str] | None = None) -> Decoder | None:
+        """The decoder of some bands, all by default; None where values are not decoded: then nothing is scored."""
+        ...
+
+    def truth(self, device: str) -> Truth | None:
+        """What a decoder's pixels are compared with; None where there is no decoder."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a user asks of a product."""
+
+    sensor: Sensor
+    resolution: int
+    """Metres a pixel."""
+    weights: str
+    """As the user names them; kinds without weights of their own take no notice."""
+    precision: str
+    """fp16, bf16 or fp32."""
+    storage: str | None
+    """The storage's name; None for the kind's own."""
+    device: str
+    """cpu or cuda."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further choices that a kind knows (`--product-options name=value`)."""
+
+
+class Kind(Protocol):
+    """A kind of product, as the entry point group `eocube.products` names them: an object of this form."""
+
+    @property
+    def name(self) -> str:
+        """The registry's key, `Product.kind`."""
+        ...
+
+    def plan(self, ask: Ask) -> Product:
+        """The product that is asked for. InputError, in one line, where it cannot be had."""
+        ...
+
+    def open(self, product: Product, device: str = "cpu") -> Codec:
+        """The codec of a stored product. StoreError where what made it cannot be had any more."""
+        ...
+
+    def numerics(self, product: Product, device: str) -> dict[str, Any]:
+        """What decides the last bits beside the meaning: batch, kernels, versions (DESIGN 3.12)."""
+        ...
+
+
+if TYPE_CHECKING:
+    from eocube.ground.grid import Window
+    from eocube.read.reader import WindowPixels
+    from eocube.scenes.scene import Scene
+
+
+class Inputs(Protocol):
+    """What a work unit reads: scenes today; a series of dates, or another cube, by the same door."""
+
+    def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
+        """The pixels of a window with its halo. SourceError where a source cannot be read."""
+        ...

@@ -1,0 +1,80 @@
+"""Defines `Product`: what a cube holds, as far as the store, the plan and verification need to know it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from eocube.errors import InputError
+from eocube.products.identity import digest
+from eocube.products.storage import Storage
+from eocube.sensors.sensor import Sensor
+
+Summary = Literal["moments", "histogram", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """What a cube holds: one array of values, a cell of `cell_px` pixels each, made window by window.
+
+    Args:
+        kind: the registry's key, such as "eo-vae".
+        array: the array's name in the store: "latent", "token", "embedding", ...
+        channels: values a cell.
+        cell_px, core_px, halo_px: pixels at the cube's resolution along a cell, the part of a window that is kept, and
+            what a window has of its neighbours on each side. A core is whole cells; a halo need not be.
+        inputs: the sensors that are read.
+        meaning: JSON; everything that decides what a value means. Hashed whole: the space id.
+        storage: how values are stored.
+        summary: what the log counts of the values: mergeable moments of each channel, a histogram of codes, or nothing.
+        long_name: the array's description, for people.
+        scores: what a window's receipt may say of its decoded self; none without a decoder.
+        made_by: JSON; what its codec needs to be opened again that is no part of the meaning: where weights lie, ...
+
+    Raises:
+        InputError: a geometry that cannot be.
+    """
+
+    kind: str
+    array: str
+    channels: int
+    cell_px: int
+    core_px: int
+    halo_px: int
+    inputs: tuple[Sensor, ...]
+    meaning: Mapping[str, Any]
+    storage: Storage
+    summary: Summary
+    long_name: str
+    scores: tuple[str, ...] = ()
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.cell_px, self.core_px) < 1 or self.halo_px < 0 or self.core_px % self.cell_px:
+            raise InputError(
+                f"product {self.kind}: {self.channels} channels, cells of {self.cell_px} px, cores of {self.core_px} "
+                f"px and a halo of {self.halo_px} px do not go together: a core is whole cells, a halo 0 px or more"
+            )
+        if not self.inputs:
+            raise InputError(f"product {self.kind} reads no sensor: give it one in `inputs`")
+
+    @property
+    def space_id(self) -> str:
+        """The digest of the meaning: cubes with the same one may be mixed."""
+        return digest(dict(self.meaning))
+
+    @property
+    def sensor(self) -> Sensor:
+        """The sensor that is read first, at whose sampling a decoder's pixels come."""
+        return self.inputs[0]
+
+    @property
+    def window_px(self) -> int:
+        """Pixels along a window, halo included."""
+        return self.core_px + 2 * self.halo_px
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its codec gives pixels back, which are then scored as they are made."""
+        return bool(self.scores)

@@ -1,0 +1,232 @@
+"""Packs values into what is stored and back, and knows what "absent" looks like: float16, int8, codes, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eocube.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Values = npt.NDArray[Any]
+"""(channels, ...): float32 where values are real, int32 where they are codes."""
+Stored = npt.NDArray[Any]
+"""(channels, ...) in the store's dtype."""
+
+_LARGEST_HALF = 65504.0
+_LOWEST_INT8, _NO_INT8 = -127, -128
+_NO_CODE = 65535
+
+
+class Storage(Protocol):
+    """How values are stored."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a plan's hash and on the command line: "fp16", "int8", "codes", "fp32"."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """numpy's name of the stored dtype."""
+        ...
+
+    @property
+    def fill(self) -> float | int:
+        """What is stored where there is no value."""
+        ...
+
+    def pack(self, values: Values) -> Stored:
+        """Values (C, ...) as stored; what cannot be a value (not finite, beyond the codes) becomes the fill value."""
+        ...
+
+    def unpack(self, stored: Stored) -> Values:
+        """Stored values (C, ...) as float32 with NaN where there is none; codes as int32 with -1."""
+        ...
+
+    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
+        """Where values are, number by number: the one mask of presence."""
+        ...
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Which windows of (B, C, h, w) may be stored, judged on their device; others are made again more precisely."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """JSON that `storage_of` reads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """float16, NaN where there is no value."""
+
+    name = "fp16"
+    dtype = "float16"
+    fill = float("nan")
+
+    def pack(self, values: Values) -> Stored:
+        """As float16; one bit pattern for every NaN, so that the same values are the same bytes."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            half = np.asarray(values).astype(np.float16)
+        half[~np.isfinite(half)] = np.float16(np.nan)
+        return half
+
+    def unpack(self, stored: Stored) -> Values:
+        """As float32."""
+        return stored.astype(np.float32)
+
+    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
+        """Where it is finite."""
+        return np.asarray(np.isfinite(stored))
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Whether all are finite and within float16's range."""
+        largest = values.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+        return [bool(v) for v in (largest <= _LARGEST_HALF).tolist()]
+
+    def document(self) -> dict[str, Any]:
+        """Its name."""
+        return {"name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine8:
+    """int8 codes, value = code * scale + offset per channel, -128 where there is no value.
+
+    Codes saturate at -127 and 127, rounded half to even.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    name = "int8"
+    dtype = "int8"
+    fill = _NO_INT8
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != len(self.offset) or not all(0 < s < float("inf") for s in self.scale):
+            raise InputError("int8 storage needs one offset and one scale above 0 for every channel")
+
+    def _affine(self, ndim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        shape = (-1, *[1] * (ndim - 1))
+        return np.asarray(self.scale, np.float32).reshape(shape), np.asarray(self.offset, np.float32).reshape(shape)
+
+    def pack(self, values: Values) -> Stored:
+        """The nearest codes."""
+        finite = np.isfinite(values)
+        scale, offset = self._affine(values.ndim)
+        with np.errstate(invalid="ignore", over="ignore"):
+            codes = np.clip(np.rint((values - offset) / scale), _LOWEST_INT8, -_LOWEST_INT8)
+        return np.where(finite, np.nan_to_num(codes), _NO_INT8).astype(np.int8)
+
+    def unpack(self, stored: Stored) -> Values:
+        """As float32."""
+        scale, offset = self._affine(stored.ndim)
+        values = stored.astype(np.float32) * scale + offset
+        return np.where(stored == _NO_INT8, np.float32(np.nan), values).astype(np.float32)
+
+    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
+        """Where it is not -128."""
+        return np.asarray(stored != _NO_INT8)
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """As for float16, so that a store of either kind re-runs the same windows."""
+        return Half().sound(values)
+
+    def document(self) -> dict[str, Any]:
+        """Its name, scales and offsets."""
+        return {"name": self.name, "scale": list(self.scale), "offset": list(self.offset)}
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """uint16 codes from 0 to `levels` - 1, 65535 where there is none."""
+
+    levels: int
+
+    name = "codes"
+    dtype = "uint16"
+    fill = _NO_CODE
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.levels <= _NO_CODE:
+            raise InputError(f"{self.levels} levels: uint16 codes are from 1 to {_NO_CODE} levels")
+
+    def pack(self, values: Values) -> Stored:
+        """Codes as uint16; what is none becomes the fill value."""
+        codes = np.asarray(values)
+        with np.errstate(invalid="ignore"):
+            known = (codes >= 0) & (codes < self.levels)
+        return np.where(known, np.where(known, codes, 0), _NO_CODE).astype(np.uint16)
+
+    def unpack(self, stored: Stored) -> Values:
+        """As int32, -1 where there is none."""
+        return np.where(stored == _NO_CODE, np.int32(-1), stored.astype(np.int32))
+
+    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
+        """Where it is below the number of levels."""
+        return np.asarray(stored < self.levels)
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Whether all are codes."""
+        known = (values >= 0) & (values < self.levels)  # NaN is neither
+        return [bool(v) for v in known.flatten(1).all(1).tolist()]
+
+    def document(self) -> dict[str, Any]:
+        """Its name and levels."""
+        return {"name": self.name, "levels": self.levels}
+
+
+@dataclass(frozen=True, slots=True)
+class Raw32:
+    """float32, NaN where there is no value."""
+
+    name = "fp32"
+    dtype = "float32"
+    fill = float("nan")
+
+    def pack(self, values: Values) -> Stored:
+        """As float32; one bit pattern for every NaN."""
+        found = np.array(values, dtype=np.float32)
+        found[~np.isfinite(found)] = np.float32(np.nan)
+        return found
+
+    def unpack(self, stored: Stored) -> Values:
+        """As they are."""
+        return stored.astype(np.float32)
+
+    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
+        """Where it is finite."""
+        return np.asarray(np.isfinite(stored))
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Whether all are finite."""
+        return [bool(v) for v in values.isfinite().flatten(1).all(1).tolist()]
+
+    def document(self) -> dict[str, Any]:
+        """Its name."""
+        return {"name": self.name}
+
+
+def storage_of(document: Mapping[str, Any]) -> Storage:
+    """The storage of a document that `Storage.document` gave. InputError for one that is unknown."""
+    name = document.get("name")
+    if name == Half.name:
+        return Half()
+    if name == Raw32.name:
+        return Raw32()
+    if name == Codes.name:
+        return Codes(int(document["levels"]))
+    if name == Affine8.name:
+        scale, offset = (tuple(map(float, document[key])) for key in ("scale", "offset"))
+        return Affine8(scale, offset)
+    raise InputError(
+        f"storage {name!r} is not known: there are {Half.name}, {Affine8.name}, {Codes.name}, {Raw32.name}"
+    )
