@@ -26,11 +26,11 @@ from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
 from eocube.errors import EncodeError
 from eocube.plan.plan import Plan
+from eocube.products.base import Models
 from eocube.products.eo_vae import load, models_for
 from eocube.read.reader import WindowReader
 from eocube.run.job import encode_region
 from eocube.run.request import EncodeOptions
-from eocube.run.unit import Models
 from eocube.store.receipts import State
 from eocube.store.store import LatentStore
 from model.weights import save_weights

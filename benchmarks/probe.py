@@ -44,8 +44,9 @@ def install() -> None:
     import torch
 
     import eocube.products.eo_vae as encoders
+    from eocube.products.base import Models
     from eocube.read.reader import WindowReader
-    from eocube.run.unit import Models, UnitRunner
+    from eocube.run.unit import UnitRunner
     from eocube.store.store import LatentStore
 
     lock = threading.Lock()

@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eocube.ground.grid import CubeGrid
 from eocube.ground.lattice import CoreRange, Lattice
-from eocube.plan.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.plan.plan import Plan, TimeStep, WorkUnit
+from eocube.products.spec import Encoding
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.placement import Place, here
 from eocube.run.pool import UNITS_PER_ACTOR
 from eocube.run.ray_session import ray_session
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State, WindowResult
 from eocube.store.store import LatentStore
 

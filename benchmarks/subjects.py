@@ -20,7 +20,8 @@ from eocube.demo.noise import block_mean
 from eocube.errors import InputError
 from eocube.ground.lattice import Lattice
 from eocube.products.eo_vae import load
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights_meta import published_meta
 

@@ -15,11 +15,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from eocube.console import complain, lament, open_streams, plain, tell
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
 from eocube.net.storage_options import parse_options
 from eocube.run.request import EncodeOptions, Exit
-from eocube.streams import lament, open_streams, tell
-from eocube.terminal import complain, plain
 
 Options = TypeVar("Options")
 

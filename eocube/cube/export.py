@@ -11,7 +11,7 @@ import xarray as xr
 from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterWindow
 
-import eocube
+from eocube.cube.accessor import open as open_cube
 from eocube.errors import InputError
 
 TILE = 256
@@ -32,7 +32,7 @@ def export(
     Raises:
         InputError: another ending, or no such time step or band.
     """
-    ds = eocube.open(url, None if storage_options is None else dict(storage_options), group=group)
+    ds = open_cube(url, None if storage_options is None else dict(storage_options), group=group)
     decoded: xr.DataArray = ds.eocube.decode(bands=bands)
     if out.endswith(".tif"):
         if not 0 <= time < decoded.sizes["time"]:

@@ -24,12 +24,12 @@ from eocube.ground.zones import to_lonlat, zones_of
 from eocube.net.storage_options import scoped
 from eocube.plan.plan import Plan, footprint, group_times
 from eocube.read.reader import UNKNOWN, WindowReader
-from eocube.run.request import drop_cloudy
 from eocube.scenes.scene import Scene
 from eocube.scenes.scene_ids import distinct
-from eocube.scenes.search import search
+from eocube.scenes.search import drop_cloudy, search
 from eocube.scenes.stac import PRESETS
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from eocube.store.store import LatentStore
 from model.pixels import PixelPipeline
 

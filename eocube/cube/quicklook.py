@@ -20,12 +20,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pyproj import CRS, Transformer
 
+from eocube.console import plain
 from eocube.cube.colours import Composite, Stretch, composite, principal_components
 from eocube.errors import InputError
 from eocube.products.scores import DATA_RANGE, psnr, rmse, rmse_map, sam, seam_ratio
 from eocube.store.document import CubeInfo
 from eocube.store.receipts import STATES, State
-from eocube.terminal import plain
 
 Pixels = npt.NDArray[np.float32]
 Source = xr.DataArray | npt.NDArray[Any] | Callable[[xr.DataArray], "xr.DataArray | npt.NDArray[Any]"]

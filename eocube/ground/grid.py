@@ -11,7 +11,6 @@ import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
 
 from eocube.errors import InputError
 from eocube.ground.lattice import Bounds, CoreRange, Lattice, Window, grow
@@ -105,11 +104,6 @@ class CubeGrid:
         """Affine transform of the latent pixels: array (column, row) corner to metres."""
         cell, shard = self.lattice.cell, self.lattice.shard
         return Affine(cell, 0.0, self.shard_col0 * shard * cell, 0.0, -cell, -self.shard_row0 * shard * cell)
-
-    @property
-    def geobox(self) -> GeoBox:
-        """The latent pixels as an odc.geo GeoBox."""
-        return GeoBox(self.shape, self.transform, f"EPSG:{self.lattice.epsg}")
 
     @property
     def x(self) -> NDArray[np.float64]:

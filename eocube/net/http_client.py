@@ -6,19 +6,21 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import aiohttp
-import yarl
-from aiohttp.abc import AbstractResolver, ResolveResult
 from fsspec import AbstractFileSystem
-from fsspec.asyn import sync
 
 from eocube.errors import InputError
 from eocube.net.addresses import Policy, matches
 
+if TYPE_CHECKING:
+    import aiohttp
+    import yarl
+    from aiohttp.abc import ResolveResult
+
+# aiohttp takes a quarter of a second to import, which a job on local files never needs: it is imported as it is used.
 CONNECT_S = 15.0
 SILENCE_S = 60.0
 """Seconds without a single byte after which a request has failed."""
@@ -43,10 +45,15 @@ class Answer:
     body: bytes = field(repr=False)
 
 
-class _JudgingResolver(AbstractResolver):
-    """Looks names up and refuses addresses that may not be asked: the ones returned are those connected to."""
+class _JudgingResolver:
+    """Looks names up and refuses addresses that may not be asked: the ones returned are those connected to.
+
+    Of the form of `aiohttp.abc.AbstractResolver`.
+    """
 
     def __init__(self, policy: Policy, exempt: frozenset[str]) -> None:
+        import aiohttp
+
         self._policy, self._exempt, self._inner = policy, exempt, aiohttp.ThreadedResolver()
 
     async def resolve(
@@ -75,13 +82,16 @@ class GuardedClient:
 
     async def __call__(self, *, loop: Any = None, **client_kwargs: Any) -> aiohttp.ClientSession:
         """As `aiohttp.ClientSession`, inside the loop that it is for."""
+        import aiohttp
+
         how: dict[str, Any] = {
             "trust_env": True,
             "timeout": aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S, sock_read=SILENCE_S),
             **client_kwargs,
         }
         if "connector" not in how:
-            how["connector"] = aiohttp.TCPConnector(resolver=_JudgingResolver(self.policy, proxies()))
+            resolver: Any = _JudgingResolver(self.policy, proxies())
+            how["connector"] = aiohttp.TCPConnector(resolver=resolver)
         how["middlewares"] = (self._judge, *how.get("middlewares", ()))
         return aiohttp.ClientSession(**how)
 
@@ -134,6 +144,9 @@ def ask(
         AddressError: it, or where it redirects to, is at an address that may not be asked.
         aiohttp.ClientError, TimeoutError: no answer.
     """
+    import aiohttp
+    from fsspec.asyn import sync
+
     options = {**filesystem.kwargs, **more}
     options["headers"] = {**(options.get("headers") or {}), **(headers or {})}
     timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_S, sock_read=silence)
@@ -160,6 +173,8 @@ def ask(
 
 def _as_given(filesystem: AbstractFileSystem, url: str) -> yarl.URL:
     """A URL as it stands where that is possible: signatures hold for one way of escaping."""
+    import yarl
+
     clean = re.fullmatch(r"(?:[\w.~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+", url, re.ASCII)
     return yarl.URL(url, encoded=True) if clean else filesystem.encode_url(url)
 

@@ -12,6 +12,7 @@ from shapely.geometry import box
 from eocube.plan.asset_sizes import AssetSizes
 from eocube.plan.plan import Plan, footprint
 from eocube.plan.rates import Rate
+from eocube.plan.rules import rules_of
 
 _MASK_SAMPLING = 20
 
@@ -86,3 +87,29 @@ def total(documents: list[Mapping[str, Any]]) -> dict[str, Any]:
         "dollars",
     )  # fmt: skip
     return {n: None if any(d[n] is None for d in documents) else sum(d[n] for d in documents) for n in names}
+
+
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    """The plan in figures, before a pixel is read."""
+    units = list(plan.units())
+    windows = sum(1 for _ in plan.grid.requested_windows())
+    lattice = plan.grid.lattice
+    cores = windows * len(plan.times)
+    return {
+        "zone": plan.grid.name,
+        "epsg": lattice.epsg,
+        "extent": [list(box) for box in plan.request.get("extent") or ()],
+        "array_km": [side * lattice.cell / 1000.0 for side in reversed(plan.grid.shape)],
+        "requested_percent": round(100.0 * windows / plan.grid.requested_mask.size, 2),
+        "space_id": plan.space_id,
+        "plan": plan.hash,
+        "times": len(plan.times),
+        "scenes": len(plan.scenes),
+        "refused": [list(r) for r in plan.refused],
+        "rules": rules_of(plan),
+        "units": len(units),
+        "units_without_data": sum(u.empty for u in units),
+        "windows": cores,
+        "latent_bytes_raw": cores * lattice.core**2 * plan.channels * (2 if plan.encoding.storage == "fp16" else 1),
+        "km2": windows * (lattice.core * lattice.cell / 1000.0) ** 2,
+    }

@@ -17,9 +17,10 @@ from shapely.validation import make_valid
 
 from eocube.errors import StoreError
 from eocube.ground.boxes import footprint_of
-from eocube.ground.grid import CubeGrid, Window
-from eocube.ground.zones import central_meridian, to_zone
+from eocube.ground.grid import CubeGrid, Window, by_zone
+from eocube.ground.zones import BBox, central_meridian, to_zone
 from eocube.products.identity import digest
+from eocube.products.spec import Encoding
 from eocube.scenes.scene_ids import doubled
 from eocube.scenes.search import Scene
 from eocube.sensors.sensor import Sensor
@@ -46,25 +47,6 @@ def sensor_document(sensor: Sensor) -> dict[str, Any]:
             for b in sensor.bands
         ],
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """The encoder of a run, as far as it decides what the latents mean."""
-
-    weights: str
-    """What `load_weights` takes: "nano", a path or a URL."""
-    weights_name: str
-    sha256: str
-    """Content hash of the weights' tensors and metadata."""
-    channels: int
-    stride: int
-    precision: str
-    """fp16, bf16 or fp32: the arithmetic of the encoder."""
-    storage: str
-    """fp16 or int8: how latents are stored."""
-    quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """For int8: per-channel (scale, offset), latent = code * scale + offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,3 +339,18 @@ def build_plan(
     used = {i for t in times for i in t.scene_ids}
     kept = tuple(sorted((s for s in scenes if s.id in used), key=lambda s: (s.time, s.id)))
     return Plan(sensor, encoding, grid, times, kept, request, tuple(refused), dict(numerics or {}))
+
+
+def stored_extent(plans: Sequence[Plan]) -> tuple[BBox, ...]:
+    """The ground that a store was made to have room for; empty where none was reserved."""
+    boxes = [boxes_of(plan, "extent") for plan in plans]
+    return max(boxes, key=lambda reserved: sum((e - w) * (n - s) for w, s, e, n in reserved), default=())
+
+
+def several_zones(plans: Sequence[Plan]) -> bool:
+    """Whether a store of these plans is a group with one cube a zone: so many there are, or its extent reaches."""
+    return len(plans) > 1 or len(by_zone(stored_extent(plans))) > 1
+
+
+def boxes_of(plan: Plan, name: str) -> tuple[BBox, ...]:
+    return tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in plan.request.get(name) or ())

@@ -9,7 +9,6 @@ from eocube.plan.plan import Plan
 from eocube.scenes.dark_pixels import STATED
 from eocube.scenes.scene import Scene
 from eocube.sensors.radiometry import Radiometry
-from eocube.store.receipts import Receipt
 
 NOT_RECORDED = "not recorded"
 """What is said of scenes and units that version 0.1 did not say it of."""
@@ -90,16 +89,3 @@ def counted(rules: Mapping[str, str]) -> dict[str, int]:
 def read_by(scenes: Iterable[Scene]) -> dict[str, str]:
     """What a unit's receipt keeps: the scenes that it read, each with its rule in a few letters."""
     return {scene.id: short(scene) for scene in sorted(scenes, key=lambda scene: scene.id)}
-
-
-def told_otherwise(plan: Plan, receipts: Iterable[Receipt]) -> list[tuple[str, str]]:
-    """Units that were read by another rule than the plan has: (unit, what differs)."""
-    rules = {scene.id: short(scene) for scene in plan.scenes}
-    found: list[tuple[str, str]] = []
-    for receipt in receipts:
-        for scene, said in receipt.rules.items():
-            if rules.get(scene) != said:
-                found.append(
-                    (receipt.unit, f"read {scene} as {said}, the plan says {rules.get(scene, 'no such scene')}")
-                )
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ Pixels = Mapping[int, torch.Tensor]
 class Encoder(Protocol):
     """What turns pixels into a product's values."""
 
-    def __call__(self, pixels: Pixels) -> torch.Tensor:
+    def __call__(self, pixels: Pixels, /) -> torch.Tensor:
         """Pixels -> values of whole windows (B, channels, h, w): float32, or integers where they are codes.
 
         h = w = the window's cells, halo included where the halo is whole cells; else the core's cells alone.
@@ -29,7 +29,7 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """What turns values back into physical units."""
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+    def __call__(self, values: torch.Tensor, /) -> torch.Tensor:
         """(B, channels, h, w) as `Storage.unpack` gives them -> (B, bands, h * cell_px, w * cell_px), float32."""
         ...
 
@@ -37,7 +37,7 @@ class Decoder(Protocol):
 class Truth(Protocol):
     """What brings travelling pixels to one sampling in physical units, for a decoder to be compared with."""
 
-    def __call__(self, pixels: Pixels) -> torch.Tensor:
+    def __call__(self, pixels: Pixels, /) -> torch.Tensor:
         """Pixels -> (B, C, H, W), float32 in the sensor's physical unit."""
         ...
 
@@ -129,3 +129,23 @@ class Inputs(Protocol):
     def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
         """The pixels of a window with its halo. SourceError where a source cannot be read."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The encoder at its precisions, best first, and what verification needs."""
+
+    encoders: Mapping[str, Callable[[], Encoder]]
+    """Precision name -> maker; the first is the run's own, the others are tried where its latents are not finite."""
+    decoder: Decoder
+    truth: Truth
+    batch: int = 1
+    device: str = "cpu"
+    psnr_floor: float | None = None
+    """PSNR in dB that the weights record as the least to expect of a decoded window; None when they do not."""
+
+
+def storable(latents: torch.Tensor) -> list[bool]:
+    """Which windows of (B, channels, h, w) are finite and within float16's range; judged where the latents are."""
+    largest = latents.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+    return [bool(v) for v in (largest <= torch.finfo(torch.float16).max).tolist()]

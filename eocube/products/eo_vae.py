@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from eocube.errors import InputError
-from eocube.plan.plan import Encoding, Plan
+from eocube.ground.grid import CubeGrid
+from eocube.products.base import Encoder, Models
 from eocube.products.half_batches import HalfBatches
-from eocube.run.unit import Encoder, Models
+from eocube.products.spec import Encoding
 from eocube.sensors.sensor import Sensor
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder, cpu_steps
@@ -28,6 +29,19 @@ MOST_WINDOWS = 64
 """Windows a batch at most: beyond it a GPU gains nothing, and a shard's last batch runs emptier."""
 INT8_STEPS_PER_SIGMA = 16.0
 """int8 storage: a step is a 16th of a channel's spread, so codes reach 7.9 spreads either side."""
+
+
+class Planned(Protocol):
+    """A plan as far as its models need it; `eocube.plan.plan.Plan` is one."""
+
+    @property
+    def sensor(self) -> Sensor: ...
+    @property
+    def grid(self) -> CubeGrid: ...
+    @property
+    def encoding(self) -> Encoding: ...
+    @property
+    def numerics(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ def int8_quantisation(vae: EOVAE) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple((spread / INT8_STEPS_PER_SIGMA).tolist()), tuple(offset.tolist())
 
 
-def models_for(plan: Plan, weights: LoadedWeights, device: str) -> Models:
+def models_for(plan: Planned, weights: LoadedWeights, device: str) -> Models:
     """The encoder at its precisions, the decoder and the truth that carry out a plan on a device.
 
     Batch and kernels are those of the plan's numerics, so that a resumed store goes on as it was begun.

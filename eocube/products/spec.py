@@ -78,3 +78,22 @@ class Product:
     def decodes(self) -> bool:
         """Whether its codec gives pixels back, which are then scored as they are made."""
         return bool(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The encoder of a run, as far as it decides what the latents mean."""
+
+    weights: str
+    """What `load_weights` takes: "nano", a path or a URL."""
+    weights_name: str
+    sha256: str
+    """Content hash of the weights' tensors and metadata."""
+    channels: int
+    stride: int
+    precision: str
+    """fp16, bf16 or fp32: the arithmetic of the encoder."""
+    storage: str
+    """fp16 or int8: how latents are stored."""
+    quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """For int8: per-channel (scale, offset), latent = code * scale + offset."""

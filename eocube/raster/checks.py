@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from typing import Any
 
+import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 
-from eocube.errors import RefusedError
-from eocube.scenes.scene import BandSource
-from eocube.sensors.sensor import Sensor
+from eocube.errors import RadiometryError, RefusedError
+from eocube.net.addresses import AddressError
+from eocube.net.failures import Failure, judge
+
+MAX_BLOCK = 256 * 2**20
+"""Bytes that a block of a raster may take once decoded, all its bands together."""
+MAX_READ = 2**28
+"""Bytes of source pixels that one window may hold of one file."""
+WHOLE = 2**23
+"""Source pixels, all bands together, up to which a window's are read as they are; of more, one out of several."""
+MAX_PIXELS = 2**32
+"""Source pixels that one window may lie over: they are decoded, even where one out of several is held."""
+
+_ABSENT = re.compile(r"\b404\b|no such file|nosuchkey|does not exist")
+_DOWN = re.compile(r"response code: (?:429|5\d\d)|curl error|timed out|could not resolve|failed to connect")
+DEFECTS = (TypeError, AttributeError, AssertionError, NameError)
+"""What no source can be the reason of: a defect of this program, which ends the run and is never taken for a failed
+read. Drivers and filesystems raise whatever else they like."""
 
 DRIVERS = ("GTiff", "JP2OpenJPEG")
 """What a file may be. GDAL knows formats by their content, and many of them (VRT, WMS, raw headers) read, fetch and
@@ -86,33 +103,6 @@ def has_sound_side_cars(path: str, depth: int = 0) -> bool:
     return True
 
 
-def check_numbers(
-    dtypes: tuple[str, ...], palettes: tuple[bool, ...], source: BandSource, sensor: Sensor | None
-) -> None:
-    """RefusedError where a band's numbers are of a kind that its rule cannot mean. The file's type counts.
-
-    `sensor` is None for classes, which may have colours.
-    """
-    if not 1 <= source.index <= len(dtypes):
-        raise RefusedError(f"it has {len(dtypes)} bands, and band {source.index} of it is asked for")
-    dtype = dtypes[source.index - 1]
-    if dtype.startswith("complex"):
-        raise RefusedError(f"its pixels are complex numbers ({dtype}); amplitude, power or reflectance are read")
-    if sensor is None:
-        return
-    if palettes[source.index - 1]:
-        raise RefusedError(
-            "its pixels are places in a colour table, not measurements; use the bands that the picture was made of, or "
-            "expand it (gdal_translate -expand rgb)"
-        )
-    if sensor.unit == "dn8" and dtype.startswith("float"):
-        raise RefusedError(f"its pixels are {dtype}, an 8-bit picture is needed")
-    if source.radiometry.kind == "power" and not dtype.startswith("float") and source.radiometry.scale == 1:
-        raise RefusedError(
-            f"its pixels are {dtype}, which linear power is not: calibrated backscatter, or its scale, is needed"
-        )
-
-
 def palettes_of(dataset: DatasetReader) -> tuple[bool, ...]:
     """For each band, whether its values are places in a colour table."""
     return tuple(kind == ColorInterp.palette for kind in dataset.colorinterp)
@@ -121,3 +111,51 @@ def palettes_of(dataset: DatasetReader) -> tuple[bool, ...]:
 def masks_of(dataset: DatasetReader) -> tuple[bool, ...]:
     """For each band, whether a mask or an alpha band says which of its pixels are there."""
     return tuple(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
+
+
+def judge_read(error: Exception) -> Failure:
+    """What a failed read means: GDAL says most in its messages alone; what they do not tell is asked again."""
+    if isinstance(error, (RefusedError, RadiometryError, AddressError, *DEFECTS)):
+        return Failure.FINAL
+    reason = error.__cause__ or error  # fsspec says "not found" because of a 503
+    words = str(reason).lower()
+    if isinstance(reason, FileNotFoundError) or _ABSENT.search(words) is not None:
+        return Failure.FINAL
+    if _DOWN.search(words) is not None or judge(error) is Failure.DOWN:
+        return Failure.DOWN
+    return Failure.AGAIN
+
+
+def decoded_sizes(dataset: rasterio.DatasetReader) -> tuple[int, int]:
+    """Bytes that a raster's largest block decodes to, and of the widest band's pixel, as the file declares them.
+
+    Raises:
+        RefusedError: pixels of a type that numpy lacks.
+    """
+    together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+    try:
+        sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
+    except TypeError as error:  # GDAL's complex integers, which numpy lacks
+        raise RefusedError(f"its pixels are complex integers, which are not read: {error}") from None
+    blocks = zip(dataset.block_shapes, sizes, strict=True)
+    return max(h * w * size * together for (h, w), size in blocks), max(sizes)
+
+
+def too_large(block_bytes: int, item_bytes: int, bands: int, rows: int, cols: int, step: int = 1) -> str | None:
+    """Why reading so many rows and columns of a raster would take too much memory; None when it would not.
+
+    What a file declares costs it a few bytes: so its blocks and what is read are bounded by what they decode to.
+    `step`: of each step x step pixels one is read.
+    """
+    if block_bytes > MAX_BLOCK:
+        return (
+            f"its blocks decode to {block_bytes / 2**20:.0f} MiB each, more than the {MAX_BLOCK // 2**20} MiB that are "
+            "taken"
+        )
+    size = bands * rows * cols * item_bytes
+    if size > MAX_READ or bands * rows * cols * step**2 > MAX_PIXELS:
+        return (
+            f"one window needs {rows * step} x {cols * step} of its pixels in {bands} bands: they are far smaller than "
+            "the resolution asked for, and it has no overviews of them; add some (gdaladdo)"
+        )
+    return None

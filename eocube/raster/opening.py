@@ -26,7 +26,6 @@ from rasterio.windows import Window
 from eocube.errors import RefusedError, SourceError
 from eocube.net.network import Network, shared_network
 from eocube.net.ranged_file import RangedFile
-from eocube.net.redaction import one_line
 from eocube.net.relay import judged_connections
 from eocube.net.storage_options import (
     GDAL_S3_CLIENT_OPTIONS,
@@ -39,9 +38,9 @@ from eocube.net.storage_options import (
     policy_of,
     scheme_of,
 )
-from eocube.net.trust import decoded_sizes
 from eocube.raster.checks import (
     check_leads_nowhere,
+    decoded_sizes,
     has_sound_side_cars,
     masks_of,
     open_by_driver,
@@ -93,11 +92,6 @@ class _Keys(Session):  # type: ignore[misc]
 
     def get_credential_options(self) -> dict[str, str]:
         return dict(self.credentials)
-
-
-def without_query(text: object) -> str:
-    """One line without credentials and without what follows a question mark in a URL, where tokens are."""
-    return one_line(text)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eocube.errors import RefusedError
-from eocube.net.trust import WHOLE, too_large
-from eocube.raster.checks import check_numbers
+from eocube.errors import RefusedError, SourceError
+from eocube.net.redaction import one_line, safe_url
+from eocube.raster.checks import WHOLE, too_large
 from eocube.raster.opening import Raster
 from eocube.raster.warp import (
     DOWNSAMPLING,
@@ -23,8 +23,8 @@ from eocube.raster.warp import (
     on_grid,
     region_of,
 )
-from eocube.read.plausible import check_digital, check_range, is_questionable
-from eocube.scenes.scene import BandSource
+from eocube.read.plausible import check_digital, check_numbers, check_range, is_questionable
+from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors.radiometry import to_travelling
 from eocube.sensors.sensor import Sensor
 
@@ -188,3 +188,13 @@ def _usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) ->
     if source.radiometry.kind == "power":
         usable &= ~(raw == 0)
     return usable
+
+
+def failure(scene: Scene, source: BandSource, error: Exception, secrets: Sequence[str] = ()) -> SourceError:
+    """The error that ends a window `read_failed`."""
+    why = one_line(error.__cause__ or error, secrets) or type(error).__name__
+    return SourceError(
+        f"item {scene.id}, asset {source.key}: cannot read {safe_url(source.href)}: {why}",
+        item=scene.id,
+        asset=source.key,
+    )

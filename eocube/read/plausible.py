@@ -137,3 +137,30 @@ def dark_line(item: str, windows: int) -> str:
         f"{item}: {windows} windows lie almost wholly under a reflectance of {DARK:g} in every band: night, deep water "
         "or shadow, or numbers that are not what its item says"
     )
+
+
+def check_numbers(
+    dtypes: tuple[str, ...], palettes: tuple[bool, ...], source: BandSource, sensor: Sensor | None
+) -> None:
+    """RefusedError where a band's numbers are of a kind that its rule cannot mean. The file's type counts.
+
+    `sensor` is None for classes, which may have colours.
+    """
+    if not 1 <= source.index <= len(dtypes):
+        raise RefusedError(f"it has {len(dtypes)} bands, and band {source.index} of it is asked for")
+    dtype = dtypes[source.index - 1]
+    if dtype.startswith("complex"):
+        raise RefusedError(f"its pixels are complex numbers ({dtype}); amplitude, power or reflectance are read")
+    if sensor is None:
+        return
+    if palettes[source.index - 1]:
+        raise RefusedError(
+            "its pixels are places in a colour table, not measurements; use the bands that the picture was made of, or "
+            "expand it (gdal_translate -expand rgb)"
+        )
+    if sensor.unit == "dn8" and dtype.startswith("float"):
+        raise RefusedError(f"its pixels are {dtype}, an 8-bit picture is needed")
+    if source.radiometry.kind == "power" and not dtype.startswith("float") and source.radiometry.scale == 1:
+        raise RefusedError(
+            f"its pixels are {dtype}, which linear power is not: calibrated backscatter, or its scale, is needed"
+        )

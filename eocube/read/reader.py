@@ -20,11 +20,21 @@ from eocube.net.redaction import secrets_of
 from eocube.net.storage_options import host_of
 from eocube.net.trust import here
 from eocube.raster.cache import RasterCache
+from eocube.raster.checks import DEFECTS, judge_read
 from eocube.raster.opening import Raster, gdal_environment
 from eocube.raster.warp import PixelGrid, Placement, mirror_gaps, place
-from eocube.read.bands import Band, columns_apart, gapless, overview, read_along, read_bands, read_classes, thinned
+from eocube.read.bands import (
+    Band,
+    columns_apart,
+    failure,
+    gapless,
+    overview,
+    read_along,
+    read_bands,
+    read_classes,
+    thinned,
+)
 from eocube.read.coverage import UNKNOWN_PERCENT
-from eocube.read.failures import DEFECTS, failure, judge_read
 from eocube.read.place import misplaced
 from eocube.read.source_shares import cloud_cells, missing_pixels, percent, valid_share
 from eocube.scenes.scene import BandSource, Scene

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import eocube
+from eocube.cube.accessor import open as open_cube
 from eocube.ground.grid import Window
 from eocube.net.storage_options import scoped
 from eocube.plan.plan import Plan
@@ -38,7 +38,7 @@ def fidelity(
     `allow_local` lets the plan of a cube from elsewhere lead to files of this machine.
     """
     truth = truth_pixels(plan)
-    ds = eocube.open(url, storage_options=None if storage_options is None else dict(storage_options))
+    ds = open_cube(url, storage_options=None if storage_options is None else dict(storage_options))
     sources = scoped(storage_options, url, trusted=allow_local)
     decoded = ds.eocube.decode()
     scores: dict[str, dict[str, float]] = {}

@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import eocube
+from eocube.console import plain_all
+from eocube.cube.accessor import open as open_cube
 from eocube.errors import StoreError
 from eocube.net.storage_options import scoped
-from eocube.plan.plan import Plan
-from eocube.plan.rules import counted, rules_of, told_otherwise
+from eocube.plan.plan import Plan, stored_extent
+from eocube.plan.rules import counted, rules_of
 from eocube.report.fidelity import SAMPLE, fidelity, truth_pixels
 from eocube.report.history import History
 from eocube.report.source_pixels import read_source
-from eocube.run.extend import stored_extent, zoned
+from eocube.store.existing import zoned
 from eocube.store.receipts import Receipt, State
 from eocube.store.store import LatentStore
 from eocube.store.survey import survey
 from eocube.store.tables import Failure, Totals
-from eocube.store.verify import STRAY
-from eocube.terminal import plain_all
+from eocube.store.verify import STRAY, told_otherwise
 
 __all__ = [
     "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
@@ -203,7 +203,7 @@ def quicklook(
         raise StoreError(f"time step {time}: {url} has 0 to {len(plan.times) - 1}")
     options = scoped(storage_options, url, trusted=allow_local)
     pixels = read_source(plan, truth_pixels(plan), time, storage_options=options) if source else None
-    ds = eocube.open(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
+    ds = open_cube(cube_url(url, group), storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(str(out), time=time, source=pixels))
 
 

@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from rich.filesize import decimal
 
-import eocube
+from eocube.cube.accessor import open as open_cube
 from eocube.cube.quicklook import STATE_COLOURS
 from eocube.errors import InputError
 from eocube.net.redaction import redacted
 from eocube.net.storage_options import scoped
-from eocube.plan.cost import work
+from eocube.plan.cost import plan_summary, work
 from eocube.plan.plan import Plan
 from eocube.plan.rules import NOT_RECORDED, in_words
 from eocube.products.scores import DATA_RANGE
@@ -26,7 +26,6 @@ from eocube.report.charts import histogram, over_time
 from eocube.report.figures import ground_pictures, states_picture
 from eocube.report.history import History
 from eocube.report.info import cube_url, groups_of, plan_of, status
-from eocube.run.request import plan_summary
 from eocube.store.layout import versions
 from eocube.store.receipts import Receipt, State
 from eocube.store.seams import KINDS
@@ -81,7 +80,7 @@ def describe_cube(
     latest = store.log.latest()
     history, found = History.of(latest), status(url, group, storage_options)
     summary, planned = store.summarise(latest), {**plan_summary(plan), **work(plan)}
-    ds = eocube.open(place, None if storage_options is None else dict(storage_options))
+    ds = open_cube(place, None if storage_options is None else dict(storage_options))
     states, requested = ds["status"].values, store.requested
     shown = spread(len(plan.times), MAPS)
     full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]

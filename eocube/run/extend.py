@@ -21,10 +21,10 @@ from typing import Any
 
 from eocube.errors import StoreError
 from eocube.ground.boxes import boxes_said, covers
-from eocube.ground.grid import BBox, by_zone
+from eocube.ground.grid import by_zone
 from eocube.ground.zones import zone_name
 from eocube.net.objects import Target
-from eocube.plan.plan import Plan, TimeStep
+from eocube.plan.plan import Plan, TimeStep, boxes_of, several_zones, stored_extent
 from eocube.scenes.scene import Scene
 from eocube.scenes.scene_ids import distinct, same_acquisition
 from eocube.store.differences import named_changes
@@ -35,25 +35,6 @@ from eocube.store.store import LatentStore
 
 GROWING = ("bbox", "extent", "datetime")
 """What of a request may differ from the store's, when it holds all that the store's had."""
-
-
-def stored_extent(plans: Sequence[Plan]) -> tuple[BBox, ...]:
-    """The ground that a store was made to have room for; empty where none was reserved."""
-    boxes = [_boxes(plan, "extent") for plan in plans]
-    return max(boxes, key=lambda reserved: sum((e - w) * (n - s) for w, s, e, n in reserved), default=())
-
-
-def several_zones(plans: Sequence[Plan]) -> bool:
-    """Whether a store of these plans is a group with one cube a zone: so many there are, or its extent reaches."""
-    return len(plans) > 1 or len(by_zone(stored_extent(plans))) > 1
-
-
-def zoned(url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> bool:
-    """Whether the cubes at a URL lie in groups of their own: as the root there says, else as its plans reach."""
-    if len(plans) > 1 or not several_zones(plans):
-        return len(plans) > 1
-    root = read_root(Target(url, storage_options), zones=True)
-    return root is None or "zones" in root["attributes"]["eocube"]
 
 
 def grow_plans(url: str, stored: Sequence[Plan], asked: Sequence[Plan]) -> tuple[Plan, ...]:
@@ -111,10 +92,6 @@ def join_zones(
         target.put(ROOT, json.dumps(root, indent=1, allow_nan=False).encode())
 
 
-def _boxes(plan: Plan, name: str) -> tuple[BBox, ...]:
-    return tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in plan.request.get(name) or ())
-
-
 def _check_request(url: str, stored: Sequence[Plan], asked: Plan) -> None:
     was, wanted = dict(stored[0].request), dict(asked.request)
     # Items that were left open may be settled by hand later; what was settled so may not be settled otherwise.
@@ -133,7 +110,7 @@ def _check_request(url: str, stored: Sequence[Plan], asked: Plan) -> None:
             f"{url} holds the bbox {boxes_said(was['bbox'])} and {boxes_said(wanted['bbox'])} was asked: a store grows "
             "by a --bbox that holds its own; or write to another --out"
         )
-    had, wants = stored_extent(stored), _boxes(asked, "extent")
+    had, wants = stored_extent(stored), boxes_of(asked, "extent")
     if had and not covers(wants, had):
         raise StoreError(
             f"{url} has room for the extent {boxes_said(had)} and {boxes_said(wants) or 'none'} was asked: ask for the "
@@ -220,7 +197,7 @@ def _check_corner(url: str, stored: Plan, asked: Plan) -> None:
     n, km = lattice.cores_per_shard, lattice.shard * lattice.cell / 1000
     what, row, col = "the ground", grid.cores.row0 // n, grid.cores.col0 // n
     # The same extent has the same corner; compared as asked for, so that no rounding of a projection refuses it.
-    if _boxes(asked, "extent") != _boxes(stored, "extent"):
+    if boxes_of(asked, "extent") != boxes_of(stored, "extent"):
         what, row, col = "the ground or extent", min(row, grid.shard_row0), min(col, grid.shard_col0)
     beyond = [
         f"{shards * km:g} km {side}"

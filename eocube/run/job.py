@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.filesize import decimal
 
+from eocube.console import for_people, say
 from eocube.errors import StoreError
 from eocube.net.network import shared_network
 from eocube.net.objects import Target
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, parse_options, scoped
-from eocube.plan.plan import Plan
+from eocube.plan.plan import Plan, stored_extent
 from eocube.read.plausible import dark_line
 from eocube.report.info import in_order
 from eocube.run.driver import Cube, EngineOptions, RunTally
 from eocube.run.driver import run as run_engine
-from eocube.run.extend import grow_plans, join_zones, stored_extent, zoned
+from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Limits
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, demo_options, make_plans, new_run_id
 from eocube.run.resume import Remaining
 from eocube.scenes.stac import PRESETS
-from eocube.store.existing import root_over, zones_of
+from eocube.store.existing import root_over, zoned, zones_of
 from eocube.store.fence import Fence
 from eocube.store.lease import Lease
 from eocube.store.lease_note import refuse_if_held
 from eocube.store.receipts import State
 from eocube.store.seams import seams_line
 from eocube.store.store import LatentStore, Summary, finalise_root
-from eocube.terminal import for_people, say
 
 if TYPE_CHECKING:
     from eocube.products.eo_vae import LoadedWeights
@@ -338,11 +338,11 @@ def draw(
     time: int = 0,
 ) -> str:
     """The quicklook of the cube with the most data, its source read again for comparison."""
-    import eocube
+    from eocube.cube.accessor import open as open_cube
     from eocube.report.info import truth_pixels
     from eocube.report.source_pixels import read_source
 
     cube = max(cubes, key=lambda c: sum(1 for _ in c.plan.grid.requested_windows()))
     source = read_source(cube.plan, truth_pixels(cube.plan), time, storage_options=source_options)
-    ds = eocube.open(cube.url, storage_options=None if storage_options is None else dict(storage_options))
+    ds = open_cube(cube.url, storage_options=None if storage_options is None else dict(storage_options))
     return str(ds.eocube.quicklook(path, time=time, source=source))

@@ -8,15 +8,15 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from eocube.console import plain
 from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said
 from eocube.plan.asset_sizes import asset_sizes
-from eocube.plan.cost import cost, total
+from eocube.plan.cost import cost, plan_summary, total
 from eocube.plan.plan import Plan
 from eocube.plan.rates import calibrate, recorded
 from eocube.plan.rules import counted
-from eocube.run.request import EncodeOptions, plan_summary
-from eocube.terminal import plain
+from eocube.run.request import EncodeOptions
 
 LISTED = 20
 """Scenes whose rules are printed at most."""

@@ -12,9 +12,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from eocube.console import PatientConsole, say
 from eocube.store.receipts import Receipt, State
-from eocube.streams import PatientConsole
-from eocube.terminal import say
 
 LINE_EVERY = 15.0
 """Seconds between plain lines where there is no terminal."""

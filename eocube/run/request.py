@@ -15,11 +15,11 @@ from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said, covers
 from eocube.ground.grid import grids_for
 from eocube.net.network import NetworkLimits
+from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
-from eocube.plan.rules import rules_of
-from eocube.raster.opening import without_query
-from eocube.scenes.search import BBox, Interval, Scene, parse_bbox, parse_interval, search
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.scenes.search import BBox, Interval, drop_cloudy, parse_bbox, parse_interval, search
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from eocube.store.receipts import State
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Request:
             "datetime": [t.isoformat() for t in self.interval],
             "sensor": self.sensor.name,
             "bands": [b.name for b in self.sensor.bands],
-            "catalog": without_query(self.catalog),
+            "catalog": one_line(self.catalog),
             "weights": self.weights,
             "resolution": self.resolution,
             "max_cloud": self.max_cloud,
@@ -323,46 +323,6 @@ def make_plans(
     if not plans:
         raise InputError(f"no scenes found: {searched}")
     return tuple(plans)
-
-
-def drop_cloudy(
-    scenes: Sequence[Scene], max_cloud: float | None
-) -> tuple[tuple[Scene, ...], tuple[tuple[str, str], ...]]:
-    """Scenes without those that are too cloudy as a whole, and which these are.
-
-    Only scenes with no mask of their own are judged as a whole; the others are judged window by window.
-    """
-    if max_cloud is None:
-        return tuple(scenes), ()
-    cloudy = {s.id for s in scenes if s.mask is None and s.cloud_cover is not None and s.cloud_cover > max_cloud}
-    reasons = tuple((s.id, f"cloud cover {s.cloud_cover:.0f} % over {max_cloud:g} %") for s in scenes if s.id in cloudy)
-    return tuple(s for s in scenes if s.id not in cloudy), reasons
-
-
-def plan_summary(plan: Plan) -> dict[str, Any]:
-    """The plan in figures, before a pixel is read."""
-    units = list(plan.units())
-    windows = sum(1 for _ in plan.grid.requested_windows())
-    lattice = plan.grid.lattice
-    cores = windows * len(plan.times)
-    return {
-        "zone": plan.grid.name,
-        "epsg": lattice.epsg,
-        "extent": [list(box) for box in plan.request.get("extent") or ()],
-        "array_km": [side * lattice.cell / 1000.0 for side in reversed(plan.grid.shape)],
-        "requested_percent": round(100.0 * windows / plan.grid.requested_mask.size, 2),
-        "space_id": plan.space_id,
-        "plan": plan.hash,
-        "times": len(plan.times),
-        "scenes": len(plan.scenes),
-        "refused": [list(r) for r in plan.refused],
-        "rules": rules_of(plan),
-        "units": len(units),
-        "units_without_data": sum(u.empty for u in units),
-        "windows": cores,
-        "latent_bytes_raw": cores * lattice.core**2 * plan.channels * (2 if plan.encoding.storage == "fp16" else 1),
-        "km2": windows * (lattice.core * lattice.cell / 1000.0) ** 2,
-    }
 
 
 def new_run_id() -> str:

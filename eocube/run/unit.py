@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from eocube.net.network import counting
 from eocube.net.trust import here
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.plan.rules import read_by
+from eocube.products.base import Encoder, Models, Pixels, storable
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowPixels, WindowReader
@@ -33,49 +33,6 @@ from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
 from eocube.store.store import LatentStore
-
-Pixels = Mapping[int, torch.Tensor]
-
-
-class Encoder(Protocol):
-    """What turns pixels into latents; token and embedding models come through the same door."""
-
-    channels: int
-    stride: int
-
-    def __call__(self, pixels: Pixels) -> torch.Tensor:
-        """{sampling: (B, C_g, H_g, W_g)} in travelling form -> latents (B, channels, H/stride, W/stride), float32."""
-        ...
-
-
-class Decoder(Protocol):
-    """What turns stored latents back into physical units."""
-
-    def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, channels, h, w) -> (B, C, h*stride, w*stride), float32 in the sensor's physical unit."""
-        ...
-
-
-class Truth(Protocol):
-    """What brings travelling pixels to one sampling in physical units."""
-
-    def __call__(self, pixels: Pixels) -> torch.Tensor:
-        """{sampling: (B, C_g, H_g, W_g)} -> (B, C, H, W), float32 in the sensor's physical unit."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The encoder at its precisions, best first, and what verification needs."""
-
-    encoders: Mapping[str, Callable[[], Encoder]]
-    """Precision name -> maker; the first is the run's own, the others are tried where its latents are not finite."""
-    decoder: Decoder
-    truth: Truth
-    batch: int = 1
-    device: str = "cpu"
-    psnr_floor: float | None = None
-    """PSNR in dB that the weights record as the least to expect of a decoded window; None when they do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +327,6 @@ def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:
     return _Read(
         window, pixels, State.OK, None, pixels.valid_percent, pixels.cloud_percent, pixels.bytes_read + read_before
     )
-
-
-def storable(latents: torch.Tensor) -> list[bool]:
-    """Which windows of (B, channels, h, w) are finite and within float16's range; judged where the latents are."""
-    largest = latents.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
-    return [bool(v) for v in (largest <= torch.finfo(torch.float16).max).tolist()]
 
 
 _Encoded = tuple[_Read, np.ndarray | None, str, Checked]

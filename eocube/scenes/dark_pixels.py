@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from eocube.errors import RadiometryError
 from eocube.net.network import shared_network
 from eocube.net.storage_options import host_of
-from eocube.raster.opening import gdal_environment, open_raster
-from eocube.read.failures import judge_read
 from eocube.scenes.offset import Contradiction
 from eocube.sensors.radiometry import Radiometry
 from eocube.sensors.sensor import SENTINEL2_OFFSETS
@@ -100,11 +97,13 @@ def decide_by_pixels(
     `UndecidedError` with the reason where they are not decisive or cannot be read, `RadiometryError` where they are no
     whole numbers.
     """
+    from rasterio.errors import RasterioError  # here: a search that settles all by metadata never needs GDAL
+
     tails: dict[str, float | None] = {}
     for band, href in hrefs.items():
         try:
             pixels = read(href)
-        except (OSError, rasterio.errors.RasterioError) as error:
+        except (OSError, RasterioError) as error:
             raise UndecidedError(
                 f"metadata do not settle the offset ({contradiction.why}) and {band} cannot be read to decide: "
                 f"{type(error).__name__}"
@@ -133,9 +132,11 @@ def dark_tail_check(href: str, read: OverviewReader) -> str | None:
     For the items of `eocube.scenes.offset.is_suspect`; one overview of one dark band (B02) is read. A failed read is no
     veto.
     """
+    from rasterio.errors import RasterioError
+
     try:
         tail = dark_tail(read(href))
-    except (OSError, rasterio.errors.RasterioError):
+    except (OSError, RasterioError):
         return None
     if tail is None or judge({"B02": tail}) != "removed":
         return None
@@ -153,6 +154,9 @@ def settled(rule: Radiometry | Contradiction, verdict: Verdict, why: str) -> Rad
 
 def overview_reader(storage_options: Mapping[str, Any] | None = None) -> OverviewReader:
     """A reader of coarse views, nearest neighbour, of at most `OVERVIEW_SIDE` a side; any URL that the reader takes."""
+    from eocube.raster.checks import judge_read
+    from eocube.raster.opening import gdal_environment, open_raster
+
     options = dict(storage_options or {})
 
     def once(href: str) -> NDArray[Any]:

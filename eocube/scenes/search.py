@@ -353,3 +353,17 @@ def sign(href: str, signer: str | None) -> str:
         return shared_network().call(SIGNING_HOST, lambda: str(planetary_computer.sign_url(href)), request=False)
     except Exception as error:  # the package raises errors of its HTTP client; none may carry the token on
         raise SourceError(f"cannot sign {safe_url(href)}: {type(error).__name__}") from None
+
+
+def drop_cloudy(
+    scenes: Sequence[Scene], max_cloud: float | None
+) -> tuple[tuple[Scene, ...], tuple[tuple[str, str], ...]]:
+    """Scenes without those that are too cloudy as a whole, and which these are.
+
+    Only scenes with no mask of their own are judged as a whole; the others are judged window by window.
+    """
+    if max_cloud is None:
+        return tuple(scenes), ()
+    cloudy = {s.id for s in scenes if s.mask is None and s.cloud_cover is not None and s.cloud_cover > max_cloud}
+    reasons = tuple((s.id, f"cloud cover {s.cloud_cover:.0f} % over {max_cloud:g} %") for s in scenes if s.id in cloudy)
+    return tuple(s for s in scenes if s.id not in cloudy), reasons

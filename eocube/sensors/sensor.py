@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from eocube.errors import InputError
@@ -229,19 +228,3 @@ def nearest(name: str, known: Sequence[str]) -> str:
     folded = {item.casefold(): item for item in known}
     close = [folded[item] for item in difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
-
-
-def get_sensor(name_or_yaml_path: str | Path) -> Sensor:
-    """A built-in sensor by its name, or a user's own from a YAML file (see `eocube.sensors.yaml_file` for its format).
-
-    Raises `InputError` naming the nearest built-in names, or the key of the file that is wrong.
-    """
-    from eocube.sensors.builtin import SENSORS
-    from eocube.sensors.yaml_file import read_sensor
-
-    text = str(name_or_yaml_path)
-    if text in SENSORS:
-        return SENSORS[text]
-    if text.lower().endswith((".yaml", ".yml")):
-        return read_sensor(Path(text))
-    raise InputError(f"no sensor {text!r}: {nearest(text, tuple(SENSORS))} A YAML file describes a sensor of your own")

@@ -12,6 +12,7 @@ from typing import Any
 from eocube.errors import StoreError
 from eocube.net.objects import Target
 from eocube.net.storage_options import scheme_of
+from eocube.plan.plan import Plan, several_zones
 from eocube.store.commit_log import FOLDER, MOVING, PLAN
 from eocube.store.fence import Fence
 from eocube.store.layout import LATENT, ROOT
@@ -167,3 +168,11 @@ def half_made(target: Target) -> bytes | None:
             return None  # a run that has just begun, or was killed before it wrote its plan
         raise StoreError(f"{target} exists and is no eocube store (it holds {names[0]}): write to another target")
     return made
+
+
+def zoned(url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether the cubes at a URL lie in groups of their own: as the root there says, else as its plans reach."""
+    if len(plans) > 1 or not several_zones(plans):
+        return len(plans) > 1
+    root = read_root(Target(url, storage_options), zones=True)
+    return root is None or "zones" in root["attributes"]["eocube"]

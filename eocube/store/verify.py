@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from eocube.errors import StoreError
+from eocube.plan.plan import Plan
+from eocube.plan.rules import short
 from eocube.products.identity import FROM_LOG
 from eocube.store.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.store.existing import is_litter
@@ -228,3 +230,16 @@ def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
     if extra:
         findings.append(Finding(key, f"{extra} windows that are not ok hold latents"))
     return findings
+
+
+def told_otherwise(plan: Plan, receipts: Iterable[Receipt]) -> list[tuple[str, str]]:
+    """Units that were read by another rule than the plan has: (unit, what differs)."""
+    rules = {scene.id: short(scene) for scene in plan.scenes}
+    found: list[tuple[str, str]] = []
+    for receipt in receipts:
+        for scene, said in receipt.rules.items():
+            if rules.get(scene) != said:
+                found.append(
+                    (receipt.unit, f"read {scene} as {said}, the plan says {rules.get(scene, 'no such scene')}")
+                )
+    return found

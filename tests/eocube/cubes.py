@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from eocube.ground.grid import CubeGrid, grids_for
-from eocube.plan.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.plan.plan import Plan, TimeStep, WorkUnit
+from eocube.products.spec import Encoding
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.source_shares import percent
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, pack_mask
 from eocube.store.store import LatentStore

@@ -15,8 +15,9 @@ from rasterio.warp import transform_bounds
 from eocube.ground.grid import Lattice, Window
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.scenes.scene import BandSource, Scene
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors.sensor import Sensor
 
 LATTICE = Lattice(32633, 10)
 WINDOW = Window(-2760, 209)

@@ -19,14 +19,16 @@ import torch
 from eocube.errors import SourceError
 from eocube.ground.grid import CubeGrid, Window, grids_for
 from eocube.net.objects import Target
-from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.plan.plan import Plan, build_plan
+from eocube.products.base import Models
+from eocube.products.spec import Encoding
 from eocube.read.reader import WindowPixels
 from eocube.run.extend import grow_plans
 from eocube.run.options import Limits
 from eocube.run.resume import Remaining
-from eocube.run.unit import Models, UnitRunner
+from eocube.run.unit import UnitRunner
 from eocube.scenes.scene import Scene
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.fence import Fence
 from eocube.store.lease import SETTLE, Lease
 from eocube.store.receipts import State

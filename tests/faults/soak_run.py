@@ -22,7 +22,8 @@ import s3fs
 
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.ground.grid import grids_for
-from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.plan.plan import Plan, build_plan
+from eocube.products.spec import Encoding
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.options import Limits

@@ -30,8 +30,8 @@ from eocube.scenes.item_checks import MAX_ASSETS, check_item
 from eocube.scenes.scene import BandSource, Scene
 from eocube.scenes.search import parse_interval, search
 from eocube.scenes.stac import Found
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 from eocube.store.store import LatentStore
 from tests.faults.killing import drive, plan_of, scene
 

@@ -13,12 +13,13 @@ import pytest
 from eocube.errors import StoreError
 from eocube.net.objects import Target
 from eocube.plan.plan import Plan, WorkUnit
+from eocube.products.base import Models
 from eocube.run import repair as repairing
 from eocube.run.driver import Cube, EngineOptions, RunTally, empty_receipt
 from eocube.run.options import Limits
 from eocube.run.repair import Repaired, repair
 from eocube.run.request import Exit
-from eocube.run.unit import Models, UnitRunner
+from eocube.run.unit import UnitRunner
 from eocube.store.commit_log import PLAN
 from eocube.store.existing import gathered
 from eocube.store.fence import Fence

@@ -18,8 +18,8 @@ from eocube.net.network import Network, NetworkLimits
 from eocube.net.objects import Target
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.scenes.scene import BandSource, Scene
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 from eocube.store.store import LatentStore
 from tests.faults import killing
 from tests.faults.cog_server import CogServer

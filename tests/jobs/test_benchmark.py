@@ -82,7 +82,7 @@ def test_several_threads_are_also_measured_with_a_window_each(
 def test_flops_are_those_of_the_specification(job: ModuleType) -> None:
     from benchmarks.forward import count_flops
     from benchmarks.subjects import Subject
-    from eocube.sensors.sensor import get_sensor
+    from eocube.sensors import get_sensor
     from model.eo_vae import EOVAE
 
     with torch.device("meta"):
@@ -204,7 +204,7 @@ def test_scenes_of_any_number_of_dates(job: ModuleType, demo_catalog: Path, tmp_
     from benchmarks.scenes import scenes
     from eocube.demo.catalogue import DEMO_BBOX
     from eocube.scenes.search import parse_bbox, parse_interval, search
-    from eocube.sensors.sensor import get_sensor
+    from eocube.sensors import get_sensor
 
     folder = Path(shutil.copytree(demo_catalog.parent, tmp_path / "scenes"))
     index, interval = scenes(folder, 5)

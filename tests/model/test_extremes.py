@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eocube.run.unit import storable
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.products.base import storable
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder
 from model.weights import load_weights

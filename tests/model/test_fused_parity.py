@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.fused import FusedDecoder, FusedEncoder
 from model.fused_body import PART, Conv, phase_weights

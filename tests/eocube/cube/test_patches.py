@@ -18,9 +18,10 @@ from eocube.errors import InputError, SourceError
 from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.ground.grid import Lattice, grids_for
 from eocube.ground.zones import to_zone
-from eocube.plan.plan import Encoding, build_plan
+from eocube.plan.plan import build_plan
+from eocube.products.spec import Encoding
 from eocube.scenes.search import search
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 
 SMALL = (9.06, 48.635, 9.085, 48.65)
 

@@ -16,7 +16,7 @@ import eocube
 from eocube.cube.colours import Composite, Stretch, composite, principal_components
 from eocube.cube.quicklook import MAX_CORES, draw, quicklook
 from eocube.errors import InputError
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.receipts import State
 from tests.eocube.cubes import CORE, Made, make_plan, make_store, make_weights
 

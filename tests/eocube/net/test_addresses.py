@@ -31,8 +31,8 @@ from eocube.scenes.fetch import load_json
 from eocube.scenes.scene import BandSource, Scene
 from eocube.scenes.search import search
 from eocube.scenes.stac import search_api
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 from tests.eocube.sites import Handler, Site, api, item, serve
 
 SENSOR = get_sensor("S2L2A").subset(["B02"])

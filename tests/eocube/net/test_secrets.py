@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eocube.console import for_people, say
 from eocube.net.redaction import HIDDEN, one_line, redacted, safe_url, secret_in
 from eocube.scenes.items import _unsigned
 from eocube.scenes.search import search
-from eocube.terminal import for_people, say
 from tests.eocube.scenes.test_search import EVER, RGB, WORLD, s2_item
 
 NAMES = (

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.ground.grid import grids_for
-from eocube.plan.plan import Encoding, Plan, WorkUnit, build_plan, group_times
+from eocube.plan.plan import Plan, WorkUnit, build_plan, group_times
 from eocube.products.identity import canonical, digest
+from eocube.products.spec import Encoding
 from eocube.scenes.search import parse_interval, search
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")
 

@@ -12,6 +12,7 @@ import pytest
 
 from eocube.cli import main
 from eocube.ground.grid import grids_for
+from eocube.plan.cost import plan_summary
 from eocube.plan.plan import Plan, build_plan
 from eocube.plan.rules import counted, in_words, read_by, rules_of, short
 from eocube.products.eo_vae import encoding_of, load, models_for
@@ -19,10 +20,9 @@ from eocube.report.info import brief, describe, info, verify
 from eocube.report.page import write_page
 from eocube.run.options import Limits
 from eocube.run.plan_view import lines
-from eocube.run.request import plan_summary
 from eocube.run.unit import UnitRunner
 from eocube.scenes.search import parse_interval, search
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import CORE, HALO, SHARD, make_weights

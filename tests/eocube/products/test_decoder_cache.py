@@ -9,7 +9,7 @@ import torch
 from eocube.products import decoder_cache as decoders
 from eocube.products.decoder_cache import MIXED, MIXED_ERROR, DecoderSpec, decode_one, sensor_json
 from eocube.products.eo_vae import fit_sensor, load
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 
 
 @pytest.mark.parametrize("limit", [MIXED_ERROR, 0.0])

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from eocube.products.base import storable
 from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, models_for, numerics
 from eocube.products.half_batches import HalfBatches
 from eocube.run.job import at_stored_precision
 from eocube.run.request import PRECISIONS, EncodeOptions, Request, fastest_on_cpu
-from eocube.run.unit import storable
 from tests.eocube.cubes import make_plan, make_weights
 
 ASKED = EncodeOptions(bbox=("11.3", "48", "11.4", "48.1"), datetime="2024-06-01", out="cube.zarr")

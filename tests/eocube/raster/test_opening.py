@@ -16,11 +16,12 @@ import eocube.read.reader
 from eocube.errors import SourceError
 from eocube.ground.grid import Lattice, Window
 from eocube.net.network import Network, NetworkLimits
-from eocube.raster.opening import gdal_path, without_query
+from eocube.net.redaction import one_line
+from eocube.raster.opening import gdal_path
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.scenes.scene import BandSource, Scene
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 
 LATTICE, WINDOW = Lattice(32633, 10), Window(-2760, 209)
 SENSOR = get_sensor("S2L2A").subset(["B02"])
@@ -171,7 +172,7 @@ def test_which_way_an_href_is_read() -> None:
 
 
 def test_messages_lose_their_queries() -> None:
-    said = without_query("HTTP 403 at /vsicurl/https://h/b.tif?se=1&sig=a%2Fb==, then\nhttps://h/c.tif?x=y")
+    said = one_line("HTTP 403 at /vsicurl/https://h/b.tif?se=1&sig=a%2Fb==, then\nhttps://h/c.tif?x=y")
     assert said == "HTTP 403 at /vsicurl/https://h/b.tif, then https://h/c.tif"
 
 

@@ -12,14 +12,15 @@ import rasterio
 from rich.console import Console
 
 from eocube.plan.plan import Plan, WorkUnit
+from eocube.products.base import Models
 from eocube.read.plausible import is_dark
 from eocube.report.info import describe, info, status
 from eocube.run import job as run
 from eocube.run.driver import Cube, RunTally
 from eocube.run.options import Limits
-from eocube.run.unit import Models, UnitRunner
+from eocube.run.unit import UnitRunner
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 from eocube.store.receipts import Receipt, State, WindowResult
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import fullest, make_plan, make_weights

@@ -14,8 +14,8 @@ from eocube.errors import SourceError
 from eocube.ground.grid import Window
 from eocube.read.reader import WindowReader
 from eocube.scenes.scene import BandSource
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import get_sensor
 from tests.eocube.rasters import DN, LATTICE, SIDE, WINDOW, cut, digital, ground, over, read, s2, tif
 
 

@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 
 from eocube.ground.grid import Window
 from eocube.plan.plan import WorkUnit
+from eocube.products.base import Models
 from eocube.read.coverage import from_cells
 from eocube.read.reader import WindowPixels
 from eocube.read.source_shares import cloud_cells
@@ -25,8 +26,8 @@ from eocube.report.fidelity import truth_pixels
 from eocube.report.source_pixels import read_source
 from eocube.run.options import Limits
 from eocube.run.selfcheck import SelfCheck
-from eocube.run.unit import Models, UnitRunner
-from eocube.sensors.sensor import get_sensor
+from eocube.run.unit import UnitRunner
+from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import make_plan, make_weights

@@ -18,12 +18,14 @@ import eocube
 from eocube.errors import InputError, StoreError
 from eocube.ground.grid import CubeGrid, Lattice, grids_for
 from eocube.net.objects import Target
-from eocube.plan.plan import Plan, build_plan
+from eocube.plan.cost import plan_summary
+from eocube.plan.plan import Plan, build_plan, stored_extent
 from eocube.report.info import describe, groups_of, info, plan_of
-from eocube.run.extend import grow_plans, stored_extent, zoned
+from eocube.run.extend import grow_plans
 from eocube.run.job import open_cubes
 from eocube.run.plan_view import lines
-from eocube.run.request import EncodeOptions, Request, plan_summary
+from eocube.run.request import EncodeOptions, Request
+from eocube.store.existing import zoned
 from eocube.store.layout import template
 from eocube.store.receipts import State
 from eocube.store.store import LatentStore

@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from eocube.ground.grid import Window, grids_for
-from eocube.plan.plan import Encoding, Plan, TimeStep, WorkUnit
+from eocube.plan.plan import Plan, TimeStep, WorkUnit
+from eocube.products.base import Models
+from eocube.products.spec import Encoding
 from eocube.raster.opening import BLOCK_CACHE, CURL_CACHE
 from eocube.read.reader import WindowPixels
 from eocube.run.memory import actor_bytes, window_bytes
 from eocube.run.options import Limits
 from eocube.run.pool import UNITS_PER_ACTOR
-from eocube.run.unit import Models, UnitRunner
+from eocube.run.unit import UnitRunner
 from eocube.scenes.search import Scene
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import fullest
 

@@ -16,10 +16,11 @@ from rasterio.warp import transform_bounds
 
 from eocube.demo.files import write_cog
 from eocube.plan.plan import Plan, WorkUnit
+from eocube.products.base import Models
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.run import unit as worker
 from eocube.run.options import Limits
-from eocube.run.unit import Models, UnitRunner
+from eocube.run.unit import UnitRunner
 from eocube.scenes.scene import BandSource
 from eocube.scenes.search import Scene
 from eocube.sensors.radiometry import Radiometry

@@ -22,7 +22,7 @@ from eocube.net.storage_options import filesystem_for
 from eocube.scenes.fetch import AnswerLimits, Budget, load_json
 from eocube.scenes.search import search
 from eocube.scenes.stac import Found, known_collections, search_api, walk_static
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from tests.eocube.sites import Handler, api, item, next_page, serve
 
 WORLD, EVER = (-180.0, -90.0, 180.0, 90.0), parse_interval("2000/2050")

@@ -19,7 +19,7 @@ from eocube.plan.plan import footprint, group_times
 from eocube.products.identity import canonical
 from eocube.scenes.scene import Scene
 from eocube.scenes.search import SearchResult, parse_interval, search
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from tests.eocube.scenes.test_search import WORLD, s2_item
 
 ALWAYS = parse_interval("0001-01-01/9999-12-30")

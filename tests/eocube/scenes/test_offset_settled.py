@@ -18,14 +18,16 @@ from eocube.cli import encode_main
 from eocube.cube.patches import open_search
 from eocube.errors import InputError, RadiometryError, StoreError
 from eocube.ground.grid import grids_for
-from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.plan.plan import Plan, build_plan
+from eocube.products.spec import Encoding
 from eocube.read.reader import WindowReader
 from eocube.run.extend import grow_plans
 from eocube.run.request import EncodeOptions, Exit, Request
 from eocube.scenes.offset import Contradiction, offset_rule
 from eocube.scenes.search import SearchResult, parse_interval, search
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors.sensor import Sensor
 
 SENSOR = get_sensor("RGBN").subset(["B02", "B04"])
 EAST, NORTH, SIDE = 600_000.0, 5_300_160.0, 96

@@ -16,7 +16,8 @@ from rasterio.warp import transform_bounds
 from eocube.cube.patches import ScenePatches
 from eocube.errors import StoreError
 from eocube.ground.grid import CubeGrid, grids_for
-from eocube.plan.plan import Encoding, Plan, build_plan
+from eocube.plan.plan import Plan, build_plan
+from eocube.products.spec import Encoding
 from eocube.read.reader import WindowReader
 from eocube.report.info import verify
 from eocube.run.extend import grown
@@ -24,7 +25,7 @@ from eocube.run.job import plans_of
 from eocube.run.request import EncodeOptions, Request
 from eocube.scenes.scene_ids import distinct, doubled
 from eocube.scenes.search import Scene, parse_interval, search
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 from eocube.store.store import LatentStore
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")

@@ -18,7 +18,7 @@ from eocube.net.network import Network, NetworkLimits
 from eocube.scenes.items import identify
 from eocube.scenes.search import Scene, parse_bbox, parse_interval, search, sign
 from eocube.scenes.stac import resolve_href, safe_url
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 
 WORLD = (-180.0, -90.0, 180.0, 90.0)
 EVER = parse_interval("2015/2027")

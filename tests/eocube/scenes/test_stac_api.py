@@ -18,7 +18,7 @@ from eocube.net.network import Network, NetworkLimits
 from eocube.scenes import search as catalog_module
 from eocube.scenes.search import parse_interval, search
 from eocube.scenes.stac import known_collections, search_api
-from eocube.sensors.sensor import get_sensor
+from eocube.sensors import get_sensor
 
 RECORDED = "https://earth-search.aws.element84.com/v1"
 WORLD = (-180.0, -90.0, 180.0, 90.0)

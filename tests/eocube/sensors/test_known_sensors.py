@@ -21,7 +21,8 @@ from eocube.run.options import Limits
 from eocube.run.unit import UnitRunner
 from eocube.scenes.items import scene_from_item
 from eocube.scenes.scene import Scene
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Sensor
 from eocube.store.receipts import State
 from eocube.store.store import LatentStore
 from model.sensors import SENSORS, own_names

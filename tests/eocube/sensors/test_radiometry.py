@@ -20,8 +20,8 @@ from eocube.errors import RadiometryError
 from eocube.scenes.dark_pixels import dark_tail_check, decide_by_pixels, overview_reader
 from eocube.scenes.items import find_asset
 from eocube.scenes.offset import Contradiction, baseline_of, is_suspect, offset_rule
+from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry, scl_fractions, to_physical, to_travelling
-from eocube.sensors.sensor import get_sensor
 
 S2, S1, RGB = get_sensor("S2L2A"), get_sensor("S1RTC"), get_sensor("S2RGB")
 

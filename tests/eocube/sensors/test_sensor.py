@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eocube.errors import InputError
+from eocube.sensors import get_sensor
 from eocube.sensors.builtin import SENSORS
-from eocube.sensors.sensor import Sensor, get_sensor
+from eocube.sensors.sensor import Sensor
 
 
 @dataclass(frozen=True)

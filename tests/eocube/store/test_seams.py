@@ -89,7 +89,7 @@ def test_a_window_under_the_floor_says_so_and_borders_need_both_sides() -> None:
     import torch
 
     from eocube.read.reader import WindowPixels
-    from eocube.sensors.sensor import get_sensor
+    from eocube.sensors import get_sensor
 
     place, sensor = grid((11.50, 48.10, 11.55, 48.12)), get_sensor("S2L2A").subset(["B02", "B03", "B04", "B08"])
     lattice = place.lattice

@@ -70,6 +70,6 @@ def test_quicklook_verify_and_report_say_it_in_one_line(
     assert len(said) == 1 and "--allow-local-sources" in said[0]
     given: list[Any] = []
     monkeypatch.setattr(inspection, "read_source", lambda *_, storage_options, **__: given.append(storage_options))
-    monkeypatch.setattr(inspection.eocube, "open", lambda *_, **__: (_ for _ in ()).throw(StoreError("enough")))
+    monkeypatch.setattr(inspection, "open_cube", lambda *_, **__: (_ for _ in ()).throw(StoreError("enough")))
     assert main(["quicklook", ELSEWHERE[0], "--allow-local-sources"]) == 2
     assert read_source(plan, truth_pixels(plan), 0, storage_options=given[0]).sizes["band"] == len(plan.sensor.bands)

@@ -163,7 +163,7 @@ def test_statistics_of_nothing_of_a_flat_band_or_of_too_few_bands_are_refused() 
 
 
 def test_an_encoding_sensor_becomes_one_to_train() -> None:
-    from eocube.sensors.sensor import get_sensor
+    from eocube.sensors import get_sensor
 
     made = trained_sensor(get_sensor("RGBN"), "reflectance*1e4")
     assert (made.name, made.bands, made.gsd) == ("RGBN", ("B04", "B03", "B02", "B08"), (10,) * 4)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from eocube.console import PatientConsole
 from eocube.run.progress import Progress
 from eocube.run.run_log import FileSink
-from eocube.streams import PatientConsole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ def test_a_process_without_standard_error_has_an_empty_one() -> None:
 @pytest.mark.slow
 def test_a_reader_that_leaves_does_not_change_what_a_command_came_to() -> None:
     code = (
-        "import sys; from eocube.cli import guarded; from eocube.streams import tell\n"
+        "import sys; from eocube.cli import guarded; from eocube.console import tell\n"
         "def command():\n"
         "    for _ in range(9): tell('x' * 100_000)\n"
         "    return 3\n"
@@ -81,7 +81,7 @@ def test_a_reader_that_leaves_does_not_change_what_a_command_came_to() -> None:
 @pytest.mark.slow
 def test_a_letter_that_the_locale_lacks_is_written_as_its_number() -> None:
     code = (
-        "import sys; from eocube.cli import guarded; from eocube.streams import tell\n"
+        "import sys; from eocube.cli import guarded; from eocube.console import tell\n"
         "def command():\n    tell('gr' + chr(252) + 'n')\n    return 0\n"
         "sys.exit(guarded(command))"
     )

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from eocube import cli
+from eocube.console import complain, for_people, plain, say
 from eocube.errors import InputError
 from eocube.report.info import describe
 from eocube.run.job import report
 from eocube.run.progress import Progress
 from eocube.store.receipts import State
 from eocube.store.tables import Failure
-from eocube.terminal import complain, for_people, plain, say
 
 EVIL = "S2B_[/red]_[link=x]\x1b[2J\x07\r\x9b31m\u202e\ud800\x7f"
 
