@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shapely import STRtree
 from shapely.geometry import box
 
+from eocube.cube.window_index import Ground
 from eocube.errors import InputError
 from eocube.ground.boxes import Interval, parse_bbox, parse_interval
 from eocube.ground.grid import BBox, CubeGrid, Lattice, Window
@@ -38,15 +39,6 @@ STRIDE, STEP = 8, 24
 # Squares of ground that one region may have: what is listed, time by time, must fit into memory.
 MOST_WINDOWS = 250_000
 _DEGREE = 111_195.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """A patch's square: its centre in degrees and half its side in metres."""
-
-    lon: float
-    lat: float
-    half: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,11 @@ class LatentStore:
         """(wy, wx): which cores were asked for."""
         return np.asarray(self._array("requested")).astype(np.bool_)
 
+    @cached_property
+    def times(self) -> npt.NDArray[np.datetime64]:
+        """(time,): starts of the acquisitions, UTC, to the second, in the order of the time axis."""
+        return self._array("time").astype("datetime64[s]")
+
     def _array(self, name: str) -> Block:
         """A small array whole. Its objects come by the target's own requests: counted, limited, made again."""
         keys = [key for key in self.target.keys(name) if key == f"{name}/{ROOT}" or is_chunk(key, name)]
@@ -238,8 +243,7 @@ class LatentStore:
 
     def _steps(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Times (ISO UTC, to the second) and scene ids of the time axis."""
-        times = self._array("time").astype("datetime64[s]")
-        return tuple(f"{t}Z" for t in times), tuple(str(ids) for ids in self._array("scene_ids"))
+        return tuple(f"{t}Z" for t in self.times), tuple(str(ids) for ids in self._array("scene_ids"))
 
     # -- shards
 
