@@ -26,8 +26,8 @@ from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
 from eocube.errors import EncodeError
 from eocube.plan.plan import Plan
-from eocube.products.base import Models
-from eocube.products.eo_vae import load, models_for
+from eocube.products import registry
+from eocube.products.base import Models, models_of
 from eocube.read.reader import WindowReader
 from eocube.run.job import encode_region
 from eocube.run.request import EncodeOptions
@@ -115,7 +115,7 @@ def measure(options: Options, console: Console) -> Report:
     rate, reference = best.windows / best.units, max(alone)
     whole = max(job.windows / job.whole for job in jobs)
     lanes = 1 if gpu else threads
-    flops, dtype = count_flops(ENCODER, what) / 1e12, plan.encoding.precision
+    flops, dtype = count_flops(ENCODER, what) / 1e12, plan.product.precision
     idle = max(0.0, 1 - best.busy[probe.ENCODE] / (lanes * best.units))
 
     def variant(name: str, found: float) -> Variant:
@@ -212,8 +212,8 @@ def _encoder_alone(
     plan: Plan, weights: str, device: str, threads: int
 ) -> Callable[[list[dict[int, torch.Tensor]]], float]:
     """Encoding windows that are in memory as an actor does it, latents back in memory; gives the seconds it took."""
-    models: Models = models_for(plan, load(weights), device)
-    encoder = models.encoders[plan.encoding.precision]()
+    models: Models = models_of(registry.open(plan.product, device), device, plan.numerics)
+    encoder = models.encoders[plan.product.precision]()
     probe.warm(encoder, plan, models)
     lanes = 1 if device == "cuda" else threads
 

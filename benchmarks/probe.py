@@ -43,7 +43,6 @@ def install() -> None:
     log = os.environ[LOG]
     import torch
 
-    import eocube.products.eo_vae as encoders
     from eocube.products.base import Models
     from eocube.read.reader import WindowReader
     from eocube.run.unit import UnitRunner
@@ -69,20 +68,19 @@ def install() -> None:
     WindowReader.read_run = noted(READ, WindowReader.read_run)  # type: ignore[method-assign]
     LatentStore.write_shard = noted(WRITE, LatentStore.write_shard)  # type: ignore[method-assign]
     UnitRunner.run = noted(UNIT, UnitRunner.run)  # type: ignore[method-assign]
-    plain = encoders.models_for
+    begin = UnitRunner.__init__
 
-    @functools.wraps(plain)
-    def models_for(plan: Any, *args: Any, **options: Any) -> Models:
-        models = plain(plan, *args, **options)
-
+    @functools.wraps(begin)
+    def begin_watched(self: UnitRunner, plan: Any, store: Any, models: Models, *args: Any, **options: Any) -> None:
         def watched(make: Callable[[], Any]) -> Callable[[], Any]:
             return lambda: _Noted(make(), functools.partial(noted, ENCODE))
 
         cached = {name: functools.cache(make) for name, make in models.encoders.items()}
         warm(next(iter(cached.values()))(), plan, models)
-        return replace(models, encoders={name: watched(make) for name, make in cached.items()})
+        models = replace(models, encoders={name: watched(make) for name, make in cached.items()})
+        begin(self, plan, store, models, *args, **options)
 
-    encoders.models_for = models_for
+    UnitRunner.__init__ = begin_watched  # type: ignore[method-assign]
 
 
 class _Noted:

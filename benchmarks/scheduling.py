@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eocube.ground.grid import CubeGrid
 from eocube.ground.lattice import CoreRange, Lattice
 from eocube.plan.plan import Plan, TimeStep, WorkUnit
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.placement import Place, here
@@ -61,7 +61,7 @@ class NoOp:
 
 def plan_of(units: int) -> Plan:
     """A plan of about so many units: a shard of one core, a hundred by a hundred of them, as many times as it takes."""
-    lattice = Lattice(32632, 10, core=6, halo=2, shard=6)
+    lattice = Lattice(32632, 10, core_px=48, halo_px=16, shard_px=48)
     times = -(-units // 10_000)
     first = np.datetime64("2017-01-01T10:00:00")
     steps = tuple(TimeStep(f"{first + np.timedelta64(k, 'D')}Z", "s2", f"g{k}", ()) for k in range(times))
@@ -69,7 +69,9 @@ def plan_of(units: int) -> Plan:
     x, y = 500_000 // 480, 5_316_000 // 480
     cores = CoreRange(-y, x, -y + 100, x + 100)
     grid = CubeGrid(lattice, cores.row0, cores.col0, 100, 100, cores, ((8.0, 46.0, 11.0, 49.0),))
-    return Plan(get_sensor("RGBN"), Encoding("none", "none", "00", 4, 8, "fp32", "fp16"), grid, steps, ())
+    return Plan(
+        latents(get_sensor("RGBN"), Encoding("none", "none", "00", 4, 8, "fp32", "fp16"), lattice), grid, steps, ()
+    )
 
 
 def bare_rate(ray: Any, actors: list[Any], units: list[WorkUnit]) -> float:

@@ -35,9 +35,10 @@ from eocube.demo.catalogue import DEMO_BBOX
 from eocube.errors import EncodeError, StoreError
 from eocube.plan.plan import Plan
 from eocube.products import decoder_cache as decoders
-from eocube.products.eo_vae import load, models_for
+from eocube.products import registry
+from eocube.products.base import models_of
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Request, make_plans
+from eocube.run.request import EncodeOptions, Request, make_plans, product_of
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import State
 from eocube.store.store import LatentStore
@@ -101,7 +102,7 @@ def measure(options: Asked, console: Console) -> Report:
     return Report(
         "store", {**machine, "threads": threads}, what.name,
         f"of each kind: {WRITE_BASE}; {READ_BASE}; {DECODE_BASE}", tuple(variants),
-        {"repeats": repeats, "shard": [plan.channels, plan.grid.lattice.shard, plan.grid.lattice.shard]}, not_run,
+        {"repeats": repeats, "shard": [plan.product.channels, *[plan.grid.lattice.shard] * 2]}, not_run,
     )  # fmt: skip
 
 
@@ -120,11 +121,10 @@ def _cube(what: Subject, folder: Path, device: str, threads: int, *, quick: bool
         out=str(folder / "cube.zarr"),
     )  # fmt: skip
     request = Request.parse(asked, on_gpu=device == "cuda")
-    loaded = load(weights)
-    (plan,) = make_plans(request, loaded, None)
+    (plan,) = make_plans(request, product_of(request), None)
     store = LatentStore.create(asked.out, plan)
     limits = Limits(encode_threads=1 if device == "cuda" else threads)
-    runner = UnitRunner(plan, store, models_for(plan, loaded, device), limits)
+    runner = UnitRunner(plan, store, models_of(registry.open(plan.product, device), device, plan.numerics), limits)
     store.commit([runner.run(unit) for unit in plan.units() if unit.time == 0 and not unit.empty])
     runner.close()
     store.finalise()
@@ -211,7 +211,7 @@ def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
         if kind == "write":
             more["requests_per_unit"] = asked[whose]
         found.append(Variant(
-            f"{way.name}, {place.name}", "cpu", plan.dtype, windows / seconds,
+            f"{way.name}, {place.name}", "cpu", plan.product.storage.dtype, windows / seconds,
             ways["zarr", kind].best(cpu) / way.best(cpu), 0.0, None, None, more,
         ))  # fmt: skip
     return found
@@ -254,7 +254,7 @@ class _Unfused:
     """Stands in for `eocube.products.decoder_cache.decode_one`: the network as published, kernels made every time."""
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        self._vae = load_weights(plan.encoding.weights, device=device).eval()
+        self._vae = load_weights(plan.product.weights, device=device).eval()
         self._pixels = PixelPipeline(plan.sensor, 1, 1, device)
         self._wavelengths = torch.tensor([band.wavelength for band in plan.sensor.bands], device=device)
         self._device = device

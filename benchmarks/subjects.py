@@ -93,7 +93,7 @@ def subject(model: str) -> Subject:
 def raw_windows(what: Subject, count: int) -> dict[int, Tensor]:
     """Made-up landscapes as they travel: {sampling in metres: (count, bands, h, w) uint16}."""
     stride = what.vae.scale_factor
-    lattice = Lattice(32632, 10, stride, what.window // stride - 2 * what.halo, what.halo, 240)
+    lattice = Lattice(32632, 10, stride, what.window - 2 * what.halo * stride, what.halo * stride, 240 * stride)
     groups = what.sensor.groups(10)
     sizes = {gsd: lattice.group_size(gsd) for gsd in groups}
     side = max(gsd // 10 * size for gsd, size in sizes.items())

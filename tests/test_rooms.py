@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,36 @@ def test_every_room_says_what_it_is_for() -> None:
     for room in rooms:
         first = (room / "__init__.py").read_text().splitlines()[0]
         assert first.startswith('"""') and first.endswith('."""'), room.name
+
+
+# What EO-VAE's latents are made of and look like: known to products/ alone.
+OF_LATENTS = {
+    "EOVAE", "EoVae", "INT8_NODATA", "NODATA_CODE", "int8", "float16", "latent", "eo-vae", "z00", "Half", "Affine8",
+}  # fmt: skip
+# Scores are half floats whatever is scored; recorded rates name benchmarks' arithmetic and weights; a seam of what is
+# stored has that name in every store.
+ELSEWHERE = {
+    ("store/layout.py", "float16"), ("plan/rates.py", "float16"), ("plan/rates.py", "eo-vae"),
+    ("store/seams.py", "latent"),
+}  # fmt: skip
+
+
+def words_of(path: Path) -> set[str]:
+    """Names and whole string constants in a file's code, without its comments and docstrings."""
+    found: set[str] = set()
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME:
+                found.add(token.string)
+            elif token.type == tokenize.STRING and not token.string.startswith(("'''", '"""', 'r"""')):
+                found.add(token.string.strip("frb").strip("\"'"))
+    return found
+
+
+def test_nobody_but_products_knows_what_a_latent_is() -> None:
+    named = set()
+    for path in (ROOT / "eocube").rglob("*.py"):
+        place = path.relative_to(ROOT / "eocube").as_posix()
+        if not place.startswith("products/"):
+            named |= {(place, word) for word in words_of(path) & OF_LATENTS}
+    assert named == ELSEWHERE

@@ -14,9 +14,10 @@ import xarray as xr
 from eocube.errors import InputError, StoreError
 from eocube.net.redaction import redacted
 from eocube.net.storage_options import options_for
+from eocube.products.documents import stored_form
 from eocube.read.coverage import ON_LATENTS
 from eocube.sensors.sensor import Sensor, nearest
-from eocube.store.document import KEY, NODATA_CODE, CubeInfo, read_info
+from eocube.store.document import KEY, CubeInfo, read_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,14 +85,14 @@ def open(
         if isinstance(error, FileNotFoundError):  # there is an answer, and no root
             where = half_moved(Target(path, storage_options)) or where
         raise StoreError(f"{where}: no Zarr store can be opened there ({_first_line(error)})") from error
-    if "latent" not in root:
-        document = root.attrs.get(KEY)
+    document = root.attrs.get(KEY)
+    if not _is_cube(root):
         zones = document.get("zones") if isinstance(document, Mapping) else None
-        named = zones if isinstance(zones, list) else [name for name, member in root.groups() if "latent" in member]
+        named = zones if isinstance(zones, list) else [name for name, member in root.groups() if _is_cube(member)]
         cubes = sorted(map(str, named))
         if cubes:
             raise StoreError(f"{shown} holds one cube a zone: open it with group= one of {', '.join(cubes)}")
-        raise StoreError(f"{shown}: a Zarr store, but no latent cube of eocube")
+        raise StoreError(f"{shown}: a Zarr store, but no cube of eocube")
     ds: xr.Dataset = xr.open_zarr(
         source,
         consolidated=root.metadata.consolidated_metadata is not None,
@@ -108,10 +109,10 @@ def open(
         )
     if expect_space_id is not None and info.space_id != expect_space_id:
         raise StoreError(f"{shown} has space id {info.space_id}, not {expect_space_id}: its latents mean other things")
-    latent = ds["latent"]
-    shards = latent.encoding.get("shards") or latent.encoding.get("chunks") or latent.shape
-    sizes = dict(zip(latent.dims, shards, strict=True))
-    for name in ("latent", *ON_LATENTS):
+    values = ds[info.product.array]
+    shards = values.encoding.get("shards") or values.encoding.get("chunks") or values.shape
+    sizes = dict(zip(values.dims, shards, strict=True))
+    for name in (info.product.array, *ON_LATENTS):
         if name in ds:
             ds[name] = ds[name].chunk({d: sizes[d] for d in ds[name].dims if d in sizes})
     return ds
@@ -144,18 +145,41 @@ class EocubeAccessor:
         """The names `decode(bands=...)` takes."""
         return self.sensor.band_names
 
+    def values(self) -> xr.DataArray:
+        """What the cube holds, lazily, (time, channel, y, x): real values as float32, NaN where no window is ok; codes
+        as int32, -1 there.
+        """
+        info, stored = self.info, self._values()
+        storage = info.product.storage
+        if storage.as_they_are:
+            return stored.astype(storage.unpacked)
+        front = ("channel", *(d for d in stored.dims if d != "channel"))
+        unpacked: xr.DataArray = xr.apply_ufunc(
+            storage.unpack,
+            stored.transpose(*front),
+            dask="parallelized",
+            output_dtypes=[storage.unpacked],
+            keep_attrs=True,
+        )
+        return unpacked.transpose(*stored.dims)
+
     def latents(self) -> xr.DataArray:
-        """Raw latents as lazy float32, (time, channel, y, x), int8 ones dequantised; NaN where no window is ok."""
-        info, latent = self.info, self._latent()
-        if info.quantisation is None:
-            return latent.astype(np.float32)
-        scale = xr.DataArray(np.asarray(info.quantisation.scale, np.float32), dims="channel")
-        offset = xr.DataArray(np.asarray(info.quantisation.offset, np.float32), dims="channel")
-        codes = latent.astype(np.float32)
-        return (codes.where(codes != NODATA_CODE) * scale + offset).transpose(*latent.dims)
+        """Real values as lazy float32, (time, channel, y, x), quantised ones unpacked; NaN where no window is ok.
+
+        InputError for codes, which are no quantities: `values()` gives them.
+        """
+        product = self.info.product
+        if product.summary == "histogram":
+            raise InputError(f"{product.array} cubes ({product.kind}) hold codes, no real values: values() gives them")
+        return self.values()
+
+    def real_values(self) -> xr.DataArray:
+        """`values()` as float32 with NaN where no window is ok, codes too: for pictures."""
+        values = self.values()
+        return values if values.dtype.kind == "f" else values.where(values >= 0).astype(np.float32)
 
     def latents_normalised(self) -> xr.DataArray:
-        """Latents with each channel's mean taken off and divided by its spread, as the store's own moments give them.
+        """Real values less each channel's mean, divided by its spread, as the store's own moments give them.
 
         StoreError where the store has no moments yet.
         """
@@ -211,26 +235,23 @@ class EocubeAccessor:
             InputError: no such band; latents that are not adjoining ones of the lattice; `min_valid` out of range.
         """
         from eocube.cube.decode import Tiling, decode_array
-        from eocube.products.decoder_cache import DecoderSpec, check_weights, decode_one, dtype_name, sensor_json
+        from eocube.products.decoder_cache import check, decode_one, spec_of
 
         info = self.info
-        self._latent()
         names = self._band_names(bands)
-        spec = DecoderSpec(
-            weights or info.weights, info.weights_sha256, sensor_json(info.sensor), names,
-            None if device is None else str(device), dtype_name(dtype),
-        )  # fmt: skip
-        check_weights(spec)
+        spec = spec_of(info.product, names, None if device is None else str(device), dtype, weights)
+        self._values()
+        check(spec)
         cube = self._cropped(info) if crop else self._ds
-        latent = cube.eocube.latents()
+        values = cube.eocube.values()
         rows, cols = _span(cube["y"], info, -1), _span(cube["x"], info, +1)
-        timeless = "time" not in latent.dims
+        timeless = "time" not in values.dims
         if timeless:
-            latent = latent.expand_dims("time")
-        latent = latent.chunk() if latent.chunks is None else latent
+            values = values.expand_dims("time")
+        values = values.chunk() if values.chunks is None else values
         tiling = Tiling(rows, cols, info.halo, info.stride, info.halo * info.stride if blend else 0)
         ground = _ground(cube, min_valid) if mask else None
-        data = decode_array(latent.data, ground, tiling, partial(decode_one, spec), len(names))
+        data = decode_array(values.data, ground, tiling, partial(decode_one, spec), len(names))
         return _labelled(cube, data[0] if timeless else data, info, names, rows, cols)
 
     def status(self) -> pd.DataFrame:
@@ -265,17 +286,18 @@ class EocubeAccessor:
             return draw(self._ds, source=source, time=time)
         return quicklook(self._ds, path, source=source, time=time)
 
-    def _latent(self) -> xr.DataArray:
-        if "latent" not in self._ds:
-            raise StoreError("the dataset has no `latent` variable: it is no latent cube, or no longer one")
-        latent = self._ds["latent"]
-        missing = [d for d in ("channel", "y", "x") if d not in latent.dims]
+    def _values(self) -> xr.DataArray:
+        product = self.info.product
+        name = product.array
+        if name not in self._ds:
+            raise StoreError(f"the dataset has no `{name}` variable: it is no cube of eocube, or no longer one")
+        values = self._ds[name]
+        missing = [d for d in ("channel", "y", "x") if d not in values.dims]
         if missing:
-            raise InputError(f"latents without {', '.join(missing)}: select with slices, which keep dimensions")
-        channels = self.info.channels
-        if channels is not None and latent.sizes["channel"] != channels:
-            raise InputError(f"{latent.sizes['channel']} latent channels: decoding needs all {channels}")
-        return latent.transpose(*(d for d in ("time", "channel", "y", "x") if d in latent.dims))
+            raise InputError(f"{name}s without {', '.join(missing)}: select with slices, which keep dimensions")
+        if values.sizes["channel"] != product.channels:
+            raise InputError(f"{values.sizes['channel']} {name} channels: decoding needs all {product.channels}")
+        return values.transpose(*(d for d in ("time", "channel", "y", "x") if d in values.dims))
 
     def _band_names(self, bands: Sequence[str] | str | None) -> tuple[str, ...]:
         known = self.bands
@@ -350,7 +372,8 @@ def _labelled(
         "y": ("y", -_centres(rows.start * stride, rows.size * stride, metres), dict(cube["y"].attrs)),
         "x": ("x", _centres(cols.start * stride, cols.size * stride, metres), dict(cube["x"].attrs)),
     }
-    coords.update({str(n): c.variable for n, c in cube["latent"].coords.items() if not {*c.dims} - {"time"}})
+    held = cube[info.product.array]
+    coords.update({str(n): c.variable for n, c in held.coords.items() if not {*c.dims} - {"time"}})
     if "spatial_ref" in cube.variables:
         # Without a GeoTransform: readers trust it before the coordinates, also after a selection has made it wrong.
         crs = {k: v for k, v in cube["spatial_ref"].attrs.items() if k != "GeoTransform"}
@@ -372,13 +395,21 @@ def _centres(first: int, count: int, metres: int) -> np.ndarray[Any, np.dtype[np
 
 
 def _check_codes(ds: xr.Dataset, info: CubeInfo, shown: str) -> None:
-    """StoreError where int8 codes mean one thing by the attribute and another by the coordinates beside it."""
-    for name in ("scale", "offset") if info.quantisation is not None else ():
-        if name in ds.coords and not np.array_equal(ds[name].values, getattr(info.quantisation, name)):
+    """StoreError where stored codes mean one thing by the attribute and another by the coordinates beside it."""
+    for name, (values, long_name) in info.product.storage.coordinates().items():
+        if name in ds.coords and not np.array_equal(ds[name].values, values):
             raise StoreError(
-                f"{shown}: the {name} of its int8 codes is not that in its `eocube` attribute: one of them was edited "
+                f"{shown}: the {long_name} is not that in its `eocube` attribute: one of them was edited "
                 "or damaged; `eocube verify` tells which"
             )
+
+
+def _is_cube(group: Any) -> bool:
+    """Whether a group holds the array that its `eocube` attribute speaks of."""
+    try:
+        return stored_form(group.attrs[KEY])[0] in group
+    except (KeyError, TypeError, ValueError, AttributeError, InputError):
+        return False
 
 
 def _group_url(url: str, group: str | None) -> str:

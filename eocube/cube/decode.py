@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
+from eocube.products.storage import known, none_of
 from eocube.raster.mirror import mirror_sources
 from eocube.read.coverage import fine, unseen
 
@@ -152,13 +153,13 @@ def _decode_window(
     `places` are each block's first row and column within the window; the rest of a block lies outside of it.
     """
     size = tiling.window
-    window = np.full((blocks[0].shape[1], size, size), np.nan, dtype=np.float32)
+    window = np.full((blocks[0].shape[1], size, size), none_of(blocks[0].dtype), dtype=blocks[0].dtype)
     for (top, left), block in zip(places, blocks, strict=True):
         height, width = block.shape[-2:]
         y0, x0 = max(top, 0), max(left, 0)
         y1, x1 = min(top + height, size), min(left + width, size)
         window[:, y0:y1, x0:x1] = block[0, :, y0 - top : y1 - top, x0 - left : x1 - left]
-    there = np.asarray(np.isfinite(window).all(axis=0))
+    there = np.asarray(known(window).all(axis=0))
     inner = slice(tiling.halo, size - tiling.halo)
     if not there[inner, inner].any():
         return None
@@ -219,7 +220,7 @@ def _merge(
             total[:, y0:y1, x0:x1] += weight * window[:, y + y0 : y + y1, x + x0 : x + x1]
             weights[y0:y1, x0:x1] += weight
         out = np.divide(total, weights, dtype=np.float32)
-    blank = ~np.isfinite(latents[0]).all(axis=0)
+    blank = np.asarray(~known(latents[0]).all(axis=0))
     if blank.any():
         out[:, fine(blank, stride)] = np.nan
     if valid is not None:

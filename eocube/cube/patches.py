@@ -293,7 +293,7 @@ def _lattice(epsg: int, resolution: int, size: int) -> Lattice:
     if size < STEP or size % STEP:
         near = max(STEP, round(size / STEP) * STEP)
         raise InputError(f"patches of {size} px: take a multiple of {STEP}, such as {near}")
-    return Lattice(epsg, resolution, STRIDE, core=size // STRIDE, halo=0, shard=size // STRIDE)
+    return Lattice(epsg, resolution, STRIDE, core_px=size, halo_px=0, shard_px=size)
 
 
 def _grids(boxes: Sequence[BBox], resolution: int, size: int) -> list[CubeGrid]:

@@ -119,7 +119,7 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
     left, right, bottom, top = extent = _edges(decoded, info.resolution)
     x, y = ds["x"].values, ds["y"].values
     part = {"y": np.flatnonzero((y < top) & (y > bottom)), "x": np.flatnonzero((x > left) & (x < right))}
-    latents = ds.eocube.latents().isel(part)
+    latents = ds.eocube.real_values().isel(part)
     if "valid" in ds:
         latents = latents.where(ds["valid"].isel(part) > 0)  # beyond the swath they describe mirrored filler
     core_px = info.core * info.stride
@@ -219,7 +219,7 @@ def _figure(shown: Shown) -> Figure:
 
 
 def _title(shown: Shown) -> str:
-    parts = [f"{shown.info.sensor.name} latent cube"]
+    parts = [f"{shown.info.sensor.name} {shown.info.product.array} cube"]
     if shown.when:
         parts.append(shown.when)
     if shown.crs is not None:
@@ -287,7 +287,8 @@ def _error(ax: Axes, shown: Shown) -> None:
 def _components(ax: Axes, shown: Shown) -> None:
     picture = Composite(principal_components(shown.latents), "", joint=False)
     ax.imshow(Stretch.of(picture)(picture.layers), extent=shown.extent, interpolation="nearest")
-    title = f"Latents, 3 principal components of {shown.latents.shape[0]} channels"
+    name = shown.info.product.array.capitalize()
+    title = f"{name}s, 3 principal components of {shown.latents.shape[0]} channels"
     _ground(ax, title, shown, shown.extent)
 
 
@@ -348,8 +349,8 @@ def _facts(shown: Shown) -> list[tuple[str, str]]:
         ("sensor", f"{info.sensor.name}, {len(names)} band{'s' if len(names) > 1 else ''}"),
         ("bands", ", ".join(names) if len(names) <= 5 else f"{names[0]}, {names[1]} ... {names[-1]}"),
         ("ground drawn", f"{(right - left) / 1000:.2f} x {(top - bottom) / 1000:.2f} km at {info.resolution} m"),
-        ("latent pixel", f"{info.cell} m, {shown.latents.shape[0]} channels"),
-        ("window", f"{info.core} + 2 x {info.halo} latents"),
+        (f"{info.product.array} pixel", f"{info.cell} m, {shown.latents.shape[0]} channels"),
+        ("window", f"{info.core} + 2 x {info.halo} {info.product.array}s"),
         ("space id", info.space_id),
     ]
     if shown.source is None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eocube.errors import InputError, StoreError
 from eocube.net.storage_options import options_for
-from eocube.products.storage import Affine8, Half, Storage
+from eocube.products.storage import Storage
 from eocube.store.existing import zones_of
 from eocube.store.moments import Moments
 from eocube.store.receipts import State, unpack_mask
@@ -41,7 +41,7 @@ class StoredCube:
         self._lock = threading.Lock()
         self._store: LatentStore | None = None
         store = self._opened()
-        spec, document = store.latent, store.document
+        spec, document = store.values, store.document
         assert spec.shards is not None
         grid = document["grid"]
         self.epsg = int(str(grid["crs"]).rpartition(":")[2])
@@ -52,7 +52,7 @@ class StoredCube:
         self.dtype, self.fill = np.dtype(spec.dtype), spec.fill
         self.space_id = str(document["space_id"])
         self.times: NDArray[np.datetime64] = store.times
-        self.storage: Storage = _storage(document)
+        self.storage: Storage = store.storage
         self.moments = Moments(0, (), ())
         self.states: dict[Shard, NDArray[np.uint8]] = {}
         """(cores, cores) of each shard that the log has: how its windows ended."""
@@ -71,7 +71,7 @@ class StoredCube:
     @property
     def shard_bytes(self) -> int:
         """Bytes of a shard in memory, as it is stored."""
-        return self.channels * self.side**2 * self.dtype.itemsize
+        return int(self.channels * self.side**2 * self.dtype.itemsize)
 
     def read(self, shard: Shard) -> Values:
         """(C, side, side) as stored, in one request.
@@ -125,11 +125,6 @@ class StoredCube:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock, self._store = threading.Lock(), None
-
-
-def _storage(document: Mapping[str, Any]) -> Storage:
-    given = document.get("quantisation")
-    return Half() if given is None else Affine8(tuple(given["scale"]), tuple(given["offset"]))
 
 
 def cubes_at(

@@ -121,7 +121,7 @@ class CubeWindows:
     @property
     def channels(self) -> int:
         """Values a cell."""
-        return self.index.cubes[0].channels
+        return int(self.index.cubes[0].channels)
 
     @property
     def space_id(self) -> str:

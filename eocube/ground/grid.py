@@ -118,12 +118,12 @@ class CubeGrid:
     @property
     def wx(self) -> NDArray[np.float64]:
         """Eastings of the cores' centres, metres."""
-        return self._centres(self.transform.c, self.windows_shape[1], self.lattice.cell * self.lattice.core)
+        return self._centres(self.transform.c, self.windows_shape[1], self.lattice.core_px * self.lattice.resolution)
 
     @property
     def wy(self) -> NDArray[np.float64]:
         """Northings of the cores' centres, metres, falling."""
-        return self._centres(self.transform.f, self.windows_shape[0], -self.lattice.cell * self.lattice.core)
+        return self._centres(self.transform.f, self.windows_shape[0], -self.lattice.core_px * self.lattice.resolution)
 
     @staticmethod
     def _centres(start: float, count: int, step: float) -> NDArray[np.float64]:
@@ -208,10 +208,10 @@ class CubeGrid:
         So the scenes found for a window do not depend on the bbox it was asked for by. In degrees, within -180..180;
         west > east when the halo crosses the antimeridian (`search_boxes` splits it there).
         """
-        side = self.lattice.core * self.lattice.cell
+        side = self.lattice.core_px * self.lattice.resolution
         box = self.cores
         outer = (float(box.col0 * side), float(-box.row1 * side), float(box.col1 * side), float(-box.row0 * side))
-        grown = grow(outer, self.lattice.halo * self.lattice.cell + self.lattice.reach)
+        grown = grow(outer, self.lattice.halo_px * self.lattice.resolution + self.lattice.reach)
         west, south, east, north = self.lattice.lonlat_bounds(grown)
         west, east = west - _SEARCH_PAD, east + _SEARCH_PAD
         south, north = max(south - _SEARCH_PAD, -90.0), min(north + _SEARCH_PAD, 90.0)
@@ -237,7 +237,7 @@ class CubeGrid:
     def from_dict(cls, data: Mapping[str, Any]) -> CubeGrid:
         """The grid that `to_dict` wrote."""
         return cls(
-            Lattice(**data["lattice"]),
+            Lattice.from_dict(data["lattice"]),
             int(data["shard_row0"]),
             int(data["shard_col0"]),
             int(data["shard_rows"]),
@@ -252,7 +252,7 @@ def grids_for(
 ) -> list[CubeGrid]:
     """One cube grid for each UTM zone and hemisphere that a bbox (or several) has ground in, sorted by zone.
 
-    The arrays hold the zone's part of `extent` too. `lattice` passes stride, core, halo and shard on to `Lattice`.
+    The arrays hold the zone's part of `extent` too. `lattice` goes on to `Lattice`: cell_px, core_px, ...
     InputError when the box leaves UTM or is empty.
     """
     boxes: list[BBox] = []

@@ -1,7 +1,8 @@
-"""The lattice of a zone: latent pixels, cores and windows, and the ground they cover."""
+"""Lays the lattice of a zone: cells, cores and windows, and the ground they cover."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil, floor
 from typing import NamedTuple
@@ -39,45 +40,63 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """The latent pixels of one zone. Columns count eastwards from easting 0, rows southwards from northing 0.
+    """The cells of one zone. Columns count eastwards from easting 0, rows southwards from northing 0.
 
-    Latent row r spans northings -(r + 1) * cell .. -r * cell, so rows are negative north of northing 0. `core`, `halo`
-    and `shard` are in latent pixels, `resolution` in metres, `stride` in pixels a latent pixel.
+    Cell row r spans northings -(r + 1) * cell .. -r * cell, so rows are negative north of northing 0. `resolution` is
+    in metres; the sides of cells, cores and shards and the width of the halo are in pixels of that. A core is whole
+    cells, a shard whole cores; a halo need not be whole cells.
     """
 
     epsg: int
     resolution: int
-    stride: int = 8
-    core: int = 24
-    halo: int = 4
-    shard: int = 240
+    cell_px: int = 8
+    core_px: int = 192
+    halo_px: int = 32
+    shard_px: int = 1920
 
     def __post_init__(self) -> None:
         zone_name(self.epsg)
-        if self.resolution < 1 or self.stride < 1 or self.core < 1 or self.halo < 0:
+        if self.resolution < 1 or self.cell_px < 1 or self.core_px < 1 or self.halo_px < 0:
             raise InputError(
-                f"resolution {self.resolution}, stride {self.stride} and core {self.core} must be 1 or more and halo "
-                f"{self.halo} 0 or more"
+                f"resolution {self.resolution}, cell {self.cell_px} px and core {self.core_px} px must be 1 or more "
+                f"and halo {self.halo_px} px 0 or more"
             )
-        if self.core % 3:
-            raise InputError(f"core {self.core} must be a multiple of 3 latents, where the 60 m bands align")
-        if self.shard < self.core or self.shard % self.core:
-            raise InputError(f"shard {self.shard} must be a multiple of the core, {self.core} latents")
+        if self.core_px % self.cell_px:
+            raise InputError(f"core {self.core_px} px must be a multiple of the cell, {self.cell_px} px")
+        if self.shard_px < self.core_px or self.shard_px % self.core_px:
+            raise InputError(f"shard {self.shard_px} px must be a multiple of the core, {self.core_px} px")
 
     @property
     def cell(self) -> int:
-        """Side of a latent pixel, metres."""
-        return self.resolution * self.stride
+        """Side of a cell, metres."""
+        return self.resolution * self.cell_px
 
     @property
-    def core_px(self) -> int:
-        """Side of a core in pixels of `resolution`."""
-        return self.core * self.stride
+    def stride(self) -> int:
+        """Side of a cell in pixels of `resolution`."""
+        return self.cell_px
 
     @property
-    def halo_px(self) -> int:
-        """Width of the halo in pixels of `resolution`."""
-        return self.halo * self.stride
+    def core(self) -> int:
+        """Side of a core in cells."""
+        return self.core_px // self.cell_px
+
+    @property
+    def halo(self) -> int:
+        """Width of the halo in cells. InputError where it is not whole cells: then nothing is made beyond the core."""
+        if not self.halo_is_cells:
+            raise InputError(f"a halo of {self.halo_px} px is not whole cells of {self.cell_px} px")
+        return self.halo_px // self.cell_px
+
+    @property
+    def halo_is_cells(self) -> bool:
+        """Whether the halo is whole cells."""
+        return self.halo_px % self.cell_px == 0
+
+    @property
+    def shard(self) -> int:
+        """Side of a shard in cells."""
+        return self.shard_px // self.cell_px
 
     @property
     def window_px(self) -> int:
@@ -87,7 +106,7 @@ class Lattice:
     @property
     def cores_per_shard(self) -> int:
         """Cores along a shard's side."""
-        return self.shard // self.core
+        return self.shard_px // self.core_px
 
     @property
     def name(self) -> str:
@@ -96,7 +115,7 @@ class Lattice:
 
     def core_bounds(self, window: Window) -> Bounds:
         """The core's (left, bottom, right, top) in metres."""
-        side = self.core * self.cell
+        side = self.core_px * self.resolution
         return (
             float(window.col * side),
             float(-(window.row + 1) * side),
@@ -106,7 +125,7 @@ class Lattice:
 
     def window_bounds(self, window: Window) -> Bounds:
         """The core with its halo: (left, bottom, right, top) in metres."""
-        return grow(self.core_bounds(window), self.halo * self.cell)
+        return grow(self.core_bounds(window), self.halo_px * self.resolution)
 
     def margin(self, sampling: int) -> int:
         """Metres that a group of this sampling reaches beyond the window on each side.
@@ -114,7 +133,7 @@ class Lattice:
         The smallest that puts the group's edge on a multiple of `sampling` from the zone's origin and covers the
         (sampling - resolution) / 2 that bilinear upsampling looks beyond the outermost pixel centre.
         """
-        halo, side = self.halo * self.cell, self.core * self.cell
+        halo, side = self.halo_px * self.resolution, self.core_px * self.resolution
         if sampling < self.resolution or side % sampling:
             raise InputError(
                 f"a group of {sampling} m does not fit cores of {side} m at {self.resolution} m; "
@@ -138,13 +157,13 @@ class Lattice:
     @property
     def reach(self) -> int:
         """Metres beyond a window's own edge from which pixels may enter it."""
-        side = self.core * self.cell
+        side = self.core_px * self.resolution
         return max((self.margin(g) for g in _COARSE_SAMPLINGS if g > self.resolution and side % g == 0), default=0)
 
     def cores_over(self, bounds: Bounds) -> CoreRange:
         """The cores that share ground (not just an edge) with a box of metres."""
         left, bottom, right, top = bounds
-        side = self.core * self.cell
+        side = self.core_px * self.resolution
         return CoreRange(floor(-top / side), floor(left / side), ceil(-bottom / side), ceil(right / side))
 
     def lonlat_bounds(self, bounds: Bounds) -> BBox:
@@ -157,8 +176,22 @@ class Lattice:
         return float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())
 
     def to_dict(self) -> dict[str, int]:
-        """JSON-able form."""
-        return asdict(self)
+        """JSON-able form, read back by `from_dict`: in cells where all are whole, as every store of latents has it."""
+        if not self.halo_is_cells:
+            return asdict(self)
+        return {
+            "epsg": self.epsg, "resolution": self.resolution, "stride": self.cell_px, "core": self.core,
+            "halo": self.halo, "shard": self.shard,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, int]) -> Lattice:
+        """The lattice that `to_dict` wrote."""
+        if "stride" not in data:
+            return cls(**data)
+        cell = int(data["stride"])
+        core, halo, shard = (int(data[name]) * cell for name in ("core", "halo", "shard"))
+        return cls(int(data["epsg"]), int(data["resolution"]), cell, core, halo, shard)
 
 
 def grow(bounds: Bounds, by: float) -> Bounds:

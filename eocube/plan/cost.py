@@ -32,8 +32,8 @@ def work(plan: Plan) -> dict[str, Any]:
     """What of the plan needs no look at the sources: windows, bytes decoded and written.
 
     `bytes_decoded` counts the source arrays as a receipt's `bytes_in` does, halos included; `bytes_out` the latents
-    before compression, which takes some percent off fp16 and more off int8. Windows that turn out empty or cloudy need
-    less of both; windows where scenes overlap read more.
+    before compression, which takes some percent off half floats and more off codes. Windows that turn out empty or
+    cloudy need less of both; windows where scenes overlap read more.
     """
     lattice, sensor = plan.grid.lattice, plan.sensor
     windows, _ = touched(plan)
@@ -45,7 +45,7 @@ def work(plan: Plan) -> dict[str, Any]:
     )
     if any(s.mask is not None for s in plan.scenes):
         a_window += (lattice.core_px * lattice.resolution / _MASK_SAMPLING) ** 2
-    latents = lattice.core**2 * plan.channels * np.dtype(plan.dtype).itemsize
+    latents = lattice.core**2 * plan.product.channels * np.dtype(plan.product.storage.dtype).itemsize
     return {
         "windows_with_scenes": windows,
         "bytes_decoded": round(windows * a_window),
@@ -110,6 +110,9 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "units": len(units),
         "units_without_data": sum(u.empty for u in units),
         "windows": cores,
-        "latent_bytes_raw": cores * lattice.core**2 * plan.channels * (2 if plan.encoding.storage == "fp16" else 1),
+        "latent_bytes_raw": cores
+        * lattice.core**2
+        * plan.product.channels
+        * np.dtype(plan.product.storage.dtype).itemsize,
         "km2": windows * (lattice.core * lattice.cell / 1000.0) ** 2,
     }

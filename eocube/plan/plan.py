@@ -19,34 +19,14 @@ from eocube.errors import StoreError
 from eocube.ground.boxes import footprint_of
 from eocube.ground.grid import CubeGrid, Window, by_zone
 from eocube.ground.zones import BBox, central_meridian, to_zone
+from eocube.products.documents import from_plan, to_attribute, to_plan
 from eocube.products.identity import digest
-from eocube.products.spec import Encoding
+from eocube.products.spec import Product
 from eocube.scenes.scene_ids import doubled
 from eocube.scenes.search import Scene
 from eocube.sensors.sensor import Sensor
 
 PLAN_FILE = "commits/plan.json"
-RADIOMETRY = "eocube-radiometry-1"
-"""Version of the radiometric recipe: offset rule, dB, travelling form. Part of the space id."""
-RESAMPLING = "native-bilinear-1"
-"""Version of the resampling recipe: native sampling, bilinear warps, mirrored swath edges. Part of the space id."""
-
-
-def sensor_document(sensor: Sensor) -> dict[str, Any]:
-    """What of a sensor decides a latent's meaning, as JSON (nodata NaN is written as null)."""
-    return {
-        "name": sensor.name,
-        "unit": sensor.unit,
-        "dtype": sensor.dtype,
-        "scale": sensor.scale,
-        "offset": sensor.offset,
-        "nodata": None if sensor.nodata != sensor.nodata else sensor.nodata,
-        "unit_factor": sensor.unit_factor,
-        "bands": [
-            {"name": b.name, "wavelength": b.wavelength, "gsd": b.gsd, "mean": b.mean, "std": b.std}
-            for b in sensor.bands
-        ],
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +78,7 @@ class Plan:
     Raises nothing by itself: it is made by `build_plan` and read back by `from_json`.
     """
 
-    sensor: Sensor
-    encoding: Encoding
+    product: Product
     grid: CubeGrid
     times: tuple[TimeStep, ...]
     scenes: tuple[Scene, ...]
@@ -112,27 +91,15 @@ class Plan:
     extends: tuple[str, ...] = ()
     """Hashes of the plans that this one grew from, the oldest first (`eocube.run.extend`)."""
 
-    @cached_property
-    def space(self) -> dict[str, Any]:
-        """Everything that decides a latent's meaning."""
-        lattice = self.grid.lattice
-        return {
-            "weights": {"name": self.encoding.weights_name, "sha256": self.encoding.sha256},
-            "sensor": sensor_document(self.sensor),
-            "radiometry": RADIOMETRY,
-            "resampling": RESAMPLING,
-            "resolution": lattice.resolution,
-            "stride": lattice.stride,
-            "core": lattice.core,
-            "halo": lattice.halo,
-            "channels": self.encoding.channels,
-            "precision": self.encoding.precision,
-        }
+    @property
+    def sensor(self) -> Sensor:
+        """The sensor that is read."""
+        return self.product.sensor
 
     @cached_property
     def space_id(self) -> str:
-        """Hash of `space`: stores whose space ids differ never mix."""
-        return digest(self.space)
+        """Hash of the product's meaning: stores whose space ids differ never mix."""
+        return self.product.space_id
 
     @cached_property
     def hash(self) -> str:
@@ -141,31 +108,11 @@ class Plan:
             {
                 "space": self.space_id,
                 "grid": self.grid.to_dict(),
-                "storage": self.encoding.storage,
+                "storage": self.product.storage.name,
                 "times": [asdict(t) for t in self.times],
                 "scenes": [s.identity() for s in self.scenes],
             }
         )
-
-    @property
-    def channels(self) -> int:
-        """Number of latent channels."""
-        return self.encoding.channels
-
-    @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Names of the latent channels: z00, z01, ..."""
-        return tuple(f"z{i:02d}" for i in range(self.channels))
-
-    @property
-    def dtype(self) -> str:
-        """numpy dtype of the stored latents."""
-        return {"fp16": "float16", "int8": "int8"}[self.encoding.storage]
-
-    @property
-    def quantisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """(scale, offset) per channel of an int8 store."""
-        return self.encoding.quantisation
 
     @property
     def disorder(self) -> int:
@@ -215,7 +162,7 @@ class Plan:
         """Every unit with a requested window, by time, then row, then column."""
         lattice = self.grid.lattice
         shards = list(self.grid.shards())
-        reach = lattice.halo * lattice.cell
+        reach = lattice.halo_px * lattice.resolution
         areas = [box(*self.grid.shard_bounds(r, c)).buffer(reach, join_style="mitre") for r, c in shards]
         tree = STRtree(areas)
         for index, step in enumerate(self.times):
@@ -227,13 +174,9 @@ class Plan:
         """What the store says of itself in its `eocube` attribute."""
         return {
             "space_id": self.space_id,
-            "space": self.space,
+            "space": dict(self.product.meaning),
             "plan_hash": self.hash,
-            "weights": self.encoding.weights,
-            "storage": self.encoding.storage,
-            "quantisation": None
-            if self.quantisation is None
-            else {"scale": list(self.quantisation[0]), "offset": list(self.quantisation[1])},
+            **to_attribute(self.product),
             "extent": list(self.grid.extent),
             "request": dict(self.request),
             "refused": [list(r) for r in self.refused],
@@ -244,8 +187,7 @@ class Plan:
         """The plan as JSON: what `commits/plan.json` holds."""
         return json.dumps(
             {
-                "sensor": self.sensor.to_dict(),
-                "encoding": asdict(self.encoding),
+                **to_plan(self.product),
                 "grid": self.grid.to_dict(),
                 "times": [asdict(t) for t in self.times],
                 "scenes": [s.to_dict() for s in self.scenes],
@@ -271,14 +213,10 @@ class Plan:
 
     @classmethod
     def _read(cls, d: Mapping[str, Any]) -> Plan:
-        encoding = dict(d["encoding"])
-        if encoding["quantisation"] is not None:
-            scale, offset = encoding["quantisation"]
-            encoding["quantisation"] = (tuple(scale), tuple(offset))
+        grid = CubeGrid.from_dict(d["grid"])
         return cls(
-            sensor=Sensor.from_dict(d["sensor"]),
-            encoding=Encoding(**encoding),
-            grid=CubeGrid.from_dict(d["grid"]),
+            product=from_plan(d, grid.lattice),
+            grid=grid,
             times=tuple(TimeStep(**{**t, "scene_ids": tuple(t["scene_ids"])}) for t in d["times"]),
             scenes=tuple(Scene.from_dict(s) for s in d["scenes"]),
             request=d["request"],
@@ -319,8 +257,7 @@ def group_times(scenes: Sequence[Scene]) -> tuple[TimeStep, ...]:
 
 
 def build_plan(
-    sensor: Sensor,
-    encoding: Encoding,
+    product: Product,
     grid: CubeGrid,
     scenes: Sequence[Scene],
     request: Mapping[str, Any],
@@ -330,15 +267,18 @@ def build_plan(
     """Freeze a run on one zone: scenes that touch no requested core are left out, times without a scene too.
 
     `scenes` are those of a search over the grid's windows, halos included, so that a window's scenes do not depend
-    on the box that was asked for.
+    on the box that was asked for. InputError where a sampling of the sensor does not fit the cores.
     """
+    for band in product.sensor.bands:
+        if band.gsd > grid.lattice.resolution:
+            grid.lattice.margin(band.gsd)
     requested = [box(*grid.lattice.core_bounds(w)) for w in grid.requested_windows()]
     tree = STRtree(requested)
     touching = {s.id for s in scenes if len(tree.query(footprint(s, grid.lattice.epsg), predicate="intersects")) > 0}
     times = tuple(t for t in group_times(scenes) if any(i in touching for i in t.scene_ids))
     used = {i for t in times for i in t.scene_ids}
     kept = tuple(sorted((s for s in scenes if s.id in used), key=lambda s: (s.time, s.id)))
-    return Plan(sensor, encoding, grid, times, kept, request, tuple(refused), dict(numerics or {}))
+    return Plan(product, grid, times, kept, request, tuple(refused), dict(numerics or {}))
 
 
 def stored_extent(plans: Sequence[Plan]) -> tuple[BBox, ...]:

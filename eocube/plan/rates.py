@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ import torch
 from eocube.errors import InputError, SourceError
 from eocube.plan.plan import Plan
 from eocube.read.reader import WindowPixels, WindowReader
-
-if TYPE_CHECKING:
-    from eocube.products.eo_vae import LoadedWeights
 
 RECORDED = Path(__file__).parent / "recorded"
 """Benchmarks that ship with the package: those of whole jobs under `benchmarks/`, copied by its `readme_table.py`."""
@@ -74,18 +71,18 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
             raise InputError(f"{file}: no benchmark that jobs/benchmark.py wrote ({error})") from error
         if document.get("benchmark", "encoder") not in ("encoder", "pipeline"):
             continue
-        if _WEIGHTS.get(model, model) != plan.encoding.weights_name:
+        if _WEIGHTS.get(model, model) != plan.product.network:
             continue
         on = str(machine.get("gpu") if device == "cuda" else machine.get("cpu"))
         for variant in variants:
             name, rate = str(variant["name"]), variant.get("windows_per_s")
             kind, dtype = str(variant["device"]).split(":")[0], _DTYPES.get(str(variant["dtype"]).split(".")[-1])
-            if kind != device or dtype != plan.encoding.precision or not rate or any(w in name for w in _NOT_OURS):
+            if kind != device or dtype != plan.product.precision or not rate or any(w in name for w in _NOT_OURS):
                 continue
             found.append((on == here, "pipeline" in name or "share_of_encoder" in document, float(rate), on))
     if path is not None and not found:
         raise InputError(
-            f"{path} has no figure for {plan.encoding.weights_name} in {plan.encoding.precision} on {device}: "
+            f"{path} has no figure for {plan.product.network} in {plan.product.precision} on {device}: "
             "measure with --calibrate 16"
         )
     if not found:
@@ -97,7 +94,6 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
 
 def calibrate(
     plan: Plan,
-    weights: LoadedWeights,
     device: str,
     count: int,
     storage_options: Mapping[str, Any] | None = None,
@@ -106,9 +102,10 @@ def calibrate(
 
     InputError when no window can be read.
     """
-    from eocube.products.eo_vae import models_for
+    from eocube.products import registry
+    from eocube.products.base import models_of
 
-    models = models_for(plan, weights, device)
+    models = models_of(registry.open(plan.product, device), device, plan.numerics)
     encoder = next(iter(models.encoders.values()))()
     threads = 1 if device == "cuda" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     places = ((t, w) for t in range(len(plan.times)) for w in plan.grid.requested_windows() if plan.scenes_of(t, w))

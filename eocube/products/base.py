@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -68,12 +69,18 @@ class Codec(Protocol):
         """Windows that are encoded at once: one fixed size, as bits depend on it."""
         ...
 
-    def decoder(self, device: str, dtype: str | None = None, bands: Sequence[str] | None = None) -> Decoder | None:
-        """The decoder of some bands, all by default; None where values are not decoded: then nothing is scored."""
+    def decoder(
+        self, device: str, dtype: str = "float32", bands: Sequence[str] | None = None,
+        numerics: Mapping[str, Any] | None = None,
+    ) -> Decoder:  # fmt: skip
+        """The decoder of some bands, all by default, in a torch dtype or "mixed". Not asked of products without one.
+
+        `numerics` are a plan's where a run decodes what it makes, whole windows that is.
+        """
         ...
 
-    def truth(self, device: str) -> Truth | None:
-        """What a decoder's pixels are compared with; None where there is no decoder."""
+    def truth(self, device: str) -> Truth:
+        """What a decoder's pixels are compared with. Not asked of products without one."""
         ...
 
 
@@ -109,11 +116,14 @@ class Kind(Protocol):
         ...
 
     def open(self, product: Product, device: str = "cpu") -> Codec:
-        """The codec of a stored product. StoreError where what made it cannot be had any more."""
+        """The codec of a product. StoreError where what made it cannot be had any more."""
         ...
 
-    def numerics(self, product: Product, device: str) -> dict[str, Any]:
-        """What decides the last bits beside the meaning: batch, kernels, versions (DESIGN 3.12)."""
+    def numerics(self, product: Product, device: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What decides the last bits beside the meaning: device, batch, kernels, versions (DESIGN 3.12).
+
+        `like` are those of a stored plan, whose batch is to be kept.
+        """
         ...
 
 
@@ -133,19 +143,24 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The encoder at its precisions, best first, and what verification needs."""
+    """A product's networks on a device: the encoder at its precisions, best first, and what scoring needs."""
 
     encoders: Mapping[str, Callable[[], Encoder]]
-    """Precision name -> maker; the first is the run's own, the others are tried where its latents are not finite."""
-    decoder: Decoder
-    truth: Truth
+    """Precision name -> maker; the first is the run's own, the others are tried where its values are not sound."""
+    decoder: Decoder | None
+    """None where values are not decoded; then there is no truth either."""
+    truth: Truth | None
     batch: int = 1
     device: str = "cpu"
     psnr_floor: float | None = None
     """PSNR in dB that the weights record as the least to expect of a decoded window; None when they do not."""
 
 
-def storable(latents: torch.Tensor) -> list[bool]:
-    """Which windows of (B, channels, h, w) are finite and within float16's range; judged where the latents are."""
-    largest = latents.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
-    return [bool(v) for v in (largest <= torch.finfo(torch.float16).max).tolist()]
+def models_of(codec: Codec, device: str, numerics: Mapping[str, Any]) -> Models:
+    """A codec's networks on a device, computing as a plan's numerics say: a resumed store goes on as it was begun."""
+    return Models(
+        {precision: partial(codec.encoder, device, precision, numerics) for precision in codec.ladder},
+        codec.decoder(device, numerics=numerics) if codec.product.decodes else None,
+        codec.truth(device) if codec.product.decodes else None,
+        codec.batch(device, numerics), device, codec.floor,
+    )  # fmt: skip

@@ -1,24 +1,30 @@
-"""From a plan to the models that carry it out: weights, device, precision, batch."""
+"""Makes EO-VAE latents and pixels of them: weights, device, precision, batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from eocube.errors import InputError
-from eocube.ground.grid import CubeGrid
-from eocube.products.base import Encoder, Models
+from eocube.errors import InputError, StoreError
+from eocube.ground.lattice import Lattice
+from eocube.products.base import Ask, Decoder, Encoder, Truth
+from eocube.products.decoder_cache import MIXED
+from eocube.products.eo_vae_document import KIND, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
-from eocube.products.spec import Encoding
+from eocube.products.spec import Product
 from eocube.sensors.sensor import Sensor
+from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder, cpu_steps
 from model.fused_gpu import compiler_missing
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
@@ -27,21 +33,15 @@ GPU_BATCH = 8
 """Windows a batch on a GPU where the driver has none to measure. Fixed: a convolution's last bits depend on it."""
 MOST_WINDOWS = 64
 """Windows a batch at most: beyond it a GPU gains nothing, and a shard's last batch runs emptier."""
+MIXED_ERROR = 1e-3
+"""Share of a decoded picture's contrast that mixed precision may be off float32, in L2; beyond, float32 is taken.
+
+A picture's own error is some 3 % of it at best, beside which this is nothing: it costs `nano` under 0.001 dB of PSNR.
+"""
+_PROBE = 8  # latents a side of the picture that tells
+_ANY_ZONE = 32601  # windows are alike in all of them
 INT8_STEPS_PER_SIGMA = 16.0
 """int8 storage: a step is a 16th of a channel's spread, so codes reach 7.9 spreads either side."""
-
-
-class Planned(Protocol):
-    """A plan as far as its models need it; `eocube.plan.plan.Plan` is one."""
-
-    @property
-    def sensor(self) -> Sensor: ...
-    @property
-    def grid(self) -> CubeGrid: ...
-    @property
-    def encoding(self) -> Encoding: ...
-    @property
-    def numerics(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +96,132 @@ def int8_quantisation(vae: EOVAE) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple((spread / INT8_STEPS_PER_SIGMA).tolist()), tuple(offset.tolist())
 
 
-def models_for(plan: Planned, weights: LoadedWeights, device: str) -> Models:
-    """The encoder at its precisions, the decoder and the truth that carry out a plan on a device.
+class EoVae:
+    """The codec of EO-VAE latents: its weights loaded, checked to be the product's."""
 
-    Batch and kernels are those of the plan's numerics, so that a resumed store goes on as it was begun.
-    """
-    sensor, lattice, vae = plan.sensor, plan.grid.lattice, weights.vae.to(device)
-    compile = "off" if plan.numerics.get("kernels") == "torch" else "auto"
-    batch = int(plan.numerics.get("batch", GPU_BATCH)) if device == "cuda" else 1
+    def __init__(self, product: Product, weights: LoadedWeights) -> None:
+        self.product, self._weights = product, weights
 
-    def maker(precision: str) -> Callable[[], Encoder]:
-        def make() -> Encoder:
-            encoder = FusedEncoder(
-                vae, sensor, device=device, dtype=DTYPES[precision], resolution=lattice.resolution,
-                window=lattice.window_px, compile=compile,
-            )  # fmt: skip
-            return HalfBatches(encoder) if device == "cuda" else encoder
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """The run's own precision, then those of a wider range."""
+        return LADDER[self.product.precision]
 
-        return make
+    @property
+    def floor(self) -> float | None:
+        """The least PSNR that the weights record for the sensor."""
+        sensor = self.product.sensor
+        return self._weights.meta.psnr_floor(sensor.trained_as or sensor.name)
 
-    encoders: Mapping[str, Callable[[], Encoder]] = {p: maker(p) for p in LADDER[plan.encoding.precision]}
-    pixels = PixelPipeline(sensor, lattice.resolution, lattice.window_px, torch.device(device))
-    decoder = FusedDecoder(
-        vae, sensor, device=device, dtype=torch.float32, compile=compile, window=lattice.window_px
-    )  # fmt: skip
-    floor = weights.meta.psnr_floor(sensor.trained_as or sensor.name)
-    return Models(encoders, decoder, pixels.physical, batch, device, floor)
+    @property
+    def _resolution(self) -> int:
+        return int(self.product.meaning["resolution"])
+
+    def batch(self, device: str, numerics: Mapping[str, Any]) -> int:
+        """One window a thread on a CPU, as the plan has it on a GPU."""
+        return int(numerics.get("batch", GPU_BATCH)) if device == "cuda" else 1
+
+    def encoder(self, device: str, precision: str, numerics: Mapping[str, Any]) -> Encoder:
+        """The fused encoder, with the kernels of the plan's numerics."""
+        encoder = FusedEncoder(
+            self._weights.vae.to(device), self.product.sensor, device=device, dtype=DTYPES[precision],
+            resolution=self._resolution, window=self.product.window_px, compile=_compile(numerics),
+        )  # fmt: skip
+        return HalfBatches(encoder) if device == "cuda" else encoder
+
+    def decoder(
+        self, device: str, dtype: str = "float32", bands: Sequence[str] | None = None,
+        numerics: Mapping[str, Any] | None = None,
+    ) -> Decoder:  # fmt: skip
+        """The fused decoder; `MIXED` where that is faster and as good with these weights."""
+        if dtype == MIXED:
+            return self._mixed(device, bands)
+        if numerics is None:
+            return self._decoder(device, getattr(torch, dtype), bands)
+        return FusedDecoder(
+            self._weights.vae.to(device), self.product.sensor, device=device, dtype=getattr(torch, dtype),
+            compile=_compile(numerics), window=self.product.window_px,
+        )  # fmt: skip
+
+    def truth(self, device: str) -> Truth:
+        """Pixels at one sampling in physical units, as the encoder's first step makes them."""
+        pixels = PixelPipeline(self.product.sensor, self._resolution, self.product.window_px, torch.device(device))
+        return pixels.physical
+
+    def _decoder(
+        self, device: str, dtype: torch.dtype, bands: Sequence[str] | None, branches: torch.dtype | None = None
+    ) -> FusedDecoder:
+        return FusedDecoder(
+            self._weights.vae.to(device), self.product.sensor, device=device, dtype=dtype,
+            bands=None if bands is None else tuple(bands), branches=branches,
+        )  # fmt: skip
+
+    def _mixed(self, device: str, bands: Sequence[str] | None) -> FusedDecoder:
+        """The decoder in mixed precision where that is faster and, with these weights, as good; else in float32.
+
+        What bfloat16 costs depends on how much residual blocks add, and so on the weights: it is tried on one picture.
+        """
+        vae = self._weights.vae
+        exact, fast = self._decoder(device, torch.float32, bands), fastest_cpu_dtype()
+        if device != "cpu" or fast == torch.float32:
+            return exact
+        mixed = self._decoder(device, torch.float32, bands, fast)
+        z = torch.randn(1, vae.config.z_channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            z = vae.denormalise(z)
+            told, found = exact(z), mixed(z)
+        contrast = (told - told.mean(dim=(2, 3), keepdim=True)).norm()
+        error = float((found - told).norm() / contrast)
+        if error <= MIXED_ERROR:
+            return mixed
+        log.info("weights %s: mixed precision would be %.1e off float32, which is taken", self.product.weights, error)
+        return exact
+
+
+def _compile(numerics: Mapping[str, Any]) -> str:
+    return "off" if numerics.get("kernels") == "torch" else "auto"
+
+
+class EoVaeKind:
+    """EO-VAE latents as a kind of product: the first one, and the default."""
+
+    name = KIND
+
+    def plan(self, ask: Ask) -> Product:
+        """The latents of a sensor's pixels by weights that were trained for it."""
+        weights = load(ask.weights)
+        storage = _storage(ask.storage)
+        encoding = encoding_of(weights, ask.precision, storage)
+        windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
+        return latents(fit_sensor(ask.sensor, weights), encoding, windows)
+
+    def open(self, product: Product, device: str = "cpu") -> EoVae:
+        """Its codec. StoreError where the weights cannot be loaded, or are others than the product was made with."""
+        try:
+            weights = load(product.weights, device)
+        except InputError as error:
+            raise StoreError(
+                f"the store's weights {product.weights!r} cannot be loaded, say where they are with "
+                f"decode(weights=...): {error}"
+            ) from error
+        found = weights.meta.sha256
+        if found != product.weights_sha256:
+            raise StoreError(
+                f"weights {product.weights!r} are not those the store was encoded with: sha256 {found[:16]} here, "
+                f"{product.weights_sha256[:16]} in the store; give the right ones with decode(weights=...)"
+            )
+        return EoVae(product, weights)
+
+    def numerics(self, product: Product, device: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12)."""
+        batch = None if like is None else like.get("batch")
+        if batch is None and device == "cuda":
+            resolution = int(product.meaning["resolution"])
+            batch = gpu_batch(load(product.weights), product.sensor, resolution, product.window_px, product.precision)
+        return numerics(device, batch)
+
+
+KIND_OF_LATENTS = EoVaeKind()
 
 
 def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str) -> int:
@@ -173,3 +273,9 @@ def _kernels(device: str) -> str:
 def fit_sensor(sensor: Sensor, weights: LoadedWeights) -> Sensor:
     """The sensor with wavelengths and statistics as the weights were trained with them."""
     return sensor.with_weights(weights.meta)
+
+
+def _storage(name: str | None) -> str:
+    if name is None or name in STORAGES:
+        return name or STORAGES[0]
+    raise InputError(f"--storage: no {name!r}, latents are stored as {' or '.join(STORAGES)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from eocube.errors import StoreError
 
-FROM_LOG = ("moments", "seams")
+FROM_LOG = ("moments", "histogram", "seams")
 """Entries of the `eocube` attribute that follow from the commit log and change with it."""
 DIGEST = "digest"
 """The entry that holds the digest of the others, but for `FROM_LOG`; stores of version 0.1 have none."""

@@ -51,5 +51,5 @@ def open(product: Product, device: str = "cpu") -> Codec:
 
 @cache
 def _found() -> dict[str, EntryPoint]:
-    own = EntryPoint(DEFAULT, "eocube.products.eo_vae:KIND", GROUP)
+    own = EntryPoint(DEFAULT, "eocube.products.eo_vae:KIND_OF_LATENTS", GROUP)
     return {**{entry.name: entry for entry in entry_points(group=GROUP)}, DEFAULT: own}

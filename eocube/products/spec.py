@@ -12,6 +12,34 @@ from eocube.products.storage import Storage
 from eocube.sensors.sensor import Sensor
 
 Summary = Literal["moments", "histogram", "none"]
+RADIOMETRY = "eocube-radiometry-1"
+"""Version of the radiometric recipe: offset rule, dB, travelling form. Part of what pixels mean."""
+RESAMPLING = "native-bilinear-1"
+"""Version of the resampling recipe: native sampling, bilinear warps, mirrored swath edges. Part of what pixels mean."""
+
+
+def sensor_document(sensor: Sensor) -> dict[str, Any]:
+    """What of a sensor decides a value's meaning, as JSON (nodata NaN is written as null)."""
+    return {
+        "name": sensor.name,
+        "unit": sensor.unit,
+        "dtype": sensor.dtype,
+        "scale": sensor.scale,
+        "offset": sensor.offset,
+        "nodata": None if sensor.nodata != sensor.nodata else sensor.nodata,
+        "unit_factor": sensor.unit_factor,
+        "bands": [
+            {"name": b.name, "wavelength": b.wavelength, "gsd": b.gsd, "mean": b.mean, "std": b.std}
+            for b in sensor.bands
+        ],
+    }
+
+
+def pixels_meaning(sensor: Sensor, resolution: int) -> dict[str, Any]:
+    """What the pixels that a codec is given mean: part of the `meaning` of every product that is made of scenes."""
+    return {
+        "sensor": sensor_document(sensor), "radiometry": RADIOMETRY, "resampling": RESAMPLING, "resolution": resolution,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +57,7 @@ class Product:
         storage: how values are stored.
         summary: what the log counts of the values: mergeable moments of each channel, a histogram of codes, or nothing.
         long_name: the array's description, for people.
+        channel_names: one a channel, or none.
         scores: what a window's receipt may say of its decoded self; none without a decoder.
         made_by: JSON; what its codec needs to be opened again that is no part of the meaning: where weights lie, ...
 
@@ -47,6 +76,7 @@ class Product:
     storage: Storage
     summary: Summary
     long_name: str
+    channel_names: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,25 +105,26 @@ class Product:
         return self.core_px + 2 * self.halo_px
 
     @property
+    def precision(self) -> str:
+        """fp16, bf16 or fp32: the arithmetic of the encoder, `meaning["precision"]`."""
+        return str(self.meaning.get("precision", "fp32"))
+
+    @property
+    def network(self) -> str:
+        """The name of what makes it, for people and for recorded rates: the weights' own, else the kind."""
+        return str(self.meaning.get("weights", {}).get("name", self.kind))
+
+    @property
+    def weights_sha256(self) -> str:
+        """The content hash of its weights' tensors and metadata; empty where it has none."""
+        return str(self.meaning.get("weights", {}).get("sha256", ""))
+
+    @property
+    def weights(self) -> str:
+        """Where its weights lie, as the user named them; empty where it has none."""
+        return str(self.made_by.get("weights", ""))
+
+    @property
     def decodes(self) -> bool:
         """Whether its codec gives pixels back, which are then scored as they are made."""
         return bool(self.scores)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """The encoder of a run, as far as it decides what the latents mean."""
-
-    weights: str
-    """What `load_weights` takes: "nano", a path or a URL."""
-    weights_name: str
-    sha256: str
-    """Content hash of the weights' tensors and metadata."""
-    channels: int
-    stride: int
-    precision: str
-    """fp16, bf16 or fp32: the arithmetic of the encoder."""
-    storage: str
-    """fp16 or int8: how latents are stored."""
-    quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """For int8: per-channel (scale, offset), latent = code * scale + offset."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +38,16 @@ class Storage(Protocol):
         ...
 
     @property
+    def unpacked(self) -> str:
+        """numpy's name of the dtype of values."""
+        ...
+
+    @property
+    def as_they_are(self) -> bool:
+        """Whether values are stored as they are, so that a cast unpacks them."""
+        ...
+
+    @property
     def fill(self) -> float | int:
         """What is stored where there is no value."""
         ...
@@ -62,6 +72,14 @@ class Storage(Protocol):
         """JSON that `storage_of` reads."""
         ...
 
+    def comment(self, array: str) -> str:
+        """What readers without eocube need to know of the stored values of an array; empty where nothing."""
+        ...
+
+    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
+        """Coordinates along the channels that reading the stored values takes: name -> (values, their long name)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Half:
@@ -69,6 +87,8 @@ class Half:
 
     name = "fp16"
     dtype = "float16"
+    unpacked = "float32"
+    as_they_are = True
     fill = float("nan")
 
     def pack(self, values: Values) -> Stored:
@@ -95,6 +115,14 @@ class Half:
         """Its name."""
         return {"name": self.name}
 
+    def comment(self, array: str) -> str:
+        """Nothing."""
+        return ""
+
+    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
+        """None."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Affine8:
@@ -108,6 +136,8 @@ class Affine8:
 
     name = "int8"
     dtype = "int8"
+    unpacked = "float32"
+    as_they_are = False
     fill = _NO_INT8
 
     def __post_init__(self) -> None:
@@ -144,6 +174,17 @@ class Affine8:
         """Its name, scales and offsets."""
         return {"name": self.name, "scale": list(self.scale), "offset": list(self.offset)}
 
+    def comment(self, array: str) -> str:
+        """How values follow from codes."""
+        return f"{array} = code * scale + offset per channel; {_NO_INT8} where no window is ok"
+
+    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
+        """The scales and offsets."""
+        return {
+            "scale": (self.scale, "scale of the int8 codes"),
+            "offset": (self.offset, "offset of the int8 codes"),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -153,6 +194,8 @@ class Codes:
 
     name = "codes"
     dtype = "uint16"
+    unpacked = "int32"
+    as_they_are = False
     fill = _NO_CODE
 
     def __post_init__(self) -> None:
@@ -183,6 +226,14 @@ class Codes:
         """Its name and levels."""
         return {"name": self.name, "levels": self.levels}
 
+    def comment(self, array: str) -> str:
+        """The codes there are."""
+        return f"codes from 0 to {self.levels - 1}; {_NO_CODE} where no window is ok"
+
+    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
+        """None."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Raw32:
@@ -190,6 +241,8 @@ class Raw32:
 
     name = "fp32"
     dtype = "float32"
+    unpacked = "float32"
+    as_they_are = True
     fill = float("nan")
 
     def pack(self, values: Values) -> Stored:
@@ -213,6 +266,29 @@ class Raw32:
     def document(self) -> dict[str, Any]:
         """Its name."""
         return {"name": self.name}
+
+    def comment(self, array: str) -> str:
+        """Nothing."""
+        return ""
+
+    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
+        """None."""
+        return {}
+
+
+def known(values: Values) -> npt.NDArray[np.bool_]:
+    """Where unpacked values are, number by number: real ones are finite, codes 0 or more."""
+    return np.asarray(np.isfinite(values) if values.dtype.kind == "f" else values >= 0)
+
+
+def none_of(dtype: npt.DTypeLike) -> float | int:
+    """What stands for no value among unpacked ones of a dtype."""
+    return float("nan") if np.dtype(dtype).kind == "f" else -1
+
+
+def plain_storage(dtype: str) -> Storage | None:
+    """The storage of values that are stored as they are, by its dtype; None where it takes more to know."""
+    return next((storage for storage in (Half(), Raw32()) if storage.dtype == dtype), None)
 
 
 def storage_of(document: Mapping[str, Any]) -> Storage:

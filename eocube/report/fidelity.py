@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from eocube.cube.accessor import open as open_cube
+from eocube.errors import InputError
 from eocube.ground.grid import Window
 from eocube.net.storage_options import scoped
 from eocube.plan.plan import Plan
@@ -37,6 +38,10 @@ def fidelity(
     time step, that many drawn by their place; None takes all.
     `allow_local` lets the plan of a cube from elsewhere lead to files of this machine.
     """
+    if not plan.product.decodes:
+        raise InputError(
+            f"{plan.product.array} cubes ({plan.product.kind}) are not decoded: there is nothing to compare"
+        )
     truth = truth_pixels(plan)
     ds = open_cube(url, storage_options=None if storage_options is None else dict(storage_options))
     sources = scoped(storage_options, url, trusted=allow_local)

@@ -49,6 +49,8 @@ def ground_pictures(
 ) -> list[Picture]:
     """One time step decoded, its latents, and with `source` what was encoded; of a large cube its fullest part."""
     info = ds.eocube.info
+    if not info.product.decodes:
+        return []
     step = ds.isel(time=time)
     decoded = busiest(step.eocube.decode(), step["status"], info).compute()
     if not np.isfinite(decoded.values).all(0).any():
@@ -71,7 +73,7 @@ def ground_pictures(
     half = info.resolution / 2
     # Beyond the swath latents describe mirrored filler.
     latents = (
-        step.eocube.latents()
+        step.eocube.real_values()
         .where(step["valid"] > 0)
         .isel(
             y=np.flatnonzero(
@@ -83,7 +85,7 @@ def ground_pictures(
         )
     )
     layers = Composite(principal_components(latents.values.astype(np.float32)), "", joint=False)
-    pictures.append(_picture("latents, 3 principal components", Stretch.of(layers)(layers.layers)))
+    pictures.append(_picture(f"{info.product.array}s, 3 principal components", Stretch.of(layers)(layers.layers)))
     return pictures
 
 

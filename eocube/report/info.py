@@ -65,6 +65,7 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
 def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
     """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
     plan = plan_of(url, group, storage_options)
+    store = LatentStore.open(cube_url(url, group), storage_options=storage_options)
     lattice, rules = plan.grid.lattice, rules_of(plan)
     west, south, east, north = plan.grid.lonlat_bounds_with_halo()
     return {
@@ -74,24 +75,26 @@ def info(url: str, group: str | None = None, storage_options: Options = None) ->
         "unit": plan.sensor.unit,
         "epsg": lattice.epsg,
         "resolution_m": lattice.resolution,
-        "latent_pixel_m": lattice.cell,
+        "product": plan.product.kind,
+        f"{plan.product.array}_pixel_m": lattice.cell,
         "window_px": lattice.window_px,
         "halo_px": lattice.halo_px,
         "bbox": [round(v, 5) for v in (west, south, east, north)],
         "extent": [list(box) for box in stored_extent([plan])],
-        "array_shape": [len(plan.times), plan.channels, *plan.grid.shape],
+        "array_shape": [len(plan.times), plan.product.channels, *plan.grid.shape],
         "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
         "times": [t.time for t in plan.times],
         "scenes": len(plan.scenes),
         "read_as": counted(rules),
         "rules": rules,
-        "weights": plan.encoding.weights_name,
-        "weights_sha256": plan.encoding.sha256,
-        "precision": plan.encoding.precision,
-        "storage": plan.encoding.storage,
+        "weights": plan.product.network,
+        "weights_sha256": plan.product.weights_sha256,
+        "precision": plan.product.precision,
+        "storage": plan.product.storage.name,
         "space_id": plan.space_id,
         "plan": plan.hash,
-        "too_dark": LatentStore.open(cube_url(url, group), storage_options=storage_options).log.latest().dark(),
+        **({"histogram": store.document["histogram"]} if "histogram" in store.document else {}),
+        "too_dark": store.log.latest().dark(),
     }
 
 

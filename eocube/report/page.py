@@ -142,6 +142,8 @@ def _headline(found: Mapping[str, Any], planned: Mapping[str, Any]) -> Iterator[
 
 def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict[str, Any]]:
     for name, unit in (("psnr", "PSNR of the window, dB"), ("sam", "spectral angle, rad")):
+        if name not in ds:
+            continue
         values = ds[name].values.astype(np.float64)
         values = values[np.isfinite(values)]
         if values.size:
@@ -213,16 +215,16 @@ def _quality_rows(found: Mapping[str, Any], plan: Plan) -> Iterator[tuple[str, s
 
 
 def _provenance(plan: Plan, document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    lattice, encoding = plan.grid.lattice, plan.encoding
+    lattice, product = plan.grid.lattice, plan.product
     yield "space id", plan.space_id
     yield "plan", plan.hash
-    yield "weights", f"{encoding.weights_name}, SHA-256 {encoding.sha256}"
-    yield "arithmetic, storage", f"{encoding.precision}, {encoding.storage}"
+    yield "weights", f"{product.network}, SHA-256 {product.weights_sha256}"
+    yield "arithmetic, storage", f"{product.precision}, {product.storage.name}"
     yield "sensor", f"{plan.sensor.name}: {', '.join(plan.sensor.band_names)}"
     yield (
         "lattice",
         (
-            f"EPSG:{lattice.epsg}, {lattice.resolution} m pixels, {lattice.cell} m latents, "
+            f"EPSG:{lattice.epsg}, {lattice.resolution} m pixels, {lattice.cell} m {product.array}s, "
             f"windows of {lattice.window_px} px with {lattice.halo_px} px of halo"
         ),
     )

@@ -13,7 +13,6 @@ from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from eocube.errors import EocubeError
 from eocube.net import redaction
 from eocube.net.network import NetworkLimits, shared_network
 from eocube.plan.plan import Plan, WorkUnit
@@ -109,7 +108,8 @@ class EncodeActor:
     """Holds the encoder and runs several units at once on threads. Pixels never leave its process."""
 
     def __init__(self, urls: Sequence[str], options: EngineOptions, device: str, run_id: str):
-        from eocube.products.eo_vae import load, models_for
+        from eocube.products import registry
+        from eocube.products.base import models_of
         from eocube.run.memory import fitted
         from eocube.run.unit import UnitRunner
 
@@ -123,14 +123,9 @@ class EncodeActor:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
             (text,) = LatentStore.stored_plans(url, storage_options=options.storage_options)
             plan = Plan.from_json(text)
-            weights = load(plan.encoding.weights, device)
-            if weights.meta.sha256 != plan.encoding.sha256:
-                raise EocubeError(
-                    f"weights {plan.encoding.weights!r} on this node are not those of the plan "
-                    f"({weights.meta.sha256[:12]} instead of {plan.encoding.sha256[:12]})"
-                )
+            codec = registry.open(plan.product, device)
             store = LatentStore.open(url, storage_options=options.storage_options, fence=fence)
-            models = models_for(plan, weights, device)
+            models = models_of(codec, device, plan.numerics)
             limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
             self._runners.append(
                 UnitRunner(

@@ -164,7 +164,7 @@ def grown(url: str, stored: Plan, asked: Plan) -> Plan:
     refused = {i: why for i, why in {**dict(asked.refused), **refused}.items() if i not in scenes}
     plan = replace(
         asked,
-        encoding=stored.encoding,
+        product=stored.product,
         times=tuple(steps),
         scenes=tuple(sorted(scenes.values(), key=lambda s: (s.time, s.id))),
         refused=tuple(sorted(refused.items())),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -20,6 +20,7 @@ from eocube.net.objects import Target
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, parse_options, scoped
 from eocube.plan.plan import Plan, stored_extent
+from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
 from eocube.report.info import in_order
 from eocube.run.driver import Cube, EngineOptions, RunTally
@@ -27,7 +28,16 @@ from eocube.run.driver import run as run_engine
 from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Limits
 from eocube.run.repair import FAILED, damaged_places, mend_first
-from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, demo_options, make_plans, new_run_id
+from eocube.run.request import (
+    EncodeOptions,
+    Exit,
+    Request,
+    default_gpus,
+    demo_options,
+    make_plans,
+    new_run_id,
+    product_of,
+)
 from eocube.run.resume import Remaining
 from eocube.scenes.stac import PRESETS
 from eocube.store.existing import root_over, zoned, zones_of
@@ -38,9 +48,6 @@ from eocube.store.receipts import State
 from eocube.store.seams import seams_line
 from eocube.store.store import LatentStore, Summary, finalise_root
 
-if TYPE_CHECKING:
-    from eocube.products.eo_vae import LoadedWeights
-
 DEMO_FOLDER = "eocube-demo"
 NAMED_FAILURES = 10
 """Failed sources listed at the end, at most."""
@@ -50,7 +57,7 @@ NAMED_FAILURES = 10
 class Searched:
     """What a run has loaded and searched for its plans, so that neither is done twice."""
 
-    weights: LoadedWeights | None = None
+    product: Product | None = None
     plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
     """By request."""
 
@@ -116,7 +123,10 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         cubes = open_cubes(request, plans, storage_options, lease)
         tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
     outcome = report(console, cubes, tally, summaries)
-    if options.quicklook and outcome.counts.get(State.OK):
+    product = cubes[0].plan.product
+    if options.quicklook and not product.decodes:
+        say(console, f"no picture: {product.array} cubes ({product.kind}) are not decoded")
+    elif options.quicklook and outcome.counts.get(State.OK):
         try:
             outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
             say(console, f"picture: {outcome.picture}")
@@ -135,10 +145,9 @@ def mended(
 
     Where receipts are lost, what they told of windows that had failed before is not known: those are tried again.
     """
-    from eocube.products.eo_vae import load
 
     def search(_: Mapping[str, Any] | None) -> tuple[Plan, ...]:
-        return make_plans(request, load(request.weights), source_options)
+        return make_plans(request, product_of(request), source_options)
 
     lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
     return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
@@ -211,8 +220,6 @@ def plans_of(
     Raises:
         StoreError: the store there is another request's; the message names the difference. Or its plan mixes items up.
     """
-    from eocube.products.eo_vae import load
-
     frozen = stored_plans(request.out, storage_options)
     if shared := sorted({name for plan in frozen for name in plan.doubled}):
         raise StoreError(
@@ -220,20 +227,20 @@ def plans_of(
             "encode to another --out"
         )
     searched = searched or Searched()
-    searched.weights = weights = searched.weights or load(request.weights)
     request = at_stored_precision(request, frozen)
+    searched.product = product = searched.product or product_of(request)
     request = replace(request, extent=request.extent or stored_extent(frozen))
     if frozen and all(dict(p.request) == request.document() for p in frozen):
-        changed = [p for p in frozen if p.encoding.sha256 != weights.meta.sha256]
+        changed = [p for p in frozen if p.product.weights_sha256 != product.weights_sha256]
         if changed:
             raise StoreError(
                 f"{request.out} was made with other weights called {request.weights!r} "
-                f"({changed[0].encoding.sha256[:12]}, now {weights.meta.sha256[:12]}): write to another --out"
+                f"({changed[0].product.weights_sha256[:12]}, now {product.weights_sha256[:12]}): write to another --out"
             )
         return frozen
     asked = json.dumps(request.document(), sort_keys=True)
     if asked not in searched.plans:
-        searched.plans[asked] = make_plans(request, weights, source_options)
+        searched.plans[asked] = make_plans(request, product, source_options)
     plans = searched.plans[asked]
     return grow_plans(request.out, frozen, plans) if frozen else plans
 
@@ -243,7 +250,8 @@ def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
 
     Not float16 on a CPU, which would take ten times as long: then the difference is an error that names it.
     """
-    stored = frozen[0].encoding.precision if frozen else request.precision
+    # As it was asked for: what a product's own precision is, is the product's to say.
+    stored = str(frozen[0].request.get("precision", frozen[0].product.precision)) if frozen else request.precision
     if request.options.precision not in (None, "auto") or (stored == "fp16" and request.device == "cpu"):
         return request
     return replace(request, precision=stored)
@@ -301,9 +309,9 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
             say(console, f"  warning: {dark_line(item, windows)}", "red")
         if len(summary.dark) > NAMED_FAILURES:
             say(console, f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", "red")
-        own = cube.plan.encoding.precision
+        own = cube.plan.product.precision
         if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
-            say(console, f"  windows not encoded in {own}, whose range or memory did not do: {others}")
+            say(console, f"  windows not encoded in {own} (overflow, or out of memory): {others}")
         for item, why in cube.plan.refused[:NAMED_FAILURES]:
             say(console, f"  refused {item}: {why}")
         failures += sorted({f"{f.item or '?'} {f.asset or ''}: {f.reason}" for f in summary.failures})
@@ -320,7 +328,7 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
     if len(failures) > NAMED_FAILURES:
         say(console, f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", "red")
     for unit in tally.lost:
-        say(console, f"  unit {unit} ended its actor every time: not attempted", "red")
+        say(console, f"  unit {unit} crashed its worker every time: left out, the same command tries it again", "red")
     left = sum(n for s, n in total.items() if s.retryable)
     if tally.interrupted:
         say(console, "interrupted: the same command goes on where it stopped")

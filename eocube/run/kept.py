@@ -48,7 +48,7 @@ def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
     if data is None or hashlib.sha256(data).hexdigest() != receipt.sha256:
         return Kept()
     try:
-        block = store.latent.codec.decode(data)[0]
+        block = store.values.codec.decode(data)[0]
     except Exception as error:
         raise StoreError(f"{store.target}: shard {unit.key} has the logged hash and cannot be decoded") from error
     latents = {}

@@ -44,7 +44,7 @@ def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNIT
     a scene.
     """
     window = window_bytes(plan)
-    shard = _SHARD_COPIES * plan.channels * plan.grid.lattice.shard**2
+    shard = _SHARD_COPIES * plan.product.channels * plan.grid.lattice.shard**2
     held = max(limits.ahead, RUN * limits.read_threads) + RUN + (limits.encode_threads + 3) * batch
     reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
     return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE

@@ -36,10 +36,8 @@ def plan_documents(
         raise InputError(f"--calibrate is a number of windows, 0 or more, not {options.calibrate}")
     rate = None
     if options.calibrate:
-        from eocube.products.eo_vae import load
-
         largest = max(plans, key=lambda p: int(p.grid.requested_mask.sum()))
-        rate = calibrate(largest, load(options.weights), device, options.calibrate, storage_options)
+        rate = calibrate(largest, device, options.calibrate, storage_options)
     found = []
     for plan in plans:
         known = rate or recorded(plan, device, options.benchmark)

@@ -22,10 +22,11 @@ from eocube.net.objects import Target
 from eocube.net.storage_options import scoped
 from eocube.net.trust import check_href
 from eocube.plan.plan import Plan, WorkUnit
+from eocube.products.registry import DEFAULT
 from eocube.run.driver import Cube, EngineOptions, RunTally, windows_in
 from eocube.run.driver import run as run_engine
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, make_plans, new_run_id
+from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, make_plans, new_run_id, product_of
 from eocube.run.resume import Remaining
 from eocube.run.sampling import Sample
 from eocube.store.commit_log import Latest, Place
@@ -165,7 +166,7 @@ def mend_metadata(
             findings: Sequence[Finding] = store.verify()
         else:
             findings = [Finding(f.path.removeprefix(before), f.what) for f in known if f.path.startswith(before)]
-        plan, damaged = mended.plan, damaged_units(findings, places_of(mended.plan))
+        plan, damaged = mended.plan, damaged_units(findings, store.array, places_of(mended.plan))
         named = tuple(Finding(before + f.path, f.what) for f in mended.findings)
         works.append(Work(zone, Cube(plan, place), store, named, damaged, mended.log_lost))
     gather(Target(url, storage_options, fence=lease), works)
@@ -208,7 +209,7 @@ def damaged_places(store: LatentStore, plan: Plan) -> frozenset[Place]:
 
     Where no scene is, there is nothing to encode again: an object that lies there is removed.
     """
-    damaged = damaged_units(store.verify(), places_of(plan))
+    damaged = damaged_units(store.verify(), store.array, places_of(plan))
     if damaged:
         remove_empty(store, plan, damaged)
     return damaged
@@ -278,16 +279,15 @@ def _encode_again(
 
 def _check_models(cube: Cube, device: str, say: Say) -> None:
     """StoreError where the plan's weights are others here; a line where the numerics are."""
-    from eocube.products.eo_vae import load, numerics
+    from eocube.products import registry
 
-    encoding = cube.plan.encoding
-    weights = load(encoding.weights)
-    if weights.meta.sha256 != encoding.sha256:
-        raise StoreError(
-            f"{cube.url} was encoded with weights {encoding.weights!r} of hash {encoding.sha256[:12]}, and those here "
-            f"have {weights.meta.sha256[:12]}: put the right ones there; nothing was encoded"
-        )
-    here, was = numerics(device, cube.plan.numerics.get("batch")), cube.plan.numerics
+    product, was = cube.plan.product, cube.plan.numerics
+    kind = registry.kind(product.kind)
+    try:
+        kind.open(product)
+    except StoreError as error:
+        raise StoreError(f"{cube.url}: {error}; nothing was encoded") from error
+    here = kind.numerics(product, device, was)
     other = [f"{name} {was[name]}, here {here[name]}" for name in here if name in was and was[name] != here[name]]
     if other:
         say(f"made on other numerics ({'; '.join(other)}): what is encoded again is equal within the tolerance only")
@@ -336,7 +336,6 @@ def _searching(source_options: Options) -> Search:
     """A search for the plans that a store's root describes."""
 
     def search(request: Mapping[str, Any] | None) -> Sequence[Plan]:
-        from eocube.products.eo_vae import load
 
         if request is None:
             raise StoreError("the store's root is damaged too: run the command that made it with --retry damaged")
@@ -349,6 +348,7 @@ def _searching(source_options: Options) -> Search:
             asked = replace(
                 options, **said, bbox=tuple(str(v) for v in request["bbox"][0]), datetime="2020-01-01",
                 bands=",".join(request["bands"]), resolution=str(request["resolution"]), out="plan.zarr",
+                storage=request.get("storage"), product=request.get("product", DEFAULT),
                 max_cloud=None if request["max_cloud"] is None else str(request["max_cloud"]),
             )  # fmt: skip
             first, last = (datetime.fromisoformat(moment) for moment in request["datetime"])
@@ -357,7 +357,7 @@ def _searching(source_options: Options) -> Search:
             raise StoreError(f"the store's root does not say what was asked for ({error!r})") from error
         parsed: Any = Request.parse(asked, on_gpu=gpus > 0)
         parsed = replace(parsed, boxes=tuple(boxes), extent=tuple(extent), interval=(first, last))
-        return make_plans(parsed, load(parsed.weights), source_options)
+        return make_plans(parsed, product_of(parsed), source_options)
 
     return search
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said, covers
@@ -17,18 +17,20 @@ from eocube.ground.grid import grids_for
 from eocube.net.network import NetworkLimits
 from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
+from eocube.products.documents import storages_of
+from eocube.products.registry import DEFAULT, kinds
+from eocube.products.spec import Product
 from eocube.scenes.search import BBox, Interval, drop_cloudy, parse_bbox, parse_interval, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.receipts import State
 
-if TYPE_CHECKING:
-    from eocube.products.eo_vae import LoadedWeights
+SHARD_PX = 1920
+"""Pixels along a shard, where whole cores make it up: 19.2 km at 10 m, whatever the product's cells."""
 
 DAMAGED = "damaged"
 """What `--retry` takes beside states: windows whose objects are not what was written."""
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-STORAGES = ("fp16", "int8")
 
 
 class Exit(IntEnum):
@@ -73,8 +75,12 @@ class EncodeOptions:
     precision: str | None = None
     """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
     is fastest in, bf16 where it multiplies that in hardware, else fp32."""
-    storage: str = "fp16"
-    """fp16 or int8: how latents are stored."""
+    storage: str | None = None
+    """How values are stored, where the product leaves a choice: latents as fp16 (the default) or int8."""
+    product: str = DEFAULT
+    """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/products.md)."""
+    product_options: tuple[str, ...] = ()
+    """Choices that a kind of product has of its own: name=value pairs."""
     retry: str | None = None
     """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
     verify the store first, write its damaged metadata anew and do damaged shards again."""
@@ -135,7 +141,7 @@ class Request:
     resolution: int
     max_cloud: float | None
     precision: str
-    storage: str
+    storage: str | None
     out: str
     retry: tuple[State, ...]
     verify_fraction: float
@@ -144,6 +150,8 @@ class Request:
     device: str
     """What the actors encode on: "cuda" or "cpu"."""
     options: EncodeOptions = field(repr=False)
+    product: str = DEFAULT
+    product_options: Mapping[str, str] = field(default_factory=dict)
     mend: bool = False
     """Whether what is damaged of the store is mended first, and damaged shards are done again."""
 
@@ -179,7 +187,11 @@ class Request:
         precision = one_of(options.precision or "auto", PRECISIONS, "--precision")
         if precision == "auto":
             precision = "fp16" if on_gpu else fastest_on_cpu()
-        one_of(options.storage, STORAGES, "--storage")
+        product = one_of(options.product, kinds(), "--product")
+        storages = storages_of(product)
+        storage = options.storage or (storages[0] if storages else None)
+        if storages and storage is not None:
+            one_of(storage, storages, "--storage")
         unit_timeout = number(options.unit_timeout, "--unit-timeout")
         if unit_timeout <= 0:
             raise InputError(f"--unit-timeout is a number of seconds above 0, not {options.unit_timeout}")
@@ -187,8 +199,9 @@ class Request:
         retry = tuple(retryable(word) for word in again if word != DAMAGED)
         return cls(
             sensor, boxes, extent, parse_interval(options.datetime), options.catalog,
-            options.weights, int(resolution), cloud, precision, options.storage, absolute(options.out or "plan.zarr"),
+            options.weights, int(resolution), cloud, precision, storage, absolute(options.out or "plan.zarr"),
             retry, share, network_limits(options), unit_timeout, "cuda" if on_gpu else "cpu", options,
+            product, pairs(options.product_options, "--product-options"),
             mend=DAMAGED in again,
         )  # fmt: skip
 
@@ -207,6 +220,7 @@ class Request:
             "max_cloud": self.max_cloud,
             "precision": self.precision,
             "storage": self.storage,
+            **({} if self.product == DEFAULT else {"product": self.product, **self.product_options}),
             **({} if self.options.offset is None else {"offset": self.sensor.source_offset}),
         }
 
@@ -244,6 +258,17 @@ def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:
         raise InputError(f"{flag} takes four numbers, west south east north; {len(values)} given")
     west, south, east, north = (number(v, flag) for v in values)
     return parse_bbox(west, south, east, north)
+
+
+def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    """name=value arguments; InputError for what is none."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        if not mark or not name.strip():
+            raise InputError(f"{flag}: {text!r} is no name=value")
+        found[name.strip()] = value
+    return found
 
 
 def number(text: str, flag: str) -> float:
@@ -290,34 +315,35 @@ def demo_options(options: EncodeOptions, folder: Path) -> EncodeOptions:
     return EncodeOptions(**given)
 
 
-def make_plans(
-    request: Request,
-    weights: LoadedWeights,
-    source_options: Mapping[str, Any] | None,
-) -> tuple[Plan, ...]:
-    """Search once and freeze one plan a zone.
+def product_of(request: Request) -> Product:
+    """The product that is asked for. InputError where it cannot be had, such as by weights not made for the sensor."""
+    from eocube.products import registry
+    from eocube.products.base import Ask
 
-    Raises:
-        InputError: no scenes, or weights that were not trained for the sensor.
-    """
-    from eocube.products.eo_vae import encoding_of, fit_sensor, gpu_batch, numerics
+    return registry.kind(request.product).plan(
+        Ask(
+            request.sensor, request.resolution, request.weights, request.precision, request.storage, request.device,
+            request.product_options,
+        )
+    )  # fmt: skip
 
-    sensor = fit_sensor(request.sensor, weights)
-    encoding = encoding_of(weights, request.precision, request.storage)
-    plans, searched, batch = [], "", None
-    for grid in grids_for(request.boxes, request.resolution, request.extent, stride=encoding.stride):
+
+def make_plans(request: Request, product: Product, source_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
+    """Search once and freeze one plan a zone. InputError where there are no scenes."""
+    from eocube.products import registry
+
+    windows = {"cell_px": product.cell_px, "core_px": product.core_px, "halo_px": product.halo_px}
+    shard = SHARD_PX // product.core_px * product.core_px or product.core_px
+    numerics = registry.kind(product.kind).numerics(product, request.device)
+    plans, searched = [], ""
+    for grid in grids_for(request.boxes, request.resolution, request.extent, **windows, shard_px=shard):
         found = search(
-            request.catalog, sensor, grid.lonlat_bounds_with_halo(), request.interval,
+            request.catalog, product.sensor, grid.lonlat_bounds_with_halo(), request.interval,
             storage_options=source_options, check_pixels=True, allow_local=request.options.allow_local_sources,
         )  # fmt: skip
         searched = found.searched
         scenes, cloudy = drop_cloudy(found.scenes, request.max_cloud)
-        if request.device == "cuda" and batch is None:
-            batch = gpu_batch(weights, sensor, request.resolution, grid.lattice.window_px, request.precision)
-        plan = build_plan(
-            sensor, encoding, grid, scenes, request.document(), (*found.refused, *cloudy),
-            numerics(request.device, batch),
-        )  # fmt: skip
+        plan = build_plan(product, grid, scenes, request.document(), (*found.refused, *cloudy), numerics)
         if plan.times:
             plans.append(plan)
     if not plans:

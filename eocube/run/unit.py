@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from eocube.net.network import counting
 from eocube.net.trust import here
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.plan.rules import read_by
-from eocube.products.base import Encoder, Models, Pixels, storable
+from eocube.products.base import Encoder, Models, Pixels
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowPixels, WindowReader
@@ -29,6 +30,7 @@ from eocube.run.kept import read_kept
 from eocube.run.options import Limits
 from eocube.run.selfcheck import BorderBook, Checked, Scores, SelfCheck
 from eocube.scenes.search import Scene
+from eocube.store.histogram import Histogram
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
@@ -109,9 +111,13 @@ class UnitRunner:
         self._readers = self._encoders if shared else ThreadPoolExecutor(readers, thread_name_prefix="read")
         self._run_length = RUN if local else 1
         self._ahead = max(limits.ahead, self._run_length * readers)
-        self._check = SelfCheck(
-            plan.grid, plan.sensor, limits.verify_fraction, decoder=models.decoder, truth=models.truth,
-            device=models.device, floor=models.psnr_floor,
+        self._check = (
+            None
+            if models.decoder is None or models.truth is None
+            else SelfCheck(
+                plan.grid, plan.sensor, limits.verify_fraction, decoder=models.decoder, truth=models.truth,
+                device=models.device, floor=models.psnr_floor,
+            )
         )  # fmt: skip
         self._made: dict[str, Encoder] = {}
         self._making = Lock()
@@ -134,10 +140,11 @@ class UnitRunner:
         lattice = grid.lattice
         windows = grid.windows_of_shard(unit.row, unit.col)
         kept = read_kept(plan, self.store, unit)
-        shard = np.full((plan.channels, lattice.shard, lattice.shard), np.nan, dtype=np.float32)
+        storage = self.store.storage
+        stored = np.full((plan.product.channels, lattice.shard, lattice.shard), storage.fill, dtype=storage.dtype)
         results: dict[Window, WindowResult] = dict(kept.results)
         bytes_in, precisions, dark = 0, Counter(kept.precision), Counter(kept.dark)
-        moments: dict[Window, Moments] = {}
+        summaries: dict[Window, Moments | Histogram | None] = {}
         borders = BorderBook()
 
         def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
@@ -145,7 +152,7 @@ class UnitRunner:
             mask = missing = clouds = None
             if latents is not None:
                 row, col = grid.place_in_shard(read.window)
-                shard[:, row : row + lattice.core, col : col + lattice.core] = latents
+                stored[:, row : row + lattice.core, col : col + lattice.core] = storage.pack(latents)
                 if read.pixels is not None:
                     mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
                     missing = pack_missing(read.pixels.missing, lattice.stride)
@@ -173,23 +180,44 @@ class UnitRunner:
                     borders.add(read.window, checked)
                     if read.pixels is not None and is_dark(read.pixels.groups, plan.sensor):
                         dark.update(read.pixels.scene_ids)
-                    moments[read.window] = Moments.of(self.store.round_trip(latents))
-        stored = self.store.to_storage(shard)
+                    summaries[read.window] = self._summary(storage.pack(latents))
         for window, latents in kept.latents.items():
             row, col = grid.place_in_shard(window)
             stored[:, row : row + lattice.core, col : col + lattice.core] = latents
-            moments[window] = Moments.of(self.store.from_storage(latents))
+            summaries[window] = self._summary(latents)
         bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored, fresh=unit.keep is None)
         return Receipt(
             unit=unit.key, time=unit.time, shard=(unit.row, unit.col),
             windows=tuple(results[w] for w in windows if w in results),
             bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
-            moments=Moments.merged(moments[w] for w in windows if w in moments),
+            **self._summarised(summaries[w] for w in windows if w in summaries),
             precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
             seams=_together(kept.seams, borders.total()), term=self.store.term,
             rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
             dark=dict(sorted(dark.items())),
         )  # fmt: skip
+
+    def _round_trip(self, values: np.ndarray) -> np.ndarray:
+        """Values as a reader of the store will see them."""
+        storage = self.store.storage
+        return storage.unpack(storage.pack(values))
+
+    def _summary(self, stored: np.ndarray) -> Moments | Histogram | None:
+        """What the log counts of a window's stored values."""
+        kind = self.plan.product.summary
+        if kind == "none":
+            return None
+        values = self.store.storage.unpack(stored)
+        return Histogram.of(values) if kind == "histogram" else Moments.of(values)
+
+    def _summarised(self, parts: Iterable[Moments | Histogram | None]) -> dict[str, Any]:
+        """The receipt's fields for the summaries of its windows, in their order."""
+        given = list(parts)
+        if self.plan.product.summary == "histogram":
+            return {"histogram": Histogram.merged(part for part in given if isinstance(part, Histogram))}
+        if self.plan.product.summary == "moments":
+            return {"moments": Moments.merged(part for part in given if isinstance(part, Moments))}
+        return {}
 
     # -- reading
 
@@ -279,13 +307,16 @@ class UnitRunner:
     def _encode(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
         there = [(place % self.models.batch, read) for place, read in group if read.pixels is not None]
         lattice = self.plan.grid.lattice
-        core = slice(lattice.halo, lattice.halo + lattice.core)
+        # Where the halo is not whole cells, nothing is made of it.
+        halo = lattice.halo if lattice.halo_is_cells else 0
+        core = slice(halo, halo + lattice.core)
         found: dict[Window, tuple[np.ndarray, str]] = {}
         left = there
         for precision in self.models.encoders if there else ():
             encoder = self._encoder(precision)
-            encoded = encoder(self._stack(left)).float()
-            sound = storable(encoded[:, :, core, core])
+            encoded = encoder(self._stack(left))
+            encoded = encoded.float() if encoded.is_floating_point() else encoded.int()
+            sound = self.store.storage.sound(encoded[:, :, core, core])
             latents = encoded.cpu().numpy()
             name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision
             for place, read in left:
@@ -298,8 +329,13 @@ class UnitRunner:
         for _, read in group:
             whole, precision = found.get(read.window, (None, ""))
             checked = Checked()
-            if whole is not None and read.pixels is not None and self._check.samples(read.window):
-                checked = self._check.check(read.window, read.pixels, self.store.round_trip(whole))
+            if (
+                self._check is not None
+                and whole is not None
+                and read.pixels is not None
+                and self._check.samples(read.window)
+            ):
+                checked = self._check.check(read.window, read.pixels, self._round_trip(whole))
             done.append((read, None if whole is None else whole[:, core, core], precision, checked))
         return done
 

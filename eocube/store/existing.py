@@ -13,9 +13,10 @@ from eocube.errors import StoreError
 from eocube.net.objects import Target
 from eocube.net.storage_options import scheme_of
 from eocube.plan.plan import Plan, several_zones
+from eocube.products.documents import stored_form
 from eocube.store.commit_log import FOLDER, MOVING, PLAN
 from eocube.store.fence import Fence
-from eocube.store.layout import LATENT, ROOT
+from eocube.store.layout import ROOT
 from eocube.store.lease_note import LOCK, is_lease
 
 _LITTER = re.compile(
@@ -122,7 +123,7 @@ def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
         root: dict[str, Any] = json.loads(data)
         document = root["attributes"]["eocube"]
         names = document.get("zones")
-        whole = names is not None or LATENT in root["consolidated_metadata"]["metadata"]
+        whole = names is not None or stored_form(document)[0] in root["consolidated_metadata"]["metadata"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole, names = False, None
     if not whole:

@@ -16,20 +16,19 @@ from zarr.storage import MemoryStore
 
 from eocube.ground.grid import CubeGrid
 from eocube.products.identity import signed
+from eocube.products.spec import Product
 from eocube.read.coverage import UNKNOWN_PERCENT, cell_bytes
 from eocube.store.receipts import STATES, State
 from eocube.store.shard_codec import Block, ShardCodec, compressors
 
 ROOT = "zarr.json"
-LATENT = "latent"
-INT8_NODATA = -128
 
 # How arrays are cut never depends on how large they are: a store that grows keeps its objects, and those that hold
 # more than before still serve who opened it when it was smaller.
 _WINDOWS_SIDE = 64  # cores along a chunk of the (time, wy, wx) arrays
 _WINDOWS_TIMES = 256  # times in one object of those arrays
-_CHUNK = 48  # latents along an inner chunk, about: 288 KiB of fp16 with 32 channels
-_VALID_SIDE = 960  # latents along one object of `valid`, about
+_CHUNK = 48  # cells along an inner chunk, about: 288 KiB of EO-VAE's latents
+_VALID_SIDE = 960  # cells along one object of `valid`, about
 _AXIS = {"time": 1024, "channel": 1024, "y": 8192, "x": 8192, "wy": _WINDOWS_SIDE, "wx": _WINDOWS_SIDE}
 _STEPS = 256  # time steps in one object of what is said of each
 
@@ -87,11 +86,7 @@ class StorePlan(Protocol):
     @property
     def acquisitions(self) -> Sequence[Acquired]: ...
     @property
-    def channels(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def quantisation(self) -> tuple[Sequence[float], Sequence[float]] | None: ...
+    def product(self) -> Product: ...
     @property
     def space_id(self) -> str: ...
     @property
@@ -159,10 +154,10 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
     (ny, nx), (wy, wx) = grid.shape, grid.windows_shape
     side = inner_side(lattice.core, lattice.shard)
     block, many = lattice.shard * max(1, _VALID_SIDE // lattice.shard), _WINDOWS_SIDE
-    latent = ArraySpec(
-        LATENT, ("time", "channel", "y", "x"), (times, plan.channels, ny, nx), (1, plan.channels, side, side),
-        (1, plan.channels, lattice.shard, lattice.shard), plan.dtype,
-        INT8_NODATA if plan.dtype == "int8" else float("nan"),
+    made, storage = plan.product, plan.product.storage
+    values = ArraySpec(
+        made.array, ("time", "channel", "y", "x"), (times, made.channels, ny, nx), (1, made.channels, side, side),
+        (1, made.channels, lattice.shard, lattice.shard), storage.dtype, storage.fill,
     )  # fmt: skip
     valid = ArraySpec("valid", ("time", "y", "x"), (times, ny, nx), (1, side, side), (1, block, block), "uint8", 0)
     bits = cell_bytes(lattice.stride)
@@ -171,13 +166,12 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
         "uint8", 0,
     )  # fmt: skip
     cloud, shadow = (replace(valid, name=name, fill=UNKNOWN_PERCENT) for name in ("cloud", "shadow"))
-    specs = {spec.name: spec for spec in (latent, valid, missing, cloud, shadow)}
+    specs = {spec.name: spec for spec in (values, valid, missing, cloud, shadow)}
     for name, dtype, fill in (
         ("status", "uint8", int(State.NOT_ATTEMPTED)),
         ("valid_percent", "uint8", UNKNOWN_PERCENT),
         ("cloud_percent", "uint8", UNKNOWN_PERCENT),
-        ("psnr", "float16", float("nan")),
-        ("sam", "float16", float("nan")),
+        *((score, "float16", float("nan")) for score in made.scores),
     ):
         # Chunks of one time as the latents have, so that dask chunks agree along time; objects of many times.
         specs[name] = ArraySpec(
@@ -214,29 +208,31 @@ def _array_attributes(plan: StorePlan) -> dict[str, dict[str, Any]]:
         **_spatial(["wy", "wx"], grid.windows_shape, coarse, lattice.epsg),
         "zarr_conventions": CONVENTIONS,
     }
-    latent: dict[str, Any] = {"long_name": "latent (posterior mean, not whitened)", "units": "1", **on_pixels}
-    if plan.dtype == "int8":
-        latent["comment"] = f"latent = code * scale + offset per channel; {INT8_NODATA} where no window is ok"
+    made = plan.product
+    values: dict[str, Any] = {"long_name": made.long_name, "units": "1", **on_pixels}
+    if comment := made.storage.comment(made.array):
+        values["comment"] = comment
     return {
-        LATENT: latent,
+        made.array: values,
         "valid": {
-            "long_name": "share of valid source pixels in each latent pixel, 0 where no window is ok",
+            "long_name": f"share of valid source pixels in each {made.array} pixel, 0 where no window is ok",
             "units": "percent",
             **on_pixels,
         },
         "missing": {
-            "long_name": "source pixels that some band lacks: the bits of each latent pixel's square, row by row, the "
-            "first pixel the highest bit of the first byte",
+            "long_name": f"source pixels that some band lacks: the bits of each {made.array} pixel's square, row by "
+            "row, the first pixel the highest bit of the first byte",
             "comment": f"{lattice.stride} x {lattice.stride} bits; valid is 100 where none is set",
             **on_pixels,
         },
         "cloud": {
-            "long_name": f"cloud over the valid mask samples of each latent pixel, {UNKNOWN_PERCENT} unknown",
+            "long_name": f"cloud over the valid mask samples of each {made.array} pixel, {UNKNOWN_PERCENT} unknown",
             "units": "percent",
             **on_pixels,
         },
         "shadow": {
-            "long_name": f"cloud shadow over the valid mask samples of each latent pixel, {UNKNOWN_PERCENT} unknown",
+            "long_name": f"cloud shadow over the valid mask samples of each {made.array} pixel, "
+            f"{UNKNOWN_PERCENT} unknown",
             "units": "percent",
             **on_pixels,
         },
@@ -282,16 +278,16 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
     disordered = bool((np.diff(seconds) < 0).any())
     order = {"comment": "in the order in which they were added, not in order of time: sortby"} if disordered else {}
     text = np.dtypes.StringDType()
-    names = list(getattr(plan, "channel_names", ()))
+    made, names = plan.product, list(plan.product.channel_names)
     found: dict[str, tuple[tuple[str, ...], Block, dict[str, Any]]] = {
         "time": (
             ("time",), seconds,
             {"long_name": "start of the acquisition, UTC", "standard_name": "time", "axis": "T",
              "units": "seconds since 1970-01-01T00:00:00", "calendar": "proleptic_gregorian", **order},
         ),
-        "channel": (("channel",), np.arange(plan.channels), {"long_name": "latent channel", "names": names}),
-        "y": (("y",), grid.y, axis("y", "latent pixel")),
-        "x": (("x",), grid.x, axis("x", "latent pixel")),
+        "channel": (("channel",), np.arange(made.channels), {"long_name": f"{made.array} channel", "names": names}),
+        "y": (("y",), grid.y, axis("y", f"{made.array} pixel")),
+        "x": (("x",), grid.x, axis("x", f"{made.array} pixel")),
         "wy": (("wy",), grid.wy, axis("y", "window")),
         "wx": (("wx",), grid.wx, axis("x", "window")),
         "spatial_ref": ((), np.array(0, np.int64), mapping),
@@ -319,11 +315,8 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
             {"long_name": "1 where the window's core lies in the area asked for"},
         ),
     }  # fmt: skip
-    if plan.quantisation is not None:
-        for name, values in zip(("scale", "offset"), plan.quantisation, strict=True):
-            found[name] = (
-                ("channel",), np.array(values, np.float64), {"long_name": f"{name} of the int8 codes"},
-            )  # fmt: skip
+    for name, (values, long_name) in made.storage.coordinates().items():
+        found[name] = (("channel",), np.array(values, np.float64), {"long_name": long_name})
     return found
 
 
@@ -346,14 +339,11 @@ def eocube_document(plan: StorePlan) -> dict[str, Any]:
         "space_id": plan.space_id,
         "plan_hash": plan.hash,
         "extent": list(grid.extent),
-        "storage": "int8" if plan.dtype == "int8" else "fp16",
+        "storage": plan.product.storage.name,
         "grid": {
             "crs": f"EPSG:{grid.lattice.epsg}",
             "resolution": grid.lattice.resolution,
-            "stride": grid.lattice.stride,
-            "core": grid.lattice.core,
-            "halo": grid.lattice.halo,
-            "shard": grid.lattice.shard,
+            **{k: v for k, v in grid.lattice.to_dict().items() if k not in ("epsg", "resolution")},
             "shape": list(grid.shape),
             "transform": [float(v) for v in (t.a, t.b, t.c, t.d, t.e, t.f)],
             "requested": list(grid.cores),
@@ -390,11 +380,11 @@ def template(plan: StorePlan) -> dict[str, bytes]:
 
 def root_attributes(plan: StorePlan, document: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of the store's root group."""
-    extra = ("scale", "offset") if plan.quantisation is not None else ()
+    extra = tuple(plan.product.storage.coordinates())
     t = plan.grid.transform
     return {
         "Conventions": "CF-1.11",
-        "title": f"Latents of {len(plan.times)} acquisitions, {plan.grid.name}",
+        "title": f"{plan.product.array.capitalize()}s of {len(plan.times)} acquisitions, {plan.grid.name}",
         "coordinates": " ".join((*_COORDINATES, *extra)),
         "zarr_conventions": CONVENTIONS,
         **_spatial(

@@ -16,10 +16,11 @@ from typing import Any
 from eocube.errors import EocubeError, StoreError
 from eocube.net.objects import Target
 from eocube.plan.plan import Plan
+from eocube.products.documents import stored_form
 from eocube.products.identity import DIGEST, FROM_LOG, signed
 from eocube.store.commit_log import LAYOUT, PLAN, SEAL, CommitLog
 from eocube.store.existing import refuse_half_moved
-from eocube.store.layout import LATENT, ROOT, eocube_document, root_attributes, root_metadata, versions
+from eocube.store.layout import ROOT, eocube_document, root_attributes, root_metadata, versions
 from eocube.store.receipts import checked
 from eocube.store.store import ITEM, LatentStore, begin_term, layout_objects
 from eocube.store.verify import Finding, fits_layout, read_layout, seal
@@ -169,7 +170,7 @@ def _root(target: Target) -> dict[str, Any] | None:
     try:
         root: dict[str, Any] = json.loads(target.get(ROOT) or b"")
         members = root["consolidated_metadata"]["metadata"]
-        return root if LATENT in members and isinstance(root["attributes"]["eocube"], dict) else None
+        return root if stored_form(root["attributes"]["eocube"])[0] in members else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

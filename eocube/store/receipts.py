@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.read.coverage import CLEAR, deflated, inflated
+from eocube.store.histogram import Histogram
 from eocube.store.moments import Moments
 from eocube.store.seams import Seams
 
@@ -108,6 +109,7 @@ class Receipt:
     retries: int = 0
     sha256: str | None = None
     moments: Moments | None = None
+    histogram: Histogram | None = None
     precision: Mapping[str, int] = field(default_factory=dict)
     created: str = ""
     run: str = ""
@@ -147,6 +149,8 @@ class Receipt:
             "created": self.created,
             "run": self.run,
         }
+        if self.histogram is not None:
+            data["histogram"] = self.histogram.to_dict()
         if self.seams is not None:
             data["seams"] = self.seams.to_dict()
         if self.rules:
@@ -165,7 +169,7 @@ class Receipt:
         """
         try:
             data = checked(line.encode() if isinstance(line, str) else line)
-            moments, seams = data.get("moments"), data.get("seams")
+            moments, seams, histogram = data.get("moments"), data.get("seams"), data.get("histogram")
             row, col = data["shard"]
             if not all(0 <= int(v) < 2**31 for v in (data["time"], row, col)):
                 raise ValueError(f"not a receipt: time {data['time']}, shard {data['shard']} are in no store")
@@ -180,6 +184,7 @@ class Receipt:
                 retries=int(data.get("retries", 0)),
                 sha256=data["sha256"],
                 moments=None if moments is None else Moments.from_dict(moments),
+                histogram=None if histogram is None else Histogram.from_dict(histogram),
                 precision={str(k): int(v) for k, v in data.get("precision", {}).items()},
                 created=str(data.get("created", "")),
                 run=str(data.get("run", "")),

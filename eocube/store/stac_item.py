@@ -42,14 +42,16 @@ def cube_item(plan: StorePlan, name: str) -> bytes:
         "proj:bbox": [t.c, t.f - ny * cell, t.c + nx * cell, t.f],
         "cube:dimensions": {
             "time": {"type": "temporal", "values": times},
-            "channel": {"type": "bands", "values": list(range(plan.channels))},
+            "channel": {"type": "bands", "values": list(range(plan.product.channels))},
             "y": {"type": "spatial", "axis": "y", "extent": [t.f - (ny - 0.5) * cell, t.f - cell / 2], "step": -cell,
                   "reference_system": grid.lattice.epsg},
             "x": {"type": "spatial", "axis": "x", "extent": [t.c + cell / 2, t.c + (nx - 0.5) * cell], "step": cell,
                   "reference_system": grid.lattice.epsg},
         },
         "cube:variables": {
-            "latent": {"type": "data", "dimensions": ["time", "channel", "y", "x"], "data_type": plan.dtype},
+            plan.product.array: {
+                "type": "data", "dimensions": ["time", "channel", "y", "x"], "data_type": plan.product.storage.dtype,
+            },
             **{
                 name: {"type": "auxiliary", "dimensions": ["time", "y", "x"], "unit": "%"}
                 for name in ("valid", "cloud", "shadow")

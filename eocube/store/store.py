@@ -1,4 +1,4 @@
-"""The latent Zarr store: create or resume, write shards whole, log commits, finalise, verify."""
+"""Keeps a cube in Zarr: creates or resumes it, writes shards whole, logs commits, finalises, verifies."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from zarr.storage import MemoryStore
 
 from eocube.errors import StoreError
 from eocube.net.objects import Target, storing
+from eocube.products.documents import stored_form, summary_kind
 from eocube.products.identity import refuse_edited
+from eocube.products.storage import Storage, plain_storage
 from eocube.read.coverage import ON_LATENTS
 from eocube.store.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
 from eocube.store.differences import difference
 from eocube.store.existing import create_root, finalise_root, half_made, read_root, refuse_half_moved
 from eocube.store.fence import Fence
 from eocube.store.layout import (
-    INT8_NODATA,
-    LATENT,
     ROOT,
     ArraySpec,
     StorePlan,
@@ -68,13 +68,19 @@ class LatentStore:
         self.root = root
         members = root["consolidated_metadata"]["metadata"]
         self.specs: dict[str, ArraySpec] = {name: ArraySpec.parse(name, m) for name, m in members.items()}
-        self._codec = self.latent.codec
-        given = self.document.get("quantisation")
-        self._affine: tuple[Block, Block] | None = None
-        if self.latent.dtype == "int8":
-            if given is None:
-                raise StoreError(f"{target} holds int8 latents and no quantisation: its metadata are damaged")
-            self._affine = np.array(given["scale"], np.float32), np.array(given["offset"], np.float32)
+        self.array, self.storage = self._stored()
+        self._codec = self.values.codec
+
+    def _stored(self) -> tuple[str, Storage]:
+        """The array of values and how they are stored. KeyError, ValueError, ... where the root is damaged."""
+        array, storage = stored_form(self.document)
+        held = self.specs[array].dtype
+        if held == storage.dtype:
+            return array, storage
+        plain = plain_storage(held)  # what was edited is named by verification, for which it has to be opened
+        if plain is None:
+            raise StoreError(f"{self.target} holds {array}s as {held} and does not say what they mean: it is damaged")
+        return array, plain
 
     @classmethod
     def create(
@@ -123,7 +129,7 @@ class LatentStore:
         Raises:
             StoreError: the plan's arrays have another north-western corner, or are smaller; nothing was touched.
         """
-        was, corner, shape = store.document["grid"], plan.grid.transform, store.latent.shape[2:]
+        was, corner, shape = store.document["grid"], plan.grid.transform, store.values.shape[2:]
         if [was["transform"][2], was["transform"][5]] != [corner.c, corner.f]:
             refuse_half_moved(target)
             raise StoreError(f"{target}: the north-western corner of a store never moves: write to another target")
@@ -149,7 +155,9 @@ class LatentStore:
         metadata = {key: objects.pop(key) for key in list(objects) if key.endswith(f"/{ROOT}")}
         _publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived))
         _publish(target, metadata.items())
-        attributes = root_attributes(plan, {**document, **_from_log(totals.summary(len(plan.times)))})
+        attributes = root_attributes(
+            plan, {**document, **_from_log(totals.summary(len(plan.times)), plan.product.summary)}
+        )
         root = root_metadata(attributes, metadata)
         target.put(ROOT, root)
         return cls(target, json.loads(root))
@@ -213,14 +221,14 @@ class LatentStore:
         return None if self.target.fence is None else self.target.fence.term
 
     @property
-    def latent(self) -> ArraySpec:
-        """The latent array: (time, channel, y, x)."""
-        return self.specs[LATENT]
+    def values(self) -> ArraySpec:
+        """The array of values: (time, channel, y, x)."""
+        return self.specs[self.array]
 
     @property
     def core(self) -> int:
         """Side of a core in latent pixels."""
-        return self.specs["latent"].shape[2] // self.specs["status"].shape[1]
+        return self.values.shape[2] // self.specs["status"].shape[1]
 
     @cached_property
     def requested(self) -> npt.NDArray[np.bool_]:
@@ -247,40 +255,12 @@ class LatentStore:
 
     # -- shards
 
-    def to_storage(self, latents: npt.NDArray[np.floating[Any]]) -> Block:
-        """Latents (C, ...) as stored: float16, or int8 codes. What is not finite becomes the fill value.
-
-        int8 codes saturate at -127 and 127, rounded half to even.
-        """
-        finite = np.isfinite(latents)
-        if self._affine is None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                half = np.asarray(latents).astype(np.float16)
-            half[~np.isfinite(half)] = np.float16(np.nan)  # one bit pattern for every NaN: the same bytes
-            return half
-        scale, offset = (v.reshape(-1, *[1] * (latents.ndim - 1)) for v in self._affine)
-        with np.errstate(invalid="ignore", over="ignore"):
-            codes = np.clip(np.rint((latents - offset) / scale), -127, 127)
-        return np.where(finite, np.nan_to_num(codes), INT8_NODATA).astype(np.int8)
-
-    def from_storage(self, stored: Block) -> npt.NDArray[np.float32]:
-        """Stored latents (C, ...) as float32, NaN where there is none."""
-        if self._affine is None:
-            return stored.astype(np.float32)
-        scale, offset = (v.reshape(-1, *[1] * (stored.ndim - 1)) for v in self._affine)
-        values = stored.astype(np.float32) * scale + offset
-        return np.where(stored == INT8_NODATA, np.float32(np.nan), values).astype(np.float32)
-
-    def round_trip(self, latents: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Latents (C, ...) as a reader of the store will see them; NaN where they do not fit the storage."""
-        return self.from_storage(self.to_storage(latents))
-
     def shard_key(self, time_index: int, srow: int, scol: int) -> str:
         """Key of a shard's object."""
-        return self.latent.key(time_index, 0, srow, scol)
+        return self.values.key(time_index, 0, srow, scol)
 
     def write_shard(
-        self, time_index: int, srow: int, scol: int, latents: Block, *, fresh: bool = True
+        self, time_index: int, srow: int, scol: int, stored: Block, *, fresh: bool = True
     ) -> tuple[int, str | None]:
         """Write one whole shard (C, S, S) in the store's dtype, in exactly one request and without reading.
 
@@ -292,19 +272,19 @@ class LatentStore:
             Bytes written and the object's SHA-256; (0, None) when all is fill.
 
         Raises:
-            ValueError: latents of another shape or dtype, or a shard outside the array.
+            ValueError: values of another shape or dtype, or a shard outside the array.
             StoreError: the target refuses.
         """
-        spec = self.latent
+        spec = self.values
         assert spec.shards is not None
-        if latents.shape != spec.shards[1:] or latents.dtype != np.dtype(spec.dtype):
+        if stored.shape != spec.shards[1:] or stored.dtype != np.dtype(spec.dtype):
             raise ValueError(
-                f"shard of {latents.dtype} {latents.shape} where the store has {spec.dtype} {spec.shards[1:]}"
+                f"shard of {stored.dtype} {stored.shape} where the store has {spec.dtype} {spec.shards[1:]}"
             )
         index = (time_index, 0, srow, scol)
         if not all(0 <= i < -(-n // s) for i, n, s in zip(index, spec.shape, spec.shards, strict=True)):
             raise ValueError(f"shard {(time_index, srow, scol)} is outside the store's {spec.shape}")
-        data = self._codec.encode(latents[None])
+        data = self._codec.encode(stored[None])
         key = self.shard_key(time_index, srow, scol)
         if data is None:
             self.target.delete(key)
@@ -314,7 +294,7 @@ class LatentStore:
 
     def read_shard(self, time_index: int, srow: int, scol: int) -> Block:
         """A whole shard (C, S, S) in the store's dtype, in one request; all fill where there is no object."""
-        spec = self.latent
+        spec = self.values
         assert spec.shards is not None
         key = self.shard_key(time_index, srow, scol)
         data = self.target.get(key)
@@ -348,7 +328,7 @@ class LatentStore:
 
     def summarise(self, latest: Latest) -> Summary:
         """The summary of receipts already read."""
-        return summarise(latest, self.requested, self.latent.shape[0])
+        return summarise(latest, self.requested, self.values.shape[0])
 
     def status_counts(self) -> dict[State, int]:
         """Windows by state over all times, every state named."""
@@ -368,7 +348,7 @@ class LatentStore:
         latest, totals = self.log.latest(), Totals(self.requested)
         present = {key for name in ON_LATENTS if name in self.specs for key in self.target.keys(f"{name}/c")}
         _publish(self.target, self.derived(latest, totals), present)
-        summary = totals.summary(self.latent.shape[0])
+        summary = totals.summary(self.values.shape[0])
         data = self.root_bytes(summary)
         self.target.put(SEAL, latest.seal())
         self.target.put(ROOT, data)
@@ -388,7 +368,7 @@ class LatentStore:
         """The root's zarr.json with the moments and seams of a summary."""
         attributes = {
             **self.root["attributes"],
-            "eocube": {**self.document, **_from_log(summary)},
+            "eocube": {**self.document, **_from_log(summary, summary_kind(self.document))},
         }
         return json.dumps({**self.root, "attributes": attributes}, indent=1, allow_nan=False).encode()
 
@@ -407,10 +387,14 @@ def layout_objects(target: Target, plan: StorePlan) -> dict[str, bytes]:
     return {**template(plan), ITEM: cube_item(plan, name)}
 
 
-def _from_log(summary: Summary) -> dict[str, Any]:
+def _from_log(summary: Summary, kind: str) -> dict[str, Any]:
     """What the `eocube` attribute holds of the results; `eocube.store.verify` compares it with the log again."""
     moments, seams = summary.moments, summary.seams
-    found: dict[str, Any] = {"moments": {**moments.to_dict(), "std": list(moments.std)}}
+    found: dict[str, Any] = {}
+    if kind == "moments":
+        found["moments"] = {**moments.to_dict(), "std": list(moments.std)}
+    elif kind == "histogram":
+        found["histogram"] = summary.histogram.figures()
     return {**found, "seams": seams.figures()} if seams.borders else found
 
 

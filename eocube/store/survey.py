@@ -10,12 +10,12 @@ from eocube.errors import StoreError
 from eocube.net.objects import Target
 from eocube.store.commit_log import LAYOUT, PLAN, Place
 from eocube.store.existing import gathered, read_root
-from eocube.store.layout import LATENT, ROOT
+from eocube.store.layout import ROOT
 from eocube.store.store import LatentStore
 from eocube.store.verify import Finding
 
 _ZONE = re.compile(r"utm\d\ds?")
-_SHARD = re.compile(rf"{LATENT}/c/(\d+)/0/(\d+)/(\d+)")
+_SHARD = re.compile(r"(\w+)/c/(\d+)/0/(\d+)/(\d+)")
 Options = Mapping[str, Any] | None
 Progress = Callable[[int, int], None] | None
 
@@ -26,7 +26,7 @@ def zones_in(target: Target) -> tuple[str, ...]:
     Folders, because a root that is damaged may say anything.
     """
     names = target.names()
-    return () if LATENT in names else tuple(sorted(name for name in names if _ZONE.fullmatch(name)))
+    return () if "status" in names else tuple(sorted(name for name in names if _ZONE.fullmatch(name)))
 
 
 def places(url: str, storage_options: Options = None, group: str | None = None) -> tuple[tuple[str | None, str], ...]:
@@ -87,8 +87,11 @@ def _over_zones(target: Target, zones: list[str], findings: Iterable[Finding]) -
     return [] if sound else [Finding(ROOT, "is not what its zones' metadata give")]
 
 
-def damaged_units(findings: Iterable[Finding], units: Collection[Place]) -> frozenset[Place]:
-    """The units of a cube whose shard is among the findings, as (time, row, column); what is no unit's is a stray."""
+def damaged_units(findings: Iterable[Finding], array: str, units: Collection[Place]) -> frozenset[Place]:
+    """The units of a cube whose shard is among the findings, as (time, row, column); what is no unit's is a stray.
+
+    Shards are objects of `array`.
+    """
     found = (_SHARD.fullmatch(path) for path, _ in findings)
-    places = {(int(m[1]), int(m[2]), int(m[3])) for m in found if m}
+    places = {(int(m[2]), int(m[3]), int(m[4])) for m in found if m and m[1] == array}
     return frozenset(places & set(units))

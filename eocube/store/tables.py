@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from eocube.read.coverage import CLEAR, ON_LATENTS, unpack_clouds, unpack_missing
 from eocube.store.commit_log import Latest
+from eocube.store.histogram import Histogram
 from eocube.store.layout import ArraySpec
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, unpack_mask
@@ -63,6 +64,7 @@ class Summary:
     seconds: float
     precision: Mapping[str, int]
     moments: Moments
+    histogram: Histogram
     scores: Scores
     failures: tuple[Failure, ...]
     seams: Seams = field(default_factory=Seams)
@@ -107,7 +109,7 @@ class Totals:
         self._precision: Counter[str] = Counter()
         self._dark: Counter[str] = Counter()
         self._psnr, self._sam = _Mean(), _Mean()
-        self._moments, self._seams = Moments(0, (), ()), Seams()
+        self._moments, self._histogram, self._seams = Moments(0, (), ()), Histogram(), Seams()
         self._units = self._bytes_in = self._bytes_out = self._scored = self._breaches = 0
         self._seconds = 0.0
 
@@ -121,6 +123,8 @@ class Totals:
         self._dark.update(receipt.dark)
         if receipt.moments is not None:
             self._moments = self._moments.merge(receipt.moments)
+        if receipt.histogram is not None:
+            self._histogram = self._histogram.merge(receipt.histogram)
         if receipt.seams is not None:
             self._seams = Seams.merged((self._seams, receipt.seams))
         for window in receipt.windows:
@@ -150,6 +154,7 @@ class Totals:
             seconds=self._seconds,
             precision=dict(sorted(self._precision.items())),
             moments=self._moments,
+            histogram=self._histogram,
             scores=Scores(self._psnr.value, self._sam.value, self._scored),
             failures=tuple(Failure(*key, windows=n) for key, n in order),
             seams=self._seams,
@@ -183,14 +188,15 @@ def derived_objects(
     assert status.shards is not None
     times, together = status.shape[0], status.shards[0]
     beside = Beside(specs) if valid else None
+    tabled = [name for name in WINDOW_ARRAYS if name in specs]  # a product that is not decoded has no scores
     # Ground that is only reserved takes no memory, and its blocks are all alike.
-    encode = {name: _remembering(specs[name].codec.encode) for name in WINDOW_ARRAYS}
+    encode = {name: _remembering(specs[name].codec.encode) for name in tabled}
     asked = _asked(requested, status.shards[1:])
     for start in range(0, times, together):
         stop = min(start + together, times)
         tables: dict[str, Block] = {
             name: np.full((stop - start, *requested[asked].shape), specs[name].fill, specs[name].dtype)
-            for name in WINDOW_ARRAYS
+            for name in tabled
         }
         tables["status"][:, ~requested[asked]] = State.OUTSIDE
         for time in range(start, stop):
@@ -202,7 +208,7 @@ def derived_objects(
                     beside.add(receipt)
             if beside is not None:
                 yield from beside.objects(time)
-        for name in WINDOW_ARRAYS:
+        for name in tabled:
             blank = State.OUTSIDE if name == "status" else specs[name].fill
             yield from _objects(specs[name], tables[name], asked, blank, start // together, encode[name])
 
@@ -229,8 +235,10 @@ def _fill_windows(
     tables["status"][place] = [int(w.state) for w in windows]
     tables["valid_percent"][place] = [w.valid_percent for w in windows]
     tables["cloud_percent"][place] = [w.cloud_percent for w in windows]
-    tables["psnr"][place] = [np.nan if w.psnr is None else w.psnr for w in windows]
-    tables["sam"][place] = [np.nan if w.sam is None else w.sam for w in windows]
+    for score in ("psnr", "sam"):
+        if score in tables:
+            found = [getattr(window, score) for window in windows]
+            tables[score][place] = [np.nan if value is None else value for value in found]
 
 
 class Beside:

@@ -18,7 +18,7 @@ from eocube.plan.rules import short
 from eocube.products.identity import FROM_LOG
 from eocube.store.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.store.existing import is_litter
-from eocube.store.layout import INT8_NODATA, LATENT, ROOT, is_chunk
+from eocube.store.layout import ROOT, is_chunk
 from eocube.store.receipts import Receipt, State, checked
 from eocube.store.tables import Summary, Totals
 
@@ -73,7 +73,7 @@ def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None
     findings += _log(store, latest)
     totals, keys = Totals(store.requested), set[str]()
     derived = _derived(store, store.derived(latest, totals), keys)
-    findings += _root(store, totals.summary(store.latent.shape[0]))
+    findings += _root(store, totals.summary(store.values.shape[0]))
     findings += derived
     findings += _shards(store, latest, progress)
     findings += _strays(store, keys)
@@ -87,7 +87,7 @@ def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
     return [
         Finding(key, STRAY)
         for key in store.target.keys("")
-        if key not in known and not is_chunk(key, LATENT) and (is_litter(key) or not key.startswith(f"{FOLDER}/"))
+        if key not in known and not is_chunk(key, store.array) and (is_litter(key) or not key.startswith(f"{FOLDER}/"))
     ]
 
 
@@ -158,7 +158,7 @@ def _root(store: LatentStore, summary: Summary) -> list[Finding]:
     )
     if found == expected:
         return []
-    return [Finding(ROOT, "its moments or seams are not those of the commit log: finalise the store again")]
+    return [Finding(ROOT, "its moments, histogram or seams are not those of the commit log: finalise the store again")]
 
 
 def _derived(store: LatentStore, objects: Iterable[tuple[str, bytes | None]], keys: set[str]) -> list[Finding]:
@@ -190,8 +190,8 @@ def _shards(store: LatentStore, latest: Latest, progress: Callable[[int, int], N
                 if progress is not None:
                     progress(done, len(latest))
     named = {finding.path for finding in findings}
-    for key in store.target.keys(f"{LATENT}/c"):
-        if is_chunk(key, LATENT) and key not in logged and key not in named:
+    for key in store.target.keys(f"{store.array}/c"):
+        if is_chunk(key, store.array) and key not in logged and key not in named:
             findings.append(Finding(key, "is not in the commit log: the same command writes it again"))
     return findings
 
@@ -208,14 +208,14 @@ def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
     if data is None:
         return findings
     if findings:
-        where = store.latent.codec.damage(data)
+        where = store.values.codec.damage(data)
         return [Finding(key, f"{findings[0].what}; {where or 'every chunk is whole: it is another version'}")]
     try:
-        block = store.latent.codec.decode(data)[0]
+        block = store.values.codec.decode(data)[0]
     except Exception as error:  # whatever the codecs raise on damage
         return [Finding(key, f"cannot be decoded: {type(error).__name__} {error}")]
     core = store.core
-    present = block != INT8_NODATA if block.dtype == np.int8 else np.isfinite(block)
+    present = store.storage.there(block)
     every, some = (
         f(present, axis=0).reshape(block.shape[1] // core, core, block.shape[2] // core, core) for f in (np.all, np.any)
     )
@@ -226,9 +226,9 @@ def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
         ok[row, col] = window.state is State.OK
     lacking, extra = int((ok & ~full).sum()), int((~ok & any_there).sum())
     if lacking:
-        findings.append(Finding(key, f"{lacking} ok windows hold latents that are not finite"))
+        findings.append(Finding(key, f"{lacking} ok windows lack values"))
     if extra:
-        findings.append(Finding(key, f"{extra} windows that are not ok hold latents"))
+        findings.append(Finding(key, f"{extra} windows that are not ok hold values"))
     return findings
 
 

@@ -10,7 +10,7 @@ import torch
 
 from eocube.ground.grid import CubeGrid, grids_for
 from eocube.plan.plan import Plan, TimeStep, WorkUnit
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.source_shares import percent
 from eocube.sensors import get_sensor
@@ -56,11 +56,13 @@ def make_weights(path: Path, seed: int = 0) -> Path:
 def make_plan(weights: Path, sensor: str = "S2L2A", storage: str = "fp16", times: tuple[str, ...] = TIMES) -> Plan:
     vae = load_weights(weights)
     assert vae.meta is not None
-    grid: CubeGrid = grids_for(BBOX, 10, core=CORE, halo=HALO, shard=SHARD)[0]
+    grid: CubeGrid = grids_for(BBOX, 10, core_px=CORE * 8, halo_px=HALO * 8, shard_px=SHARD * 8)[0]
     quantisation = ((0.05,) * 4, (0.1, 0.0, -0.1, 0.2)) if storage == "int8" else None
     encoding = Encoding(str(weights), "tiny", vae.meta.sha256, 4, 8, "fp32", storage, quantisation)
     steps = tuple(TimeStep(t, "sentinel-2a", f"group-{t}", (f"scene-{t}",)) for t in times)
-    return Plan(sensor_of(sensor).with_weights(vae.meta), encoding, grid, steps, (), {"bbox": list(BBOX)})
+    return Plan(
+        latents(sensor_of(sensor).with_weights(vae.meta), encoding, grid.lattice), grid, steps, (), {"bbox": list(BBOX)}
+    )
 
 
 def fullest(plan: Plan) -> tuple[int, int]:
@@ -101,8 +103,10 @@ def make_store(
     rng = np.random.default_rng(5)
     ny, nx = grid.shape
     y, x = np.mgrid[:ny, :nx] / 7.0
-    phase = rng.uniform(0, 6, (len(plan.times), plan.channels, 1, 1))
-    latents = np.sin(y + phase) * np.cos(x - phase) + 0.1 * rng.normal(size=(len(plan.times), plan.channels, ny, nx))
+    phase = rng.uniform(0, 6, (len(plan.times), plan.product.channels, 1, 1))
+    latents = np.sin(y + phase) * np.cos(x - phase) + 0.1 * rng.normal(
+        size=(len(plan.times), plan.product.channels, ny, nx)
+    )
     latents = latents.astype("float16").astype("float32")
     for unit in units:
         results = []
@@ -126,7 +130,7 @@ def make_store(
             results.append(WindowResult(wy, wx, state, valid_percent=100, valid_mask=mask, missing=gone, clouds=cloudy))
         s = grid.lattice.shard
         block = latents[unit.time, :, unit.row * s : (unit.row + 1) * s, unit.col * s : (unit.col + 1) * s]
-        _, sha256 = store.write_shard(unit.time, unit.row, unit.col, store.to_storage(block))
+        _, sha256 = store.write_shard(unit.time, unit.row, unit.col, store.storage.pack(block))
         store.commit(
             [Receipt(unit.key, unit.time, (unit.row, unit.col), tuple(results), sha256=sha256,
                      moments=Moments.of(block))]

@@ -78,7 +78,7 @@ class Writer:
         plan, store = self.plans[cube], self.stores[cube]
         lattice, grid = plan.grid.lattice, plan.grid
         values = np.random.default_rng([unit.time, unit.row, unit.col]).normal(
-            size=(plan.channels, lattice.shard, lattice.shard)
+            size=(plan.product.channels, lattice.shard, lattice.shard)
         )
         results, there = [], np.full(values.shape, np.nan, np.float32)
         for window in grid.windows_of_shard(unit.row, unit.col):
@@ -87,12 +87,12 @@ class Writer:
                 box = np.s_[:, row : row + lattice.core, col : col + lattice.core]
                 there[box] = values[box]
                 results.append(WindowResult(*grid.place_in_status(window), state=State.OK, valid_percent=100))
-        stored = store.to_storage(there)
+        stored = store.storage.pack(there)
         size, sha256 = store.write_shard(unit.time, unit.row, unit.col, stored)
         return (
             Receipt(
                 unit.key, unit.time, (unit.row, unit.col), tuple(results), bytes_out=size, sha256=sha256,
-                moments=Moments.of(store.from_storage(stored)), created=now(), run=self.run_id,
+                moments=Moments.of(store.storage.unpack(stored)), created=now(), run=self.run_id,
             ).to_json(),
             (),
         )  # fmt: skip

@@ -48,7 +48,7 @@ def test_markup_in_an_id_does_not_end_the_report_of_a_run() -> None:
     )  # fmt: skip
     plan: Any = SimpleNamespace(
         sensor=SimpleNamespace(name="[/blue]"), grid=SimpleNamespace(lattice=SimpleNamespace(epsg=32633)), times=(1,),
-        disorder=0, encoding=SimpleNamespace(precision="fp32"), refused=((EVIL, f"because of {EVIL}"),),
+        disorder=0, product=SimpleNamespace(precision="fp32"), refused=((EVIL, f"because of {EVIL}"),),
     )  # fmt: skip
     tally: Any = SimpleNamespace(units=0, lost=("t[/red]",), interrupted=False)
     cube: Any = SimpleNamespace(url="cube[/bold].zarr", plan=plan)

@@ -21,7 +21,7 @@ from eocube.ground.grid import CubeGrid, Window, grids_for
 from eocube.net.objects import Target
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.base import Models
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.reader import WindowPixels
 from eocube.run.extend import grow_plans
 from eocube.run.options import Limits
@@ -102,10 +102,10 @@ def plan_of(
 ) -> Plan:
     """The plan of one zone's box, its arrays laid out over `extent` where there is one."""
     reserved = () if extent is None else (tuple(extent),)
-    grid: CubeGrid = grids_for(tuple(box), 10, reserved, core=CORE, halo=HALO, shard=SHARD)[0]  # type: ignore[arg-type]
+    grid: CubeGrid = grids_for(tuple(box), 10, reserved, core_px=CORE * 8, halo_px=HALO * 8, shard_px=SHARD * 8)[0]  # type: ignore[arg-type]
     if extent is not None:
         changes["extent"] = [list(extent)]
-    return build_plan(SENSOR, ENCODING, grid, scenes, request_of(box, days, **changes))
+    return build_plan(latents(SENSOR, ENCODING, grid.lattice), grid, scenes, request_of(box, days, **changes))
 
 
 @dataclass

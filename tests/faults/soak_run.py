@@ -23,7 +23,7 @@ import s3fs
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.options import Limits
@@ -41,7 +41,7 @@ def soak_plan(folder: Path, catalog_json: str, upload: s3fs.S3FileSystem, bucket
     meta = load_weights(weights).meta
     assert meta is not None
     sensor = sensor_of("S2L2A").with_weights(meta)
-    grid = grids_for(DEMO_BBOX, 10, core=6, halo=2, shard=6)[0]
+    grid = grids_for(DEMO_BBOX, 10, core_px=48, halo_px=16, shard_px=48)[0]
     found = catalog.search(catalog_json, sensor, DEMO_BBOX, catalog.parse_interval(DEMO_DATETIME)).scenes
     first = min(found, key=lambda s: s.time)
     moved: dict[str, str] = {}
@@ -59,7 +59,7 @@ def soak_plan(folder: Path, catalog_json: str, upload: s3fs.S3FileSystem, bucket
         day = f"2024-{5 + k // 28:02d}-{1 + k % 28:02d}T10:00:00Z"
         scenes.append(replace(there, id=f"{first.id}-{k}", group=f"g{k:03d}", time=day, datetime=day))
     encoding = Encoding(str(weights), "tiny", meta.sha256, 4, 8, "fp32", "fp16")
-    return build_plan(sensor, encoding, grid, scenes, {"bbox": list(DEMO_BBOX)})
+    return build_plan(latents(sensor, encoding, grid.lattice), grid, scenes, {"bbox": list(DEMO_BBOX)})
 
 
 class Watch:

@@ -171,7 +171,7 @@ def test_the_store_holds_what_the_encoder_gives(demo_cube: Path) -> None:
     wy, wx = (k * lattice.core for k in plan.grid.place_in_status(window))
     stored = ds.latent.values[0, :, wy : wy + lattice.core, wx : wx + lattice.core].astype("float32")
     direct = latents[:, inner, inner]
-    limit = {"fp32": 1e-3, "bf16": 3e-2}[plan.encoding.precision]
+    limit = {"fp32": 1e-3, "bf16": 3e-2}[plan.product.precision]
     assert np.abs(stored - direct).max() <= 2 * limit * np.abs(direct).max()
     assert np.linalg.norm(stored - direct) / np.linalg.norm(direct) < limit
 

@@ -16,6 +16,7 @@ from eocube.errors import StoreError
 from eocube.ground.grid import grids_for
 from eocube.net.objects import Target
 from eocube.plan.plan import build_plan
+from eocube.products.eo_vae_document import latents
 from eocube.report.info import status
 from eocube.run import job as run
 from eocube.run.extend import grow_plans
@@ -59,8 +60,11 @@ def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Pa
 
 def test_a_store_of_one_zone_is_not_grown_into_a_second() -> None:
     across = (11.98, 48.02, 12.02, 48.045)
-    west, east = grids_for(across, 10, core=6, halo=2, shard=12)
-    asked = [build_plan(SENSOR, ENCODING, grid, [scene(10)], request_of(across, (1, 31))) for grid in (west, east)]
+    west, east = grids_for(across, 10, core_px=48, halo_px=16, shard_px=96)
+    asked = [
+        build_plan(latents(SENSOR, ENCODING, grid.lattice), grid, [scene(10)], request_of(across, (1, 31)))
+        for grid in (west, east)
+    ]
     narrow = plan_of((11.98, 48.02, 11.99, 48.045), [scene(10)])
     assert narrow.grid.name == west.name
     with pytest.raises(StoreError, match=r"holds utm32 alone .* utm33 too: .* write to another --out") as refused:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eocube.products.base import storable
+from eocube.products.storage import Half
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from model.eo_vae import EOVAE
@@ -88,7 +88,7 @@ def test_every_precision_gives_storable_latents_near_the_network(
     encoder = encoders(sensor, dtype)
     raw = pixels(encoder.sensor, name)  # type: ignore[arg-type]
     latents = encoder(raw)
-    assert storable(latents) == [True]
+    assert Half().sound(latents) == [True]
     z = encoder.pixels.zscore(encoder.physical(raw))
     with torch.no_grad():
         expected = nano.encode(z, [band.wavelength for band in encoder.sensor.bands]).mean
@@ -115,5 +115,5 @@ def test_pixels_that_are_no_numbers_never_pass(
     raw = -12 + noise(2, 8).repeat(2, 1, 1, 1)
     raw[0, 1, 20, 20] = bad
     latents = encoder(raw)
-    assert storable(latents) == [False, True]
+    assert Half().sound(latents) == [False, True]
     assert torch.equal(latents[1], encoder(raw[1:])[0])

@@ -68,7 +68,7 @@ def direct(made: Made, time: int, row: int, col: int) -> np.ndarray:
     padded = np.pad(made.latents[time], ((0, 0), (HALO, HALO), (HALO, HALO)), constant_values=np.nan)
     window = padded[:, r : r + CORE + 2 * HALO, c : c + CORE + 2 * HALO]
     window = mirror_fill(window, np.isfinite(window).all(axis=0))
-    decoder = FusedDecoder(load_weights(made.plan.encoding.weights), made.plan.sensor, "cpu", torch.float32)
+    decoder = FusedDecoder(load_weights(made.plan.product.weights), made.plan.sensor, "cpu", torch.float32)
     margin = HALO * STRIDE
     return decoder(torch.from_numpy(window)[None]).numpy()[0, :, margin:-margin, margin:-margin]
 
@@ -104,7 +104,7 @@ def test_open_refuses_what_is_no_cube(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nothing\.zarr: no Zarr store"):
         eocube.open(f"{tmp_path}/nothing.zarr?token=secret")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="no latent cube"):
+    with pytest.raises(StoreError, match="no cube of eocube"):
         eocube.open(str(tmp_path / "other.zarr"))
     with pytest.raises(StoreError, match="no `eocube` attribute"):
         _ = xr.Dataset({"latent": ("x", [1.0])}).eocube.space_id

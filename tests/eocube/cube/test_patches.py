@@ -19,7 +19,7 @@ from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.ground.grid import Lattice, grids_for
 from eocube.ground.zones import to_zone
 from eocube.plan.plan import build_plan
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.scenes.search import search
 from eocube.sensors import get_sensor
 
@@ -102,9 +102,9 @@ def test_a_search_travels_to_other_workers_with_its_plan(found: ScenePatches) ->
 def test_a_cubes_plan_gives_its_own_cores(demo_catalog: Path, found: ScenePatches) -> None:
     encoding = Encoding("tiny", "tiny", "0" * 64, 4, 8, "fp32", "fp16")
     sensor = get_sensor("S2L2A").subset(["B02", "B04", "B08"])
-    (grid,) = grids_for(SMALL, 10, core=12, halo=2, shard=12)
+    (grid,) = grids_for(SMALL, 10, core_px=96, halo_px=16, shard_px=96)
     scenes = search(str(demo_catalog), sensor, grid.search_boxes(), parse_interval(DEMO_DATETIME)).scenes
-    plan = build_plan(sensor, encoding, grid, scenes, {})
+    plan = build_plan(latents(sensor, encoding, grid.lattice), grid, scenes, {})
     by_plan = ScenePatches.from_plans([plan])
     assert set(by_plan.places) == set(found.places) and by_plan.sensor == "S2L2A"
     index = found.places.index(by_plan.places[0])
@@ -113,7 +113,7 @@ def test_a_cubes_plan_gives_its_own_cores(demo_catalog: Path, found: ScenePatche
     finer = ScenePatches.from_plans([plan], size=48)
     assert finer.places[0].half == 240 and len(finer) > 2 * len(by_plan)
     with pytest.raises(InputError, match="several sensors"):
-        ScenePatches.from_plans([plan, replace(plan, sensor=get_sensor("S1RTC"))])
+        ScenePatches.from_plans([plan, replace(plan, product=replace(plan.product, inputs=(get_sensor("S1RTC"),)))])
 
 
 def test_a_source_that_is_gone_names_item_and_asset(demo_catalog: Path, found: ScenePatches) -> None:
@@ -151,7 +151,7 @@ def test_bad_input_is_said_in_one_line(
 def test_the_lattice_of_patches_has_no_halo() -> None:
     from eocube.cube.patches import _lattice
 
-    assert _lattice(32632, 10, 264) == Lattice(32632, 10, 8, core=33, halo=0, shard=33)
+    assert _lattice(32632, 10, 264) == Lattice(32632, 10, 8, core_px=264, halo_px=0, shard_px=264)
 
 
 @pytest.mark.real

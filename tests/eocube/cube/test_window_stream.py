@@ -135,7 +135,7 @@ def test_memory_stays_under_the_stated_bound(tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "w.safetensors"), times=SIX)
     wide = plan.__class__(**{
         **{name: getattr(plan, name) for name in plan.__dataclass_fields__},
-        "grid": grids_for(BBOX, 10, core=24, halo=2, shard=240)[0],
+        "grid": grids_for(BBOX, 10, core_px=192, halo_px=16, shard_px=1920)[0],
     })  # fmt: skip
     made = make_store(str(tmp_path / "cube.zarr"), wide, valid=np.full(wide.grid.shape, 100, "uint8"))
     windows = CubeWindows(made.url, side=8)

@@ -44,7 +44,7 @@ def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def coarser(plan: Plan) -> Plan:
     """The same scenes and ground at 20 m, in shards of twice the ground."""
-    return replace(plan, grid=grids_for(BBOX, 20, core=3, halo=2, shard=SHARD)[0])
+    return replace(plan, grid=grids_for(BBOX, 20, core_px=24, halo_px=16, shard_px=SHARD * 8)[0])
 
 
 def corner(made: Made, windows: CubeWindows, index: int) -> tuple[int, int, int]:

@@ -59,7 +59,7 @@ def test_group_grids_are_aligned_and_wide_enough(
     samplings: tuple[int, int], row: int, col: int, core: int, halo: int
 ) -> None:
     resolution, sampling = samplings
-    lattice = Lattice(32733, resolution, core=core, halo=halo, shard=core)
+    lattice = Lattice(32733, resolution, core_px=core * 8, halo_px=halo * 8, shard_px=core * 8)
     if (core * lattice.cell) % sampling:
         with pytest.raises(InputError, match="does not fit"):
             lattice.margin(sampling)
@@ -250,7 +250,8 @@ def test_lonlat_is_continuous_and_goes_back(epsg: int, x: float, y: float) -> No
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"core": 25}, "multiple of 3"), ({"shard": 250}, "multiple of the core"), ({"halo": -1}, "halo -1"),
+    [({"core_px": 196}, "multiple of the cell"), ({"shard_px": 2000}, "multiple of the core"),
+     ({"halo_px": -1}, "halo -1"),
      ({"epsg": 4326}, "no WGS 84 UTM zone"), ({"resolution": 0}, "resolution 0")],
 )  # fmt: skip
 def test_impossible_lattices_are_refused(options: dict[str, int], words: str) -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, WorkUnit, build_plan, group_times
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.products.identity import canonical, digest
-from eocube.products.spec import Encoding
 from eocube.scenes.search import parse_interval, search
 from eocube.sensors import get_sensor
+from eocube.sensors.sensor import Band
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")
 
@@ -27,7 +28,7 @@ def plan(demo_catalog: Path) -> Plan:
     sensor = get_sensor("S2L2A")
     (grid,) = grids_for(DEMO_BBOX, 10)
     found = search(str(demo_catalog), sensor, grid.lonlat_bounds_with_halo(), parse_interval(DEMO_DATETIME))
-    return build_plan(sensor, ENCODING, grid, found.scenes, {"bbox": list(DEMO_BBOX)})
+    return build_plan(latents(sensor, ENCODING, grid.lattice), grid, found.scenes, {"bbox": list(DEMO_BBOX)})
 
 
 def test_two_tiles_of_a_datatake_are_one_time(plan: Plan) -> None:
@@ -38,17 +39,22 @@ def test_two_tiles_of_a_datatake_are_one_time(plan: Plan) -> None:
 
 def test_grouping_does_not_depend_on_the_order_of_scenes(plan: Plan) -> None:
     assert group_times(plan.scenes) == group_times(plan.scenes[::-1])
-    again = build_plan(plan.sensor, plan.encoding, plan.grid, plan.scenes[::-1], plan.request)
+    again = build_plan(plan.product, plan.grid, plan.scenes[::-1], plan.request)
     assert again.hash == plan.hash and again.scenes == plan.scenes
+
+
+def with_encoding(plan: Plan, encoding: Encoding, bands: tuple[Band, ...] | None = None) -> Plan:
+    sensor = plan.sensor if bands is None else replace(plan.sensor, bands=bands)
+    return replace(plan, product=latents(sensor, encoding, plan.grid.lattice))
 
 
 def test_json_round_trip(plan: Plan) -> None:
     back = Plan.from_json(plan.to_json())
     assert back == plan and back.hash == plan.hash and back.space_id == plan.space_id
-    int8 = replace(plan, encoding=replace(ENCODING, storage="int8", quantisation=((0.1,) * 32, (0.0,) * 32)))
+    int8 = with_encoding(plan, replace(ENCODING, storage="int8", quantisation=((0.1,) * 32, (0.0,) * 32)))
     assert Plan.from_json(int8.to_json()) == int8
     assert replace(plan, numerics={"device": "NVIDIA H100"}).hash == plan.hash
-    assert int8.space_id == plan.space_id and int8.hash != plan.hash and int8.dtype == "int8"
+    assert int8.space_id == plan.space_id and int8.hash != plan.hash and int8.product.storage.dtype == "int8"
 
 
 @pytest.mark.parametrize(
@@ -60,17 +66,17 @@ def test_json_round_trip(plan: Plan) -> None:
     ],
 )
 def test_what_decides_a_latents_meaning_decides_the_space_id(plan: Plan, change: dict[str, object]) -> None:
-    assert replace(plan, encoding=replace(ENCODING, **change)).space_id != plan.space_id  # type: ignore[arg-type]
+    assert with_encoding(plan, replace(ENCODING, **change)).space_id != plan.space_id  # type: ignore[arg-type]
 
 
 def test_wavelengths_and_statistics_decide_the_space_id(plan: Plan) -> None:
     first = plan.sensor.bands[0]
     for name, value in (("wavelength", 0.5), ("mean", 1.0), ("std", 2.0)):
         bands = (replace(first, **{name: value}), *plan.sensor.bands[1:])
-        assert replace(plan, sensor=replace(plan.sensor, bands=bands)).space_id != plan.space_id
+        assert with_encoding(plan, ENCODING, bands).space_id != plan.space_id
     # Where pixels come from does not.
     bands = (replace(first, assets=("elsewhere",)), *plan.sensor.bands[1:])
-    assert replace(plan, sensor=replace(plan.sensor, bands=bands)).space_id == plan.space_id
+    assert with_encoding(plan, ENCODING, bands).space_id == plan.space_id
 
 
 def test_units_cover_every_requested_window_once(plan: Plan) -> None:
@@ -84,14 +90,14 @@ def test_units_cover_every_requested_window_once(plan: Plan) -> None:
 def test_a_shard_no_scene_touches_is_empty(plan: Plan) -> None:
     west, south, east, north = DEMO_BBOX
     (wide,) = grids_for((west, south, east + 0.8, north), 10)
-    units = list(build_plan(plan.sensor, ENCODING, wide, plan.scenes, {}).units())
+    units = list(build_plan(latents(plan.sensor, ENCODING, wide.lattice), wide, plan.scenes, {}).units())
     assert any(u.empty for u in units) and any(not u.empty for u in units)
 
 
 def test_scenes_that_touch_only_a_halo_make_no_time(plan: Plan) -> None:
     west, south, east, north = DEMO_BBOX
     (far,) = grids_for((west + 2.0, south, east + 2.0, north), 10)
-    assert build_plan(plan.sensor, ENCODING, far, plan.scenes, {}).times == ()
+    assert build_plan(latents(plan.sensor, ENCODING, far.lattice), far, plan.scenes, {}).times == ()
 
 
 def test_unit_keys_sort_as_units() -> None:

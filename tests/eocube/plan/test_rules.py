@@ -15,7 +15,10 @@ from eocube.ground.grid import grids_for
 from eocube.plan.cost import plan_summary
 from eocube.plan.plan import Plan, build_plan
 from eocube.plan.rules import counted, in_words, read_by, rules_of, short
-from eocube.products.eo_vae import encoding_of, load, models_for
+from eocube.products import registry
+from eocube.products.base import models_of
+from eocube.products.eo_vae import encoding_of, load
+from eocube.products.eo_vae_document import latents
 from eocube.report.info import brief, describe, info, verify
 from eocube.report.page import write_page
 from eocube.run.options import Limits
@@ -37,7 +40,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("rules")
     weights = load(str(make_weights(folder / "tiny.safetensors")))
     sensor = get_sensor("S2L2A").subset(["B02", "B04"]).with_weights(weights.meta).with_offset(0.0)
-    (grid,) = grids_for(BOX, 10, core=CORE, halo=HALO, shard=SHARD)
+    (grid,) = grids_for(BOX, 10, core_px=CORE * 8, halo_px=HALO * 8, shard_px=SHARD * 8)
     places = [
         catalogue(folder, raised, day="2023-07-01", properties={"s2:processing_baseline": "05.09"}, name="labelled"),
         catalogue(folder, day="2023-07-11", name="silent"),
@@ -45,7 +48,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     ]
     interval = parse_interval("2023-01-01/2023-12-31")
     scenes = [scene for place in places for scene in search(place, sensor, BOX, interval).scenes]
-    return build_plan(sensor, encoding_of(weights, "fp32", "fp16"), grid, scenes, {"offset": 0.0})
+    return build_plan(
+        latents(sensor, encoding_of(weights, "fp32", "fp16"), grid.lattice), grid, scenes, {"offset": 0.0}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,9 @@ def cube(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The plan carried out by the worker that a run's actors are made of."""
     url = str(tmp_path_factory.mktemp("cube") / "cube.zarr")
     store = LatentStore.create(url, plan)
-    runner = UnitRunner(plan, store, models_for(plan, load(plan.encoding.weights), "cpu"), Limits(verify_fraction=0.0))
+    runner = UnitRunner(
+        plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=0.0)
+    )
     try:
         store.log.append([runner.run(unit) for unit in plan.units()])
     finally:
@@ -102,7 +109,9 @@ def test_windows_that_stay_keep_the_rules_they_were_read_by(plan: Plan, cube: st
     receipt = next(r for r in store.log.receipts() if any(w.state is State.OK for w in r.windows))
     kept = replace(receipt, rules={"earlier": "-0.1 pixels"})
     unit = next(u for u in plan.units() if u.key == receipt.unit)
-    runner = UnitRunner(plan, store, models_for(plan, load(plan.encoding.weights), "cpu"), Limits(verify_fraction=0.0))
+    runner = UnitRunner(
+        plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=0.0)
+    )
     try:
         again = runner.run(replace(unit, keep=kept.to_json()))
     finally:
@@ -170,4 +179,6 @@ def test_what_version_0_1_assumed_is_said(plan: Plan) -> None:
         scene,
         sources=tuple(replace(s, radiometry=replace(s.radiometry, why="as S2L2A describes it")) for s in scene.sources),
     )
-    assert in_words(replace(plan, sensor=replace(plan.sensor, source_offset=None)), old).startswith("-0.1 assumed: ")
+    assert in_words(
+        replace(plan, product=replace(plan.product, inputs=(replace(plan.sensor, source_offset=None),))), old
+    ).startswith("-0.1 assumed: ")

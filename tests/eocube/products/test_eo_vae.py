@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eocube.products.base import storable
-from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, models_for, numerics
+from eocube.products import registry
+from eocube.products.base import models_of
+from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, numerics
 from eocube.products.half_batches import HalfBatches
+from eocube.products.storage import Half
 from eocube.run.job import at_stored_precision
 from eocube.run.request import PRECISIONS, EncodeOptions, Request, fastest_on_cpu
 from tests.eocube.cubes import make_plan, make_weights
@@ -62,14 +64,14 @@ def test_storable_is_finite_and_within_float16() -> None:
     latents[2, 0, 2, 2] = -float("inf")
     latents[3, 3, 1, 1] = 7e4
     latents[4, 3, 1, 1] = -65504
-    assert storable(latents) == [True, False, False, False, True]
+    assert Half().sound(latents) == [True, False, False, False, True]
 
 
 def test_a_resumed_store_goes_on_with_the_kernels_it_was_begun_with(tmp_path: Path) -> None:
     weights = load(str(make_weights(tmp_path / "tiny.safetensors")))
     plan = make_plan(Path(weights.source))
     for recorded, expected in (({"kernels": "torch"}, {"torch"}), ({}, {numerics("cpu")["kernels"]})):
-        models = models_for(replace(plan, numerics=recorded), weights, "cpu")
+        models = models_of(registry.open(plan.product), "cpu", recorded)
         assert {make().kernels for make in models.encoders.values()} == expected  # type: ignore[attr-defined]
         assert models.batch == 1
 
@@ -103,9 +105,9 @@ def test_a_store_keeps_its_precision_on_another_machine(tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "tiny.safetensors"))
     other = Request.parse(replace(ASKED, precision="bf16"), on_gpu=False)
     automatic = replace(other, options=ASKED)
-    stored = plan.encoding.precision
+    stored = plan.product.precision
     assert at_stored_precision(automatic, [plan]).precision == stored
     assert at_stored_precision(automatic, []).precision == "bf16"
     assert at_stored_precision(other, [plan]).precision == "bf16", "asked for: the difference is for the user to see"
-    half = replace(plan, encoding=replace(plan.encoding, precision="fp16"))
+    half = replace(plan, product=replace(plan.product, meaning={**plan.product.meaning, "precision": "fp16"}))
     assert at_stored_precision(automatic, [half]).precision == "bf16", "no float16 on a CPU by accident"

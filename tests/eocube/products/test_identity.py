@@ -127,7 +127,7 @@ def test_int8_codes_of_version_0_1_are_held_to_their_coordinates_and_plan(tmp_pa
         document["quantisation"]["scale"][3] *= 2
 
     url = edited(tmp_path / "old.zarr", tmp_path / "edited.zarr", rescaled)
-    with pytest.raises(StoreError, match="the scale of its int8 codes"):
+    with pytest.raises(StoreError, match="the scale of the int8 codes"):
         eocube.open(str(url))
     # The plan beside it is what the run goes by: the same command writes the root anew from it.
     store = LatentStore.create(url, plan)

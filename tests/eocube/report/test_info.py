@@ -14,11 +14,10 @@ from eocube.plan.asset_sizes import asset_sizes
 from eocube.plan.cost import cost
 from eocube.plan.plan import Plan
 from eocube.plan.rates import RECORDED, Rate, machine_name, recorded
-from eocube.products.eo_vae import load
 from eocube.report.history import History
 from eocube.report.info import status, verify
 from eocube.run.plan_view import lines, plan_documents
-from eocube.run.request import EncodeOptions, Exit, Request, make_plans
+from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
 from eocube.store.receipts import Receipt, State
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 
@@ -28,7 +27,8 @@ def plans(demo_catalog: Path) -> tuple[Plan, ...]:
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     options = EncodeOptions(tuple(str(v) for v in DEMO_BBOX), DEMO_DATETIME, catalog=str(demo_catalog), plan=True)
-    return make_plans(Request.parse(options, on_gpu=False), load("nano"), None)
+    request = Request.parse(options, on_gpu=False)
+    return make_plans(request, product_of(request), None)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_plan_counts_bytes_hours_and_dollars(plans: tuple[Plan, ...]) -> Non
 def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: Path) -> None:
     (plan,) = plans
     record = tmp_path / "encoder.json"
-    variant = {"name": "ours", "device": "cpu", "dtype": plan.encoding.precision, "windows_per_s": 5.0}
+    variant = {"name": "ours", "device": "cpu", "dtype": plan.product.precision, "windows_per_s": 5.0}
     slow = {**variant, "name": "published eager", "windows_per_s": 50.0}
     document = {"machine": {"cpu": machine_name("cpu")}, "model": "nano", "reference": "x", "variants": [variant, slow]}
     record.write_text(json.dumps(document))
@@ -78,8 +78,9 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
 @pytest.mark.parametrize("weights", ["nano", "eo-vae"])
 def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Plan, ...], weights: str) -> None:
     (plan,) = plans
-    encoding = replace(plan.encoding, weights_name=weights, precision="bf16")
-    (found,) = plan_documents([replace(plan, encoding=encoding)], EncodeOptions(), "cpu", None)
+    named = {"weights": {"name": weights, "sha256": "00"}, "precision": "bf16"}
+    product = replace(plan.product, meaning={**plan.product.meaning, **named})
+    (found,) = plan_documents([replace(plan, product=product)], EncodeOptions(), "cpu", None)
     assert found["device_hours"] > 0 and found["rate_from"].startswith("recorded on ")
     assert "whole job" in found["rate_from"] and found["rate_from"] in lines([found])
     shipped = [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))]

@@ -20,6 +20,7 @@ from eocube.ground.grid import CubeGrid, Lattice, grids_for
 from eocube.net.objects import Target
 from eocube.plan.cost import plan_summary
 from eocube.plan.plan import Plan, build_plan, stored_extent
+from eocube.products.eo_vae_document import latents
 from eocube.report.info import describe, groups_of, info, plan_of
 from eocube.run.extend import grow_plans
 from eocube.run.job import open_cubes
@@ -38,7 +39,7 @@ NORTH_WEST = (11.470, 48.100, 11.518, 48.135)
 ROOM = (11.465, 48.080, 11.550, 48.140)
 BORDER = (11.96, 48.02, 12.04, 48.06)
 """Ground on both sides of 12 E, where zone 32 ends and 33 begins."""
-LATTICE = Lattice(32632, 10, core=6, halo=2, shard=12)
+LATTICE = Lattice(32632, 10, core_px=48, halo_px=16, shard_px=96)
 
 
 def fresh_url() -> str:
@@ -57,8 +58,11 @@ def plan(box: tuple[float, ...], days: tuple[int, ...] = (10, 15), extent: tuple
 def plans(box: tuple[float, ...], extent: tuple[float, ...] | None = None) -> list[Plan]:
     """One plan a zone, of one day."""
     changes = {} if extent is None else {"extent": [list(extent)]}
-    grids = grids_for(tuple(box), 10, () if extent is None else (tuple(extent),), core=6, halo=2, shard=12)  # type: ignore[arg-type]
-    return [build_plan(SENSOR, ENCODING, g, [scene(10)], request_of(box, (10, 10), **changes)) for g in grids]
+    grids = grids_for(tuple(box), 10, () if extent is None else (tuple(extent),), core_px=48, halo_px=16, shard_px=96)  # type: ignore[arg-type]
+    return [
+        build_plan(latents(SENSOR, ENCODING, g.lattice), g, [scene(10)], request_of(box, (10, 10), **changes))
+        for g in grids
+    ]
 
 
 # -- the grid
@@ -135,7 +139,7 @@ def test_ground_before_the_corner_is_refused_and_no_other(boxes: tuple[tuple[flo
 def test_another_lattice_is_not_grown_into() -> None:
     stored = CubeGrid.over(LATTICE, [SMALL])
     with pytest.raises(InputError, match="not the store's"):
-        CubeGrid.over(replace(LATTICE, shard=24), [SMALL]).anchored_at(stored)
+        CubeGrid.over(replace(LATTICE, shard_px=192), [SMALL]).anchored_at(stored)
 
 
 @pytest.mark.slow
@@ -221,7 +225,7 @@ def test_an_extent_gets_larger_in_the_south_and_east_and_never_smaller() -> None
     larger = (ROOM[0], 48.060, 11.560, ROOM[3])
     assert drive(url, plan(SMALL, extent=larger)).reads == []
     grid = Plan.from_json(LatentStore.stored_plans(url)[0]).grid
-    assert LatentStore.open(url).latent.shape[2:] == grid.shape > plan(SMALL, extent=ROOM).grid.shape
+    assert LatentStore.open(url).values.shape[2:] == grid.shape > plan(SMALL, extent=ROOM).grid.shape
     assert LatentStore.open(url).verify() == []
     for fewer in (ROOM, None):
         with pytest.raises(StoreError, match=r"has room for the extent .* leave --extent out"):
@@ -295,7 +299,9 @@ def test_a_zone_that_the_extent_reaches_comes_later(tmp_path: Path) -> None:
     assert cubes_of(url, list(grown)) == [f"{url}/utm32", f"{url}/utm33"]
     assert LatentStore.open(f"{url}/utm32").document["grid"]["transform"] == corner
     # The second zone's own corner is that of the extent's part in it.
-    ((_, room),) = [(g.name, g) for g in grids_for(BORDER, 10, core=6, halo=2, shard=12) if g.name == "utm33"]
+    ((_, room),) = [
+        (g.name, g) for g in grids_for(BORDER, 10, core_px=48, halo_px=16, shard_px=96) if g.name == "utm33"
+    ]
     assert grown[1].grid.shard_row0 == room.shard_row0 and grown[1].grid.shard_col0 == room.shard_col0
     assert groups_of(url, None) == ["utm32", "utm33"]
 

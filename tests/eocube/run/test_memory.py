@@ -15,7 +15,7 @@ import torch
 from eocube.ground.grid import Window, grids_for
 from eocube.plan.plan import Plan, TimeStep, WorkUnit
 from eocube.products.base import Models
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.raster.opening import BLOCK_CACHE, CURL_CACHE
 from eocube.read.reader import WindowPixels
 from eocube.run.memory import actor_bytes, window_bytes
@@ -41,7 +41,7 @@ def plan() -> Plan:
         "S2A", "c", "2023-08-15T09:57:57Z", "sentinel-2a", "g", "", 32632, (10, 47, 13, 49), None, None, None, (), None
     )  # fmt: skip
     steps = tuple(TimeStep(f"2023-08-{d:02d}T09:57:57Z", "sentinel-2a", "g", ("S2A",)) for d in range(1, TIMES + 1))
-    return Plan(sensor, encoding, grid[0], steps, (scene,))
+    return Plan(latents(sensor, encoding, grid[0].lattice), grid[0], steps, (scene,))
 
 
 class FullWindows:

@@ -19,7 +19,7 @@ from eocube.cube.patches import open_search
 from eocube.errors import InputError, RadiometryError, StoreError
 from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.reader import WindowReader
 from eocube.run.extend import grow_plans
 from eocube.run.request import EncodeOptions, Exit, Request
@@ -92,8 +92,8 @@ def look(place: str, sensor: Sensor = SENSOR) -> SearchResult:
 def offset_read(place: str, sensor: Sensor = SENSOR) -> float:
     """By how much what is read lies off the ground's own reflectance: 0 where the offset is right."""
     (scene,) = look(place, sensor).scenes
-    (grid,) = grids_for(BOX, 10, core=6, halo=2, shard=12)
-    plan = build_plan(sensor, ENCODING, grid, [scene], {})
+    (grid,) = grids_for(BOX, 10, core_px=48, halo_px=16, shard_px=96)
+    plan = build_plan(latents(sensor, ENCODING, grid.lattice), grid, [scene], {})
     windows = list(grid.requested_windows())
     window = windows[len(windows) // 2]
     with WindowReader(sensor, grid.lattice) as reader:
@@ -264,11 +264,13 @@ def test_an_offset_that_cannot_be_is_refused(sensor: str, offset: str, says: str
 
 
 def test_a_store_may_be_told_the_offset_later_but_not_another(tmp_path: Path) -> None:
-    (grid,) = grids_for(BOX, 10, core=6, halo=2, shard=12)
+    (grid,) = grids_for(BOX, 10, core_px=48, halo_px=16, shard_px=96)
 
     def plan(place: str, **more: str) -> Plan:
         asked = request(place, tmp_path / "a.zarr", **more)
-        return build_plan(asked.sensor, ENCODING, grid, look(place, asked.sensor).scenes, asked.document())
+        return build_plan(
+            latents(asked.sensor, ENCODING, grid.lattice), grid, look(place, asked.sensor).scenes, asked.document()
+        )
 
     clear, open_ = catalogue(tmp_path), catalogue(tmp_path, darkest=0.16, day="2021-07-01", name="x2")
     both = tmp_path / "both.json"

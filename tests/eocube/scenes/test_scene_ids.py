@@ -17,7 +17,7 @@ from eocube.cube.patches import ScenePatches
 from eocube.errors import StoreError
 from eocube.ground.grid import CubeGrid, grids_for
 from eocube.plan.plan import Plan, build_plan
-from eocube.products.spec import Encoding
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.reader import WindowReader
 from eocube.report.info import verify
 from eocube.run.extend import grown
@@ -66,14 +66,14 @@ def found(folder: Path, *items: dict[str, Any]) -> tuple[Scene, ...]:
 
 
 def grid_of() -> CubeGrid:
-    (grid,) = grids_for(box_at(EAST), 10, core=6, halo=2, shard=12)
+    (grid,) = grids_for(box_at(EAST), 10, core_px=48, halo_px=16, shard_px=96)
     return grid
 
 
 def plan_of(scenes: tuple[Scene, ...], days: str = "") -> Plan:
     days = days or f"{FIRST}/{SECOND}"
     request = {"bbox": [list(box_at(EAST))], "datetime": days.split("/")}
-    return build_plan(SENSOR, ENCODING, grid_of(), scenes, request)
+    return build_plan(latents(SENSOR, ENCODING, grid_of().lattice), grid_of(), scenes, request)
 
 
 def numbers(plan: Plan) -> list[int]:

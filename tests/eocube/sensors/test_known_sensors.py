@@ -15,7 +15,10 @@ from rasterio.transform import from_origin
 import eocube
 from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
-from eocube.products.eo_vae import LoadedWeights, encoding_of, fit_sensor, load, models_for
+from eocube.products import registry
+from eocube.products.base import models_of
+from eocube.products.eo_vae import LoadedWeights, encoding_of, fit_sensor, load
+from eocube.products.eo_vae_document import latents
 from eocube.read.reader import WindowReader
 from eocube.run.options import Limits
 from eocube.run.unit import UnitRunner
@@ -73,10 +76,10 @@ def scene_of(sensor: Sensor, plan_box: tuple[float, float], folder: Path) -> Sce
 
 
 def plan_of(sensor: Sensor, weights: LoadedWeights, folder: Path) -> Plan:
-    (grid,) = grids_for(BBOX, 10, core=CORE, halo=HALO, shard=SHARD)
+    (grid,) = grids_for(BBOX, 10, core_px=CORE * 8, halo_px=HALO * 8, shard_px=SHARD * 8)
     left, _, _, top = grid.lattice.window_bounds(next(iter(grid.requested_windows())))
     scene = scene_of(sensor, (left - 100 - left % 60, top + 100 + (-top) % 60), folder)
-    return build_plan(sensor, encoding_of(weights, "fp32", "fp16"), grid, [scene], {})
+    return build_plan(latents(sensor, encoding_of(weights, "fp32", "fp16"), grid.lattice), grid, [scene], {})
 
 
 @pytest.mark.parametrize("name", CLAIMED)
@@ -86,7 +89,7 @@ def test_every_sensor_that_nano_claims_it_takes(name: str, nano: LoadedWeights, 
     window = next(iter(plan.grid.requested_windows()))
     with WindowReader(sensor, plan.grid.lattice) as reader:
         pixels = reader.read(plan.scenes_of(0, window), window)
-    models = models_for(plan, nano, "cpu")
+    models = models_of(registry.open(plan.product), "cpu", plan.numerics)
     side = plan.grid.lattice.window_px // 8
     latents = models.encoders["fp32"]()({s: torch.from_numpy(p)[None] for s, p in pixels.groups.items()})
     assert latents.shape == (1, 32, side, side) and latents.isfinite().all() and latents.std() > 0
@@ -98,7 +101,9 @@ def test_its_cubes_decode_to_the_sensors_own_band_names(name: str, nano: LoadedW
     sensor = fit_sensor(get_sensor(name), nano)
     plan = plan_of(sensor, nano, tmp_path)
     store = LatentStore.create(tmp_path / "cube.zarr", plan)
-    runner = UnitRunner(plan, store, models_for(plan, nano, "cpu"), Limits(verify_fraction=0.0))
+    runner = UnitRunner(
+        plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=0.0)
+    )
     try:
         receipts = [runner.run(unit) for unit in plan.units()]
     finally:

@@ -55,7 +55,7 @@ def test_grows_south_and_in_time_and_nothing_moves(old: tuple[Path, dict[str, An
     assert grown.grid.shard_rows > stored.grid.shard_rows and grown.extends[-1] == stored.hash
     store = LatentStore.create(url, grown)
     store.finalise()
-    assert store.verify() == [] and store.latent.shape[2:] == grown.grid.shape
+    assert store.verify() == [] and store.values.shape[2:] == grown.grid.shape
     assert {r.unit: r.sha256 for r in store.receipts() if r.sha256} == facts["shards"]
     assert {str(p): p.read_bytes() for p in folder.glob("latent/c/*/*/*/*")} == before
     with pytest.raises(StoreError, match=r"km north of the store's north-western corner, which never moves"):

@@ -32,7 +32,10 @@ from eocube.ground.grid import CubeGrid, grids_for
 from eocube.net.objects import Target
 from eocube.net.redaction import redacted
 from eocube.plan.plan import Acquisition
+from eocube.products.eo_vae_document import Encoding, latents
 from eocube.products.identity import digest
+from eocube.products.spec import Product
+from eocube.sensors import get_sensor
 from eocube.store.layout import array_specs, inner_side
 from eocube.store.moments import Moments
 from eocube.store.receipts import STATES, Receipt, State, WindowResult, pack_mask
@@ -41,7 +44,7 @@ from eocube.store.store import LatentStore, create_root, finalise_root
 from eocube.store.verify import Finding
 
 BOX = (15.3, 46.15, 15.48, 46.27)
-GRID = grids_for(BOX, 10, core=24, halo=4, shard=96)[0]
+GRID = grids_for(BOX, 10, core_px=192, halo_px=32, shard_px=768)[0]
 CHANNELS = 3
 
 
@@ -68,6 +71,14 @@ class FakePlan:
     weights: str = "aa"
     salt: int = 0
     channel_names: tuple[str, ...] = field(default=("z00", "z01", "z02"))
+
+    @property
+    def product(self) -> Product:
+        storage = "fp16" if self.quantisation is None else "int8"
+        encoding = Encoding("nano", "nano", self.weights, self.channels, 8, "fp32", storage, self.quantisation)
+        return replace(
+            latents(get_sensor("S2L2A").subset(["B02"]), encoding, self.grid.lattice), channel_names=self.channel_names
+        )
 
     @property
     def acquisitions(self) -> tuple[Acquisition, ...]:
@@ -147,10 +158,10 @@ def make_unit(plan: FakePlan, place: tuple[int, int, int]) -> tuple[np.ndarray, 
 def do_unit(store: LatentStore, plan: FakePlan, place: tuple[int, int, int], *, seconds: float = 1.0) -> Receipt:
     """Write a unit's shard and give its receipt, as an actor would."""
     shard, results = make_unit(plan, place)
-    size, sha = store.write_shard(*place, store.to_storage(shard))
+    size, sha = store.write_shard(*place, store.storage.pack(shard))
     return Receipt(
         f"t{place[0]:05d}/r{place[1]:04d}/c{place[2]:04d}", place[0], place[1:], results, bytes_in=1000, bytes_out=size,
-        seconds=seconds, sha256=sha, moments=Moments.of(store.round_trip(shard)),
+        seconds=seconds, sha256=sha, moments=Moments.of(store.storage.unpack(store.storage.pack(shard))),
         precision={"fp32": sum(w.state is State.OK for w in results)}, created="2026-11-21T02:00:00Z", run="r1",
     )  # fmt: skip
 
@@ -293,7 +304,7 @@ def test_the_item_beside_the_store_is_stac(disk: Path) -> None:
 
 
 def test_the_item_of_a_cube_on_the_antimeridian_wraps(disk: Path) -> None:
-    plan = FakePlan(grid=grids_for((179.9, 10.0, 180.0, 10.1), 10, core=24, shard=96)[0], times=TIMES[:1])
+    plan = FakePlan(grid=grids_for((179.9, 10.0, 180.0, 10.1), 10, core_px=192, shard_px=768)[0], times=TIMES[:1])
     LatentStore.create(disk, plan)
     item = json.loads((disk / "stac.json").read_text())
     west, _, east, _ = item["bbox"]
@@ -318,7 +329,7 @@ def test_default_chunks_follow_the_core() -> None:
 def test_shard_bytes_are_zarrs_own_and_deterministic(disk: Path) -> None:
     plan = FakePlan()
     store = LatentStore.create(disk, plan)
-    latents = store.to_storage(make_unit(plan, (0, 1, 1))[0])
+    latents = store.storage.pack(make_unit(plan, (0, 1, 1))[0])
     size, sha = store.write_shard(0, 1, 1, latents)
     ours = (disk / "latent/c/0/0/1/1").read_bytes()
     assert size == len(ours)
@@ -339,17 +350,17 @@ def test_every_nan_is_stored_alike(disk: Path) -> None:
     odd.view(np.uint32)[:] |= 0x1234
     odd[0, 0, 0] = -np.inf
     odd[0, 0, 1] = 1e6
-    assert np.unique(store.to_storage(odd).view(np.uint16)).tolist() == [0x7E00]
-    assert np.isnan(store.round_trip(odd)).all()
+    assert np.unique(store.storage.pack(odd).view(np.uint16)).tolist() == [0x7E00]
+    assert np.isnan(store.storage.unpack(store.storage.pack(odd))).all()
 
 
 def test_int8_is_affine_per_channel(disk: Path) -> None:
     store = LatentStore.create(disk, INT8)
     latents = np.array([[[0.0, 1.26, 99.0]], [[1.0, np.nan, -99.0]], [[-2.0, np.inf, -2.05]]], np.float32)
-    codes = store.to_storage(latents)
+    codes = store.storage.pack(latents)
     assert codes.dtype == np.int8
     assert codes.tolist() == [[[0, 13, 127]], [[0, -128, -127]], [[0, -128, -1]]]
-    back = store.round_trip(latents)
+    back = store.storage.unpack(store.storage.pack(latents))
     np.testing.assert_allclose(back[0, 0], [0, 1.3, 12.7], rtol=1e-6)
     assert np.isnan(back[1:, 0, 1]).all()
     fill(store, INT8)
@@ -377,9 +388,9 @@ def test_all_fill_leaves_no_object_and_removes_a_stale_one(url: str) -> None:
 def test_wrong_shards_are_refused(disk: Path) -> None:
     store = LatentStore.create(disk, FakePlan())
     good = np.zeros((CHANNELS, 96, 96), np.float16)
-    for latents in (good.astype(np.float32), good[:2], good[:, :48]):
+    for wrong in (good.astype(np.float32), good[:2], good[:, :48]):
         with pytest.raises(ValueError, match="shard of"):
-            store.write_shard(0, 0, 0, latents)
+            store.write_shard(0, 0, 0, wrong)
     for place in ((2, 0, 0), (0, 3, 0), (0, 0, -1)):
         with pytest.raises(ValueError, match="outside the store"):
             store.write_shard(*place, good)
@@ -425,7 +436,7 @@ def test_one_put_a_shard_on_s3(s3_server: Any) -> None:
     fs.s3.meta.events.register("before-send.s3", seen)
     store = LatentStore.open(url)
     store.target.fs = fs
-    shard = store.to_storage(make_unit(plan, (0, 1, 1))[0])
+    shard = store.storage.pack(make_unit(plan, (0, 1, 1))[0])
     assert counted("a shard", lambda: store.write_shard(0, 1, 1, shard)) == ["PUT"]
     assert counted("again", lambda: store.write_shard(0, 1, 1, shard)) == ["PUT"]
     assert counted("all fill", lambda: store.write_shard(0, 0, 0, np.full_like(shard, np.nan))) == ["DELETE"]
@@ -476,7 +487,7 @@ def test_the_same_plan_resumes(url: str) -> None:
     assert contents(url, log=True) == before
     assert again.done_units() == {r.unit for r in receipts}
     assert LatentStore.stored_plans(url) == (plan.to_json(),)
-    assert str(LatentStore.open(url).latent) == str(store.latent)
+    assert str(LatentStore.open(url).values) == str(store.values)
 
 
 @pytest.mark.parametrize(
@@ -487,10 +498,10 @@ def test_the_same_plan_resumes(url: str) -> None:
             r"another space \([0-9a-f]{16}, asked [0-9a-f]{16}\): weights.sha256 'aa', asked 'bb'",
         ),
         (
-            FakePlan(grid=grids_for((15.3, 46.15, 15.7, 46.27), 10, core=24, shard=96)[0]),
+            FakePlan(grid=grids_for((15.3, 46.15, 15.7, 46.27), 10, core_px=192, shard_px=768)[0]),
             r"another grid: shape \[288, 192\], asked \[288, ",
         ),
-        (FakePlan(grid=grids_for(BOX, 20, core=24, shard=96)[0]), r"another grid: resolution 10, asked 20"),
+        (FakePlan(grid=grids_for(BOX, 20, core_px=192, shard_px=768)[0]), r"another grid: resolution 10, asked 20"),
         (replace(INT8), r"another storage: storage 'fp16', asked 'int8'"),
         (FakePlan(times=TIMES[:1]), r"other times \(2, asked 1\): 1 only in it, first 2023-08-20T09:57:59Z"),
         (
@@ -604,7 +615,7 @@ def test_unfinished_writes_are_cleared_on_resume(disk: Path) -> None:
 
 
 def test_zones_are_groups_of_a_root(url: str) -> None:
-    grids = grids_for((11.9, 48.0, 12.1, 48.1), 10, core=24, shard=96)
+    grids = grids_for((11.9, 48.0, 12.1, 48.1), 10, core_px=192, shard_px=768)
     names = [g.name for g in grids]
     assert names == ["utm32", "utm33"]
     create_root(url, names, {"request": {}})
@@ -792,12 +803,12 @@ def test_verify_compares_states_with_contents(sound: LatentStore, disk: Path) ->
     _, sha = sound.write_shard(0, 1, 1, latents)
     sound.commit([replace(receipt, sha256=sha)])
     sound.finalise()
-    assert sound.verify() == [Finding(key, "1 ok windows hold latents that are not finite")]
+    assert sound.verify() == [Finding(key, "1 ok windows lack values")]
     states = [State.NODATA if i < 2 else w.state for i, w in enumerate(receipt.windows)]
     windows = tuple(replace(w, state=s) for w, s in zip(receipt.windows, states, strict=True))
     sound.commit([replace(receipt, sha256=sha, windows=windows)])
     sound.finalise()
-    assert sound.verify() == [Finding(key, "1 windows that are not ok hold latents")]
+    assert sound.verify() == [Finding(key, "1 windows that are not ok hold values")]
     progress: list[tuple[int, int]] = []
     sound.verify(lambda done, whole: progress.append((done, whole)))
     assert progress[-1] == (len(shards_of(FakePlan())),) * 2

@@ -1,0 +1,134 @@
+"""Describes EO-VAE latents as a product, and writes and reads it as stores have it since version 0.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from eocube.errors import InputError
+from eocube.ground.lattice import Lattice
+from eocube.products.spec import RADIOMETRY, RESAMPLING, Product, sensor_document
+from eocube.products.storage import Affine8, Half, Storage
+from eocube.sensors.sensor import Sensor
+
+KIND = "eo-vae"
+ARRAY = "latent"
+LONG_NAME = "latent (posterior mean, not whitened)"
+SCORES = ("psnr", "sam")
+STORAGES = (Half.name, Affine8.name)
+"""How latents can be stored, the default first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The encoder of a run, as far as it decides what the latents mean."""
+
+    weights: str
+    """What `load_weights` takes: "nano", a path or a URL."""
+    weights_name: str
+    sha256: str
+    """Content hash of the weights' tensors and metadata."""
+    channels: int
+    stride: int
+    precision: str
+    """fp16, bf16 or fp32: the arithmetic of the encoder."""
+    storage: str
+    """fp16 or int8: how latents are stored."""
+    quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """For int8: per-channel (scale, offset), latent = code * scale + offset."""
+
+
+class Windows(Protocol):
+    """How windows lie; `eocube.ground.lattice.Lattice` is one."""
+
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def core_px(self) -> int: ...
+    @property
+    def halo_px(self) -> int: ...
+
+
+def latents(sensor: Sensor, encoding: Encoding, windows: Windows) -> Product:
+    """The product of an encoder, of the pixels of a sensor, in such windows. InputError where no whole latents fit."""
+    stride = encoding.stride
+    if windows.core_px % stride or windows.halo_px % stride:
+        raise InputError(f"cores of {windows.core_px} px with a halo of {windows.halo_px} px: latents have {stride} px")
+    meaning = {
+        "weights": {"name": encoding.weights_name, "sha256": encoding.sha256},
+        "sensor": sensor_document(sensor),
+        "radiometry": RADIOMETRY,
+        "resampling": RESAMPLING,
+        "resolution": windows.resolution,
+        "stride": stride,
+        "core": windows.core_px // stride,
+        "halo": windows.halo_px // stride,
+        "channels": encoding.channels,
+        "precision": encoding.precision,
+    }
+    return _product(sensor, meaning, storage_of(encoding.storage, encoding.quantisation), encoding.weights)
+
+
+def storage_of(name: str, quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Storage:
+    """fp16 or int8 storage; int8 by per-channel (scale, offset)."""
+    if name == Half.name:
+        return Half()
+    if name == Affine8.name and quantisation is not None:
+        return Affine8(*quantisation)
+    raise ValueError(f"storage {name!r}{'' if quantisation is not None else ' without scales'}")
+
+
+def encoding_of(product: Product) -> Encoding:
+    """Inverse of `latents`."""
+    storage = product.storage
+    return Encoding(
+        product.weights, product.network, product.weights_sha256, product.channels, product.cell_px, product.precision,
+        storage.name, (storage.scale, storage.offset) if isinstance(storage, Affine8) else None,
+    )  # fmt: skip
+
+
+def to_plan(product: Product) -> dict[str, Any]:
+    """The first keys of a frozen plan."""
+    return {"sensor": product.sensor.to_dict(), "encoding": asdict(encoding_of(product))}
+
+
+def from_plan(document: Mapping[str, Any], lattice: Lattice) -> Product:
+    """The product of a frozen plan. KeyError, TypeError or ValueError where it is none."""
+    encoding = dict(document["encoding"])
+    if encoding["quantisation"] is not None:
+        scale, offset = encoding["quantisation"]
+        encoding["quantisation"] = (tuple(scale), tuple(offset))
+    return latents(Sensor.from_dict(document["sensor"]), Encoding(**encoding), lattice)
+
+
+def to_attribute(product: Product) -> dict[str, Any]:
+    """What the root of a store says beside the meaning."""
+    storage = product.storage
+    affine = {"scale": list(storage.scale), "offset": list(storage.offset)} if isinstance(storage, Affine8) else None
+    return {"weights": product.weights, "storage": storage.name, "quantisation": affine}
+
+
+def from_attribute(document: Mapping[str, Any], sensor: Sensor) -> Product:
+    """The product that a store's root speaks of, its sensor as the meaning has it."""
+    meaning = document["space"]
+    weights = str(document.get("weights") or meaning["weights"]["source"])
+    return _product(sensor, meaning, storage_in(document), weights)
+
+
+def storage_in(document: Mapping[str, Any]) -> Storage:
+    """How the root of a store says that its latents are stored."""
+    given = document.get("quantisation")
+    if given is None:
+        return Half()
+    return Affine8(tuple(map(float, given["scale"])), tuple(map(float, given["offset"])))
+
+
+def _product(sensor: Sensor, meaning: Mapping[str, Any], storage: Storage, weights: str) -> Product:
+    cell = int(meaning["stride"])
+    return Product(
+        kind=KIND, array=ARRAY, channels=int(meaning["channels"]), cell_px=cell, core_px=int(meaning["core"]) * cell,
+        halo_px=int(meaning["halo"]) * cell, inputs=(sensor,), meaning=meaning, storage=storage, summary="moments",
+        long_name=LONG_NAME, scores=SCORES, made_by={"weights": weights},
+        channel_names=tuple(f"z{i:02d}" for i in range(int(meaning["channels"]))),
+    )  # fmt: skip

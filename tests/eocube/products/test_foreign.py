@@ -1,0 +1,254 @@
+"""Two kinds of product that are not EO-VAE go through plan, store, log, verification and reading like any other."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import eocube
+from eocube.cli import main
+from eocube.errors import InputError, StoreError
+from eocube.plan.plan import Plan
+from eocube.products import registry
+from eocube.products.base import models_of
+from eocube.report.fidelity import fidelity, truth_pixels
+from eocube.report.info import info, status
+from eocube.report.page import write_page
+from eocube.report.source_pixels import read_source
+from eocube.run.options import Limits
+from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
+from eocube.run.resume import Remaining
+from eocube.run.unit import UnitRunner
+from eocube.store.receipts import Receipt, State
+from eocube.store.store import LatentStore
+from eocube.store.survey import survey
+from tests.eocube.products.toys import CORE, LEVELS
+from tests.faults.test_corrupt import DAMAGE, everything, kinds
+
+BOX = ("9.06", "48.64", "9.09", "48.66")
+KINDS = ("brightness-codes", "band-means")
+
+
+def options(kind: str, catalog: Path, out: Path, **more: Any) -> EncodeOptions:
+    return EncodeOptions(
+        BOX, "2024-05-01/2024-05-31", catalog=str(catalog), out=str(out), product=kind, bands="B02,B03,B04,B08",
+        precision="fp32", **more,
+    )  # fmt: skip
+
+
+def plan_for(kind: str, catalog: Path, out: Path, **more: Any) -> Plan:
+    request = Request.parse(options(kind, catalog, out, **more), on_gpu=False)
+    (plan,) = make_plans(request, product_of(request), None)
+    return plan
+
+
+def run(plan: Plan, url: str) -> LatentStore:
+    """Carry out in this process what the store lacks of a plan, and finalise."""
+    store = LatentStore.create(url, plan)
+    runner = UnitRunner(
+        plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=1.0)
+    )
+    try:
+        for unit in Remaining(plan, store.log.latest(), ()).units():
+            store.commit([runner.run(unit)])
+    finally:
+        runner.close()
+    store.finalise()
+    return store
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(
+    request: pytest.FixtureRequest, foreign: Path, demo_catalog: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, str]:
+    url = str(tmp_path_factory.mktemp("foreign") / "cube.zarr")
+    plan = plan_for(request.param, demo_catalog, Path(url))
+    run(plan, url)
+    return plan, url
+
+
+def test_the_plan_knows_its_product_again(made: tuple[Plan, str]) -> None:
+    plan, url = made
+    assert Plan.from_json(plan.to_json()) == plan
+    (stored,) = (Plan.from_json(text) for text in LatentStore.stored_plans(url))
+    assert stored.product == plan.product and stored.space_id == plan.space_id == plan.product.space_id
+
+
+def test_every_window_is_made_and_nothing_is_wrong(made: tuple[Plan, str]) -> None:
+    plan, url = made
+    store = LatentStore.open(url)
+    counts = store.status_counts()
+    asked = sum(1 for _ in plan.grid.requested_windows()) * len(plan.times)
+    assert counts[State.OK] == asked > 4 and survey(url) == []
+    assert main(["verify", url]) == Exit.DONE
+
+
+def test_values_are_what_the_pixels_give(made: tuple[Plan, str]) -> None:
+    """Against the sources read again by the plan, another way than the run's."""
+    plan, url = made
+    values = eocube.open(url).eocube.values().isel(time=0).compute()
+    truth = read_source(plan, truth_pixels(plan), 0)
+    lattice = plan.grid.lattice
+    for window in list(plan.grid.requested_windows())[:3]:
+        left, bottom, right, top = lattice.core_bounds(window)
+        pixels = truth.sel(x=slice(left, right), y=slice(top, bottom)).values
+        found = values.sel(x=slice(left, right), y=slice(top, bottom)).values
+        assert pixels.shape[1:] == (CORE, CORE)
+        if plan.product.kind == "band-means":
+            assert found.shape == (4, 1, 1) and found.dtype == np.float32
+            np.testing.assert_allclose(found[:, 0, 0], pixels.mean(axis=(1, 2)), rtol=1e-5)
+        else:
+            assert found.shape == (1, 12, 12) and found.dtype == np.int32
+            mean = pixels.mean(axis=0).reshape(12, 16, 12, 16).mean(axis=(1, 3))
+            assert np.abs(found[0] - np.floor(np.clip(mean * LEVELS, 0, LEVELS - 1))).max() <= 1
+            assert (found[0] == np.floor(np.clip(mean * LEVELS, 0, LEVELS - 1))).mean() > 0.98
+
+
+def test_what_is_not_there_is_not_a_value(made: tuple[Plan, str]) -> None:
+    plan, url = made
+    ds = eocube.open(url)
+    values, stored = ds.eocube.values().isel(time=0).values, ds[plan.product.array].isel(time=0).values
+    outside = np.repeat(np.repeat(ds["status"].isel(time=0).values != State.OK, values.shape[1] // ds.sizes["wy"], 0),
+                        values.shape[2] // ds.sizes["wx"], 1)  # fmt: skip
+    assert outside.any() and not outside.all()
+    if plan.product.kind == "band-means":
+        assert np.isnan(values[:, outside]).all() and np.isfinite(values[:, ~outside]).all()
+    else:
+        assert stored.dtype == np.uint16 and (stored[:, outside] == 65535).all()
+        assert (values[:, outside] == -1).all() and (values[:, ~outside] >= 0).all()
+
+
+def test_plain_xarray_opens_it(made: tuple[Plan, str]) -> None:
+    plan, url = made
+    ds = xr.open_zarr(url)
+    assert ds[plan.product.array].dims == ("time", "channel", "y", "x")
+    assert ds[plan.product.array].attrs["long_name"] == plan.product.long_name
+    assert ("psnr" in ds) == plan.product.decodes
+
+
+def test_decoding_is_for_those_that_have_a_decoder(made: tuple[Plan, str], tmp_path: Path) -> None:
+    plan, url = made
+    ds = eocube.open(url)
+    if not plan.product.decodes:
+        with pytest.raises(InputError, match="embedding cubes"):
+            ds.eocube.decode()
+        with pytest.raises(InputError, match="nothing to compare"):
+            fidelity(plan, url)
+        assert ds.eocube.latents().dtype == np.float32
+        return
+    decoded = ds.eocube.decode(bands=["B04"]).isel(time=0).compute()
+    assert decoded.dims == ("band", "y", "x") and np.isfinite(decoded.values).any()
+    (scores,) = fidelity(plan, url).values()
+    assert 10 < scores["psnr"] < 40
+    with pytest.raises(InputError, match="hold codes"):
+        ds.eocube.latents()
+    picture = tmp_path / "quicklook.png"
+    assert ds.eocube.quicklook(picture) and picture.stat().st_size > 10_000
+
+
+def test_info_status_and_the_page_say_what_it_is(made: tuple[Plan, str], tmp_path: Path) -> None:
+    plan, url = made
+    said, now = info(url), status(url)
+    assert said["product"] == plan.product.kind and said["space_id"] == plan.space_id
+    assert now["percent_done"] == 100.0
+    page = Path(write_page(url, str(tmp_path / "page.html"))).read_text()
+    assert plan.space_id in page
+    if plan.product.summary == "histogram":
+        counted = sum(r.histogram.count for r in LatentStore.open(url).receipts() if r.histogram is not None)
+        assert said["histogram"]["count"] == counted == 144 * now["windows"]["ok"]
+        assert 1 < said["histogram"]["codes"][0] <= LEVELS and 0 < said["histogram"]["entropy"][0] < 6
+    else:
+        values = eocube.open(url).eocube.values().values
+        moments = eocube.open(url).eocube.info.moments
+        assert moments is not None
+        np.testing.assert_allclose(moments.mean, np.nanmean(values, axis=(0, 2, 3)), rtol=1e-5)
+
+
+def test_receipts_hold_what_was_counted(made: tuple[Plan, str]) -> None:
+    _, url = made
+    for receipt in LatentStore.open(url).receipts():
+        assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_any_damage_to_any_kind_of_object_is_named(made: tuple[Plan, str], how: str, tmp_path: Path) -> None:
+    _, url = made
+    objects = everything(url)
+    for keys in kinds(objects).values():
+        key, root = keys[-1], Path(url)
+        damaged = DAMAGE[how](objects[key])
+        try:
+            (root / key).unlink() if damaged is None else (root / key).write_bytes(damaged)
+            found = [(finding.path, finding.what) for finding in survey(url)]
+            assert any(path == key or key in what for path, what in found), key
+        finally:
+            (root / key).write_bytes(objects[key])
+    assert survey(url) == []
+
+
+def test_a_killed_run_is_gone_on_with(made: tuple[Plan, str], tmp_path: Path) -> None:
+    """A shard that was written and not logged, a window that failed: the same bytes in the end."""
+    plan, url = made
+    other = str(tmp_path / "cube.zarr")
+    store = LatentStore.create(other, plan)
+    runner = UnitRunner(plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits())
+    first = next(iter(plan.units()))
+    receipt = runner.run(first)
+    runner.close()
+    failed = replace(receipt.windows[0], state=State.READ_FAILED, reason="cut off")
+    assert receipt.windows[0].state is State.OK
+    store.commit([replace(receipt, windows=(failed, *receipt.windows[1:]))])
+    remaining = Remaining(plan, store.log.latest(), (State.READ_FAILED,))
+    again = UnitRunner(plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits())
+    done = [again.run(unit) for unit in remaining.units()]
+    again.close()
+    store.commit(done)
+    store.finalise()
+    assert [r.sha256 for r in store.receipts()] == [r.sha256 for r in LatentStore.open(url).receipts()]
+    assert survey(other) == []
+
+
+def test_other_products_never_mix(made: tuple[Plan, str], demo_catalog: Path) -> None:
+    plan, url = made
+    other = plan_for(next(kind for kind in KINDS if kind != plan.product.kind), demo_catalog, Path(url))
+    with pytest.raises(StoreError, match="write to another target"):
+        LatentStore.create(url, other)
+
+
+def test_an_unknown_kind_is_one_line(foreign: Path, demo_catalog: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--product: no 'band-mean'.*did you mean band-means"):
+        Request.parse(options("band-mean", demo_catalog, tmp_path / "a.zarr"), on_gpu=False)
+    document: Mapping[str, Any] = json.loads(plan_for("band-means", demo_catalog, tmp_path / "a.zarr").to_json())
+    gone = Plan.from_json(json.dumps({**document, "product": {**document["product"], "kind": "not-here"}}))
+    with pytest.raises(InputError, match="product 'not-here' is not known here: there are band-means"):
+        registry.open(gone.product)
+
+
+def test_the_products_page_is_true(demo_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/products.md as a package of its own: planned, run, read; under 60 lines."""
+    page = (Path(__file__).parents[3] / "docs" / "products.md").read_text()
+    code, entry = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "toml"))
+    assert len(code.splitlines()) < 60
+    site = tmp_path / "site"
+    (site / "band_means-1.dist-info").mkdir(parents=True)
+    (site / "band_means-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: band_means\nVersion: 1\n")
+    (name, value) = tomllib.loads(entry)["project"]["entry-points"]["eocube.products"].popitem()
+    (site / "band_means-1.dist-info" / "entry_points.txt").write_text(f"[eocube.products]\n{name} = {value}\n")
+    (site / "band_means.py").write_text(code)
+    monkeypatch.syspath_prepend(str(site))
+    registry._found.cache_clear()
+    try:
+        url = str(tmp_path / "cube.zarr")
+        store = run(plan_for(name, demo_catalog, Path(url)), url)
+        values = eocube.open(url).eocube.values().compute()
+        assert store.verify() == [] and np.isfinite(values.values).any() and 0 < float(values.mean()) < 1
+    finally:
+        registry._found.cache_clear()
