@@ -26,8 +26,8 @@ from eocube.report.charts import histogram, over_time
 from eocube.report.figures import ground_pictures, states_picture
 from eocube.report.history import History
 from eocube.report.info import cube_url, groups_of, plan_of, status
-from eocube.store.layout import versions
 from eocube.store.receipts import Receipt, State
+from eocube.store.root import versions
 from eocube.store.seams import KINDS
 from eocube.store.store import LatentStore
 

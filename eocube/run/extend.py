@@ -30,7 +30,8 @@ from eocube.scenes.scene_ids import distinct, same_acquisition
 from eocube.store.differences import named_changes
 from eocube.store.existing import create_root, read_root
 from eocube.store.fence import Fence
-from eocube.store.layout import ROOT, eocube_document
+from eocube.store.layout import ROOT
+from eocube.store.root import eocube_document
 from eocube.store.store import LatentStore
 
 GROWING = ("bbox", "extent", "datetime")

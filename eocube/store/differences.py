@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from eocube.store.layout import StorePlan, eocube_document
+from eocube.store.layout import StorePlan
+from eocube.store.root import eocube_document
 
 _NAMED = 4
 

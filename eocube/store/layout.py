@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +13,6 @@ from zarr.abc.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from eocube.ground.grid import CubeGrid
-from eocube.products.identity import signed
 from eocube.products.spec import Product
 from eocube.read.coverage import UNKNOWN_PERCENT, cell_bytes
 from eocube.store.receipts import STATES, State
@@ -49,7 +46,7 @@ CONVENTIONS = [
     },
 ]
 
-_COORDINATES = (
+COORDINATES = (
     "spatial_ref", "platform", "scene_ids", "item_datetimes", "orbit_state", "relative_orbit", "requested",
 )  # fmt: skip
 
@@ -180,7 +177,7 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
     return specs
 
 
-def _spatial(dims: list[str], shape: Sequence[int], transform: Sequence[float], epsg: int) -> dict[str, Any]:
+def spatial(dims: list[str], shape: Sequence[int], transform: Sequence[float], epsg: int) -> dict[str, Any]:
     a, _, c, _, e, f = transform
     ny, nx = shape
     return {
@@ -201,11 +198,11 @@ def _array_attributes(plan: StorePlan) -> dict[str, dict[str, Any]]:
     coarse = [fine[0] * core, fine[1], fine[2], fine[3], fine[4] * core, fine[5]]
     on_pixels = {
         "grid_mapping": "spatial_ref",
-        **_spatial(["y", "x"], grid.shape, fine, lattice.epsg),
+        **spatial(["y", "x"], grid.shape, fine, lattice.epsg),
         "zarr_conventions": CONVENTIONS,
     }
     on_windows = {
-        **_spatial(["wy", "wx"], grid.windows_shape, coarse, lattice.epsg),
+        **spatial(["wy", "wx"], grid.windows_shape, coarse, lattice.epsg),
         "zarr_conventions": CONVENTIONS,
     }
     made = plan.product
@@ -320,39 +317,6 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
     return found
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a store's bytes, as installed here."""
-    found = {}
-    for name in ("eocube", "zarr", "numcodecs", "numpy", "torch", "rasterio"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def eocube_document(plan: StorePlan) -> dict[str, Any]:
-    """The `eocube` attribute of a new store, without moments: the plan's own document, the grid and versions."""
-    grid = plan.grid
-    t = grid.transform
-    derived = {
-        "space_id": plan.space_id,
-        "plan_hash": plan.hash,
-        "extent": list(grid.extent),
-        "storage": plan.product.storage.name,
-        "grid": {
-            "crs": f"EPSG:{grid.lattice.epsg}",
-            "resolution": grid.lattice.resolution,
-            **{k: v for k, v in grid.lattice.to_dict().items() if k not in ("epsg", "resolution")},
-            "shape": list(grid.shape),
-            "transform": [float(v) for v in (t.a, t.b, t.c, t.d, t.e, t.f)],
-            "requested": list(grid.cores),
-        },
-        "versions": versions(),
-    }
-    return signed({**derived, **plan.document()})
-
-
 def template(plan: StorePlan) -> dict[str, bytes]:
     """Every object of a new store but the root's zarr.json, the results and the commits: {key: bytes}."""
     objects: dict[str, Buffer] = {}
@@ -376,33 +340,3 @@ def template(plan: StorePlan) -> dict[str, bytes]:
         )  # fmt: skip
         array[...] = values
     return {key: objects[key].to_bytes() for key in sorted(objects) if key != ROOT}
-
-
-def root_attributes(plan: StorePlan, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the store's root group."""
-    extra = tuple(plan.product.storage.coordinates())
-    t = plan.grid.transform
-    return {
-        "Conventions": "CF-1.11",
-        "title": f"{plan.product.array.capitalize()}s of {len(plan.times)} acquisitions, {plan.grid.name}",
-        "coordinates": " ".join((*_COORDINATES, *extra)),
-        "zarr_conventions": CONVENTIONS,
-        **_spatial(
-            ["y", "x"], plan.grid.shape, [float(v) for v in (t.a, t.b, t.c, t.d, t.e, t.f)], plan.grid.lattice.epsg
-        ),
-        "eocube": dict(document),
-    }
-
-
-def root_metadata(attributes: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
-    """The root's zarr.json, with the members' metadata consolidated in it: opening a store is one request."""
-    arrays = {
-        key.removesuffix(f"/{ROOT}"): json.loads(data) for key, data in members.items() if key.endswith(f"/{ROOT}")
-    }
-    document = {
-        "attributes": dict(attributes),
-        "zarr_format": 3,
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
-        "node_type": "group",
-    }
-    return json.dumps(document, indent=1, allow_nan=False).encode()

@@ -20,9 +20,11 @@ from eocube.products.documents import stored_form
 from eocube.products.identity import DIGEST, FROM_LOG, signed
 from eocube.store.commit_log import LAYOUT, PLAN, SEAL, CommitLog
 from eocube.store.existing import refuse_half_moved
-from eocube.store.layout import ROOT, eocube_document, root_attributes, root_metadata, versions
+from eocube.store.layout import ROOT
+from eocube.store.publish import ITEM, layout_objects
 from eocube.store.receipts import checked
-from eocube.store.store import ITEM, LatentStore, begin_term, layout_objects
+from eocube.store.root import eocube_document, root_attributes, root_metadata, versions
+from eocube.store.store import LatentStore, begin_term
 from eocube.store.verify import Finding, fits_layout, read_layout, seal
 
 Search = Callable[[Mapping[str, Any] | None], Sequence[Plan]]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from os import PathLike
@@ -29,27 +27,16 @@ from eocube.store.commit_log import LAYOUT, PLAN, SEAL, CommitLog, Latest
 from eocube.store.differences import difference
 from eocube.store.existing import create_root, finalise_root, half_made, read_root, refuse_half_moved
 from eocube.store.fence import Fence
-from eocube.store.layout import (
-    ROOT,
-    ArraySpec,
-    StorePlan,
-    array_specs,
-    eocube_document,
-    is_chunk,
-    root_attributes,
-    root_metadata,
-    template,
-)
+from eocube.store.layout import ROOT, ArraySpec, StorePlan, array_specs, is_chunk
+from eocube.store.publish import from_log, layout_objects, publish
 from eocube.store.receipts import Receipt, State
+from eocube.store.root import eocube_document, root_attributes, root_metadata
 from eocube.store.shard_codec import Block
-from eocube.store.stac_item import cube_item
 from eocube.store.tables import Scores, Summary, Totals, derived_objects, summarise
 from eocube.store.verify import Finding, seal, verify_store
 
 __all__ = ["Finding", "LatentStore", "Scores", "Summary", "create_root", "finalise_root"]
 
-ITEM = "stac.json"
-_AT_ONCE = 16  # objects of metadata on their way at the same time
 
 Options = Mapping[str, Any] | None
 Url = str | PathLike[str]
@@ -153,10 +140,10 @@ class LatentStore:
         derived = derived_objects(array_specs(plan), latest, requested, valid=False, seen=totals.add)
         # The arrays' own metadata after all that they cover, for readers that pass the root's over.
         metadata = {key: objects.pop(key) for key in list(objects) if key.endswith(f"/{ROOT}")}
-        _publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived))
-        _publish(target, metadata.items())
+        publish(target, chain([(SEAL, latest.seal()), *objects.items()], derived))
+        publish(target, metadata.items())
         attributes = root_attributes(
-            plan, {**document, **_from_log(totals.summary(len(plan.times)), plan.product.summary)}
+            plan, {**document, **from_log(totals.summary(len(plan.times)), plan.product.summary)}
         )
         root = root_metadata(attributes, metadata)
         target.put(ROOT, root)
@@ -347,7 +334,7 @@ class LatentStore:
         """
         latest, totals = self.log.latest(), Totals(self.requested)
         present = {key for name in ON_LATENTS if name in self.specs for key in self.target.keys(f"{name}/c")}
-        _publish(self.target, self.derived(latest, totals), present)
+        publish(self.target, self.derived(latest, totals), present)
         summary = totals.summary(self.values.shape[0])
         data = self.root_bytes(summary)
         self.target.put(SEAL, latest.seal())
@@ -368,7 +355,7 @@ class LatentStore:
         """The root's zarr.json with the moments and seams of a summary."""
         attributes = {
             **self.root["attributes"],
-            "eocube": {**self.document, **_from_log(summary, summary_kind(self.document))},
+            "eocube": {**self.document, **from_log(summary, summary_kind(self.document))},
         }
         return json.dumps({**self.root, "attributes": attributes}, indent=1, allow_nan=False).encode()
 
@@ -379,23 +366,6 @@ class LatentStore:
         `progress` is called with shards done and all. An empty list means that all is well.
         """
         return verify_store(self, progress)
-
-
-def layout_objects(target: Target, plan: StorePlan) -> dict[str, bytes]:
-    """Every object that follows from the plan alone, but for the plan itself and the root's zarr.json."""
-    name = target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube"
-    return {**template(plan), ITEM: cube_item(plan, name)}
-
-
-def _from_log(summary: Summary, kind: str) -> dict[str, Any]:
-    """What the `eocube` attribute holds of the results; `eocube.store.verify` compares it with the log again."""
-    moments, seams = summary.moments, summary.seams
-    found: dict[str, Any] = {}
-    if kind == "moments":
-        found["moments"] = {**moments.to_dict(), "std": list(moments.std)}
-    elif kind == "histogram":
-        found["histogram"] = summary.histogram.figures()
-    return {**found, "seams": seams.figures()} if seams.borders else found
 
 
 def begin_term(target: Target) -> None:
@@ -411,26 +381,3 @@ def _is_of(target: Target, plan: StorePlan) -> bool:
     except ValueError:
         return False
     return layout.get("plan_hash") == plan.hash and target.get(PLAN) == plan.to_json().encode()
-
-
-def _publish(
-    target: Target, objects: Iterable[tuple[str, bytes | None]], present: Collection[str] = frozenset()
-) -> None:
-    """Write objects several at a time, holding few; one without bytes is removed when it is among `present`.
-
-    An object of `status` waits for those before it: a reader finds what it says is ok.
-    """
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="publish") as pool:
-        flight: deque[Future[None]] = deque()
-        for key, data in objects:
-            while flight and key.startswith("status/"):
-                flight.popleft().result()
-            if data is not None:
-                fresh = key.startswith("valid/c/") and key not in present
-                flight.append(pool.submit(target.put, key, data, fresh=fresh))
-            elif key in present:
-                flight.append(pool.submit(target.delete, key))
-            while len(flight) > 2 * _AT_ONCE:
-                flight.popleft().result()
-        while flight:
-            flight.popleft().result()

@@ -13,7 +13,8 @@ import pytest
 from eocube.plan.plan import Plan
 from eocube.products.documents import from_attribute, from_plan, to_plan
 from eocube.products.eo_vae_document import latents
-from eocube.store.layout import eocube_document, root_attributes, template
+from eocube.store.layout import template
+from eocube.store.root import eocube_document, root_attributes
 from tests.faults.killing import ENCODING, SENSOR, plan_of, scene
 
 BOX = (11.500, 48.100, 11.512, 48.108)
