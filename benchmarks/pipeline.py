@@ -24,7 +24,7 @@ from benchmarks.machine import describe
 from benchmarks.results import OURS, Report, Variant
 from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
-from eocube.errors import EncodeError
+from eocube.errors import EocubeError
 from eocube.plan.plan import Plan
 from eocube.products import registry
 from eocube.products.base import Models, models_of
@@ -71,7 +71,7 @@ def measure(options: Options, console: Console) -> Report:
 
     Raises:
         InputError: an unknown model, device or precision.
-        EncodeError: no window was encoded.
+        EocubeError: no window was encoded.
     """
     for value, flag in (
         (options.threads, "--threads"),
@@ -182,7 +182,7 @@ def _job(asked: EncodeOptions, log: Path) -> _Job:
     noted = probe.spans(log)[before:]
     windows = outcome.counts.get(State.OK, 0)
     if not windows:
-        raise EncodeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
+        raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
     kinds = (probe.READ, probe.ENCODE, probe.WRITE)
     return _Job(
         windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in kinds},

@@ -32,7 +32,7 @@ from benchmarks.scenes import scenes
 from benchmarks.subjects import Asked, Subject, subject
 from benchmarks.timing import Timed, interleave
 from eocube.demo.catalogue import DEMO_BBOX
-from eocube.errors import EncodeError, StoreError
+from eocube.errors import EocubeError, StoreError
 from eocube.plan.plan import Plan
 from eocube.products import decoder_cache as decoders
 from eocube.products import registry
@@ -144,7 +144,7 @@ def _full_shard(plan: Plan, url: str) -> Block:
     ]
     there = [block for block in cores if np.isfinite(block.astype(np.float32)).all()]
     if not there:
-        raise EncodeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
+        raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
     side = plan.grid.lattice.cores_per_shard
     rows = [np.concatenate([there[(i * side + j) % len(there)] for j in range(side)], axis=2) for i in range(side)]
     return np.ascontiguousarray(np.concatenate(rows, axis=1))

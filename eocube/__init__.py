@@ -6,7 +6,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from eocube.cube.accessor import EocubeAccessor, open
-from eocube.errors import EncodeError, EocubeError, InputError, RadiometryError, SourceError, StoreError
+from eocube.errors import EocubeError, InputError, RadiometryError, SourceError, StoreError
 
 try:
     __version__ = version("eocube")
@@ -14,7 +14,6 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "EncodeError",
     "EocubeAccessor",
     "EocubeError",
     "InputError",

@@ -41,7 +41,3 @@ class LeaseError(StoreError):
 
 class ClusterError(EocubeError, RuntimeError):
     """Ray cannot be started or reached; what is in the store stays, and the same command goes on. Exit status 2."""
-
-
-class EncodeError(EocubeError, RuntimeError):
-    """A window's latents are not finite in any precision; the window ends `encode_failed`."""

@@ -16,7 +16,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from eocube.products.storage import known, none_of
-from eocube.raster.mirror import mirror_sources
+from eocube.raster.warp import mirror_sources
 from eocube.read.coverage import fine, unseen
 
 Floats = npt.NDArray[np.float32]

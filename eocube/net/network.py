@@ -150,13 +150,6 @@ class Network:
         """Whether requests are counted out, so that none may be made past `call`."""
         return self.limits.requests_per_second is not None
 
-    def paused(self) -> dict[str, float]:
-        """Hosts that are down, with the seconds since they went."""
-        with self._lock:
-            hosts = list(self._hosts.values())
-        now = time.monotonic()
-        return {h.name: now - since for h in hosts if (since := h.down_since) is not None and not h.given_up}
-
     def call(
         self,
         host: str,

@@ -1,4 +1,4 @@
-"""How large a plan's assets are: as the catalogue says, else as a sample of them is asked, else by their pixels."""
+"""Tells how large a plan's assets are: as the catalogue says, else as a sample of them says, else by their pixels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class AssetSizes:
     source: Mapping[str, int]
 
 
-def asset_sizes(plan: Plan, storage_options: Mapping[str, Any] | None = None, *, ask: bool = True) -> AssetSizes:
+def asset_sizes(plan: Plan, storage_options: Mapping[str, Any] | None = None) -> AssetSizes:
     """The size of every asset that the plan reads.
 
-    `file:size` of the catalogue counts first. With `ask`, the assets of `SAMPLE` scenes spread over the plan are asked
-    (HEAD or stat); assets of the same band count like their mean. What is left counts uncompressed: every pixel under
-    the footprint in the sensor's type, which is an upper bound.
+    `file:size` of the catalogue counts first. Of what is left the assets of `SAMPLE` scenes spread over the plan are
+    asked (HEAD or stat); assets of the same band count like their mean. What is left counts uncompressed: every pixel
+    under the footprint in the sensor's type, which is an upper bound.
     """
     known: dict[tuple[str, str], float] = {}
     origin: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def asset_sizes(plan: Plan, storage_options: Mapping[str, Any] | None = None, *,
                 known[key] = float(source.size)
             else:
                 unknown[key] = (source, scene.signer)
-    if ask and unknown:
+    if unknown:
         lacking = sorted({scene for scene, _ in unknown})
         chosen = {lacking[int(k)] for k in np.linspace(0, len(lacking) - 1, min(SAMPLE, len(lacking))).round()}
         sampled = [(key, *unknown[key]) for key in unknown if key[0] in chosen]

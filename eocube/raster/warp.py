@@ -1,4 +1,4 @@
-"""Pixels onto a window's grid: where each lies in the source, bilinear and average resampling, mirrored gaps."""
+"""Brings pixels onto a window's grid: where each lies in the source, bilinear and average resampling, mirrored gaps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
-
-from eocube.raster.mirror import Places, mirror_sources
+from scipy.ndimage import distance_transform_edt
 
 Floats = NDArray[np.float64]
+Places = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 # A pixel edge this near (in pixels) to the grid's counts as on it: 1 cm at 10 m, far below any geolocation error.
 _ON_GRID = 1e-3
@@ -243,3 +243,21 @@ def mirror_gaps(bands: NDArray[Any], valid: NDArray[np.bool_]) -> None:
             places[key] = mirror_sources(seen)
         gaps, sources = places[key]
         band[gaps] = band[sources]
+
+
+def mirror_sources(there: NDArray[np.bool_]) -> tuple[Places, Places]:
+    """For (H, W): the (rows, columns) where `there` is False, and those whose values stand in for them.
+
+    The pixel p with the nearest pixel q that is there takes the value at 2q - p when that is there, else the one at q:
+    the ground goes on in the way it ends, so that the network sees something plausible next to what is kept. Some pixel
+    must be there.
+    """
+    gaps = np.nonzero(~there)
+    nearest: NDArray[Any] = distance_transform_edt(~there, return_distances=False, return_indices=True)
+    near = nearest[:, gaps[0], gaps[1]]
+    across = 2 * near - np.stack(gaps)
+    height, width = there.shape
+    usable = (across[0] >= 0) & (across[0] < height) & (across[1] >= 0) & (across[1] < width)
+    usable &= there[across[0].clip(0, height - 1), across[1].clip(0, width - 1)]
+    row, col = np.where(usable, across, near)
+    return (gaps[0], gaps[1]), (row, col)

@@ -1,4 +1,4 @@
-"""Tells whether a raster lies anywhere near where its item says, all over the globe."""
+"""Tells whether an item meets a window, and whether its raster lies anywhere near where it says, all over the globe."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from eocube.scenes.scene import Scene
 TOLERANCE = 0.02
 """Degrees that a raster may lie beside its item and still count as there: items round, and hug their data."""
 _TURNS = tuple(360.0 * k for k in range(-3, 3))
+# An item's bbox is rounded and hugs its data; this many degrees around it still count as touched.
+_BBOX_PAD = 1e-3
 _NODES = 21
 """Places a side at which a raster's ground is asked for."""
 
@@ -102,3 +104,14 @@ def _spelt(box: BBox) -> str:
     west, south, east, north = box
     west, east = ((v + 180.0) % 360.0 - 180.0 if abs(v) > 180 else v for v in (west, east))
     return " ".join(f"{v:.3f}" for v in (west, south, east, north))
+
+
+def touches(scene: BBox, here: BBox) -> bool:
+    """Whether an item's box meets another, in degrees; one over the antimeridian has its east west of its west."""
+    west, south, east, north = scene
+    if south - _BBOX_PAD > here[3] or north + _BBOX_PAD < here[1]:
+        return False
+    east = east + 360.0 if east < west else east
+    return any(
+        west + turn - _BBOX_PAD <= here[2] and east + turn + _BBOX_PAD >= here[0] for turn in (-360.0, 0.0, 360.0)
+    )

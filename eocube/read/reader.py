@@ -1,10 +1,10 @@
-"""One window of one time step: scenes in, pixels at native sampling out, mosaicked, filled and counted."""
+"""Reads one window of one time step: scenes in, pixels at native sampling out, mosaicked, filled and counted."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from eocube.errors import RefusedError, SourceError
 from eocube.ground.grid import Lattice, Window
-from eocube.ground.zones import BBox
 from eocube.net.network import Network, shared_network
 from eocube.net.redaction import secrets_of
 from eocube.net.storage_options import host_of
@@ -34,20 +33,17 @@ from eocube.read.bands import (
     read_classes,
     thinned,
 )
-from eocube.read.coverage import UNKNOWN_PERCENT
-from eocube.read.place import misplaced
+from eocube.read.place import misplaced, touches
 from eocube.read.source_shares import cloud_cells, missing_pixels, percent, valid_share
+from eocube.read.window_pixels import UNKNOWN, Mask, WindowPixels, fill
 from eocube.scenes.scene import BandSource, Scene
 from eocube.scenes.search import sign
 from eocube.sensors.radiometry import scl_fractions
 from eocube.sensors.sensor import Sensor
 
-UNKNOWN = UNKNOWN_PERCENT
-"""`cloud_percent` (and `valid_percent` of a mask) where no mask says it."""
+__all__ = ["UNKNOWN", "WindowPixels", "WindowReader"]
 
 _SCL_SAMPLING = 20
-# An item's bbox is rounded and hugs its data; this many degrees around it still count as touched.
-_BBOX_PAD = 1e-3
 
 # What a window asks for over and over: three groups and a mask from each scene.
 _PLACES = 16
@@ -56,41 +52,6 @@ _WINDOWS = 1024
 
 T = TypeVar("T")
 Place = Callable[[PixelGrid, Affine, str], Placement]
-
-
-@dataclass(frozen=True, slots=True)
-class WindowPixels:
-    """The pixels of one window.
-
-    `groups` maps a sampling in metres to (C_g, H_g, W_g) in the sensor's travelling form, bands in the sensor's order;
-    when any pixel of the core is valid, all of them are filled. `valid` (core, core) uint8 is the percentage of valid
-    source samples, all bands taken together, in each latent pixel of the core; `valid_percent` the same for the whole
-    core. 0 is said only where there is none and 100 only where all are valid. `cloud_percent` is that of the core's
-    valid part, 255 where no mask says it. `scene_ids` are the scenes that gave pixels, in mosaic order. `bytes_read`
-    counts the bytes of the source arrays as they were read (decoded, at the source's sampling), not those that
-    travelled compressed. `missing` is set on the pixels of the core, `core_px` a side, that some band lacks, a coarser
-    band at its own sampling; None where none does. `clouds` (2, core, core) uint8 is the percentage of cloud and of
-    cloud shadow among the mask's valid samples in each latent pixel, 255 where it has none; None where no mask says it.
-    """
-
-    groups: Mapping[int, NDArray[Any]]
-    valid: NDArray[np.uint8]
-    valid_percent: int
-    cloud_percent: int
-    scene_ids: tuple[str, ...]
-    bytes_read: int
-    missing: NDArray[np.bool_] | None = None
-    clouds: NDArray[np.uint8] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Mask:
-    """What the masks say of a core: percents, the cloud in each latent pixel (None: no mask says it), bytes read."""
-
-    valid_percent: int = UNKNOWN
-    cloud_percent: int = UNKNOWN
-    clouds: NDArray[np.uint8] | None = None
-    bytes_read: int = 0
 
 
 class WindowReader:
@@ -247,10 +208,10 @@ class WindowReader:
             for group, mask in zip(groups, masks, strict=True)
         )
 
-    def _mask_run(self, scene: Scene, windows: Sequence[Window]) -> list[_Mask] | None:
+    def _mask_run(self, scene: Scene, windows: Sequence[Window]) -> list[Mask] | None:
         """What the scene's mask says of each core; None where it is off the grid."""
         if scene.mask is None:
-            return [_Mask()] * len(windows)
+            return [Mask()] * len(windows)
         first, last = (self._mask_grid(window) for window in (windows[0], windows[-1]))
         raster, crs = self._open(scene, scene.mask)
         raw = read_along(raster, crs, first, last, [scene.mask], None)
@@ -264,7 +225,7 @@ class WindowReader:
 
     def _touching(self, scenes: Sequence[Scene], window: Window) -> tuple[Scene, ...]:
         here = self._ground(window)
-        return tuple(scene for scene in scenes if _overlap(scene.bbox, here))
+        return tuple(scene for scene in scenes if touches(scene.bbox, here))
 
     def _grid(self, window: Window, sampling: int) -> PixelGrid:
         left, _, _, top = self.lattice.group_bounds(window, sampling)
@@ -297,7 +258,7 @@ class WindowReader:
                 continue
             read += found[1]
             for (place_in_group, _), (moved, there) in zip(bands, found[0], strict=True):
-                gave = _fill(pixels[place_in_group], valid[place_in_group], moved, there) or gave
+                gave = fill(pixels[place_in_group], valid[place_in_group], moved, there) or gave
         return gave, read
 
     def _files(self, scene: Scene, indices: Sequence[int]) -> dict[str, list[tuple[int, BandSource]]]:
@@ -342,19 +303,19 @@ class WindowReader:
 
     # -- the mask
 
-    def _mask(self, touching: tuple[Scene, ...], window: Window, placed: Place) -> _Mask:
+    def _mask(self, touching: tuple[Scene, ...], window: Window, placed: Place) -> Mask:
         key = (window, touching)
-        known: tuple[tuple[Window, tuple[Scene, ...]], _Mask] | None = getattr(self._local, "mask", None)
+        known: tuple[tuple[Window, tuple[Scene, ...]], Mask] | None = getattr(self._local, "mask", None)
         if known is not None and known[0] == key:
             return replace(known[1], bytes_read=0)  # they were counted when it was read
         found = self._read_mask(touching, window, placed)
         self._local.mask = key, found
         return found
 
-    def _read_mask(self, scenes: Sequence[Scene], window: Window, placed: Place) -> _Mask:
+    def _read_mask(self, scenes: Sequence[Scene], window: Window, placed: Place) -> Mask:
         sources = [(scene, scene.mask) for scene in scenes if scene.mask is not None]
         if not scenes or len(sources) < len(scenes):
-            return _Mask()
+            return Mask()
         grid = self._mask_grid(window)
         classes, read = np.zeros((grid.size, grid.size), dtype=np.uint8), 0
         for scene, source in sources:
@@ -375,12 +336,12 @@ class WindowReader:
                 break
         return self._of_classes(classes, read)
 
-    def _of_classes(self, classes: NDArray[Any], bytes_read: int) -> _Mask:
+    def _of_classes(self, classes: NDArray[Any], bytes_read: int) -> Mask:
         """What a core's classes (n, n) come to."""
         cloud, _, nodata = scl_fractions(classes)
         valid = int(percent(np.array([1.0 - nodata]))[0])
         clouds = cloud_cells(classes, self.lattice.core)
-        return _Mask(valid, round(100 * cloud) if valid else UNKNOWN, clouds, bytes_read)
+        return Mask(valid, round(100 * cloud) if valid else UNKNOWN, clouds, bytes_read)
 
     def _mask_grid(self, window: Window) -> PixelGrid:
         """The core's pixels at a mask's sampling."""
@@ -428,24 +389,3 @@ def _check_place(scene: Scene, raster: Raster, crs: str) -> None:
     why = misplaced(scene, crs, raster.transform, raster.height, raster.width)
     if why is not None:
         raise RefusedError(why)
-
-
-def _fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:
-    """Fill what is not yet valid of a band (H, W) in place; whether there was anything."""
-    new = there & ~valid if valid.any() else there
-    if new.all():
-        pixels[...], valid[...] = moved, True
-        return True
-    np.copyto(pixels, moved, where=new)
-    valid |= new
-    return bool(new.any())
-
-
-def _overlap(scene: BBox, here: BBox) -> bool:
-    west, south, east, north = scene
-    if south - _BBOX_PAD > here[3] or north + _BBOX_PAD < here[1]:
-        return False
-    east = east + 360.0 if east < west else east
-    return any(
-        west + turn - _BBOX_PAD <= here[2] and east + turn + _BBOX_PAD >= here[0] for turn in (-360.0, 0.0, 360.0)
-    )

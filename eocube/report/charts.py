@@ -12,19 +12,16 @@ WIDTH, HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 14, 34
 
 
-def histogram(values: Sequence[float], label: str, *, bins: int = 24, line: tuple[float, str] | None = None) -> str:
-    """How many windows have which value; the mean is marked, and `line` (value, its name) where given."""
+def histogram(values: Sequence[float], label: str, *, bins: int = 24) -> str:
+    """How many windows have which value; the mean is marked."""
     data = np.asarray([v for v in values if np.isfinite(v)], dtype=np.float64)
     if data.size == 0:
         return ""
-    edges = [*data.tolist(), *([line[0]] if line else [])]
-    low, high = min(edges), max(edges)
+    low, high = float(data.min()), float(data.max())
     if high - low < 1e-9:
         low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
     counts, steps = np.histogram(data, bins=bins, range=(low, high))
     marks = [(float(data.mean()), f"mean {data.mean():.3g}", "mark")]
-    if line is not None:
-        marks.append((line[0], f"{line[1]} {line[0]:.3g}", "floor"))
     return _bars(steps.tolist(), counts.tolist(), label, "windows", marks)
 
 

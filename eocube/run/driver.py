@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 from eocube.net import redaction
 from eocube.net.network import NetworkLimits, shared_network
 from eocube.plan.plan import Plan, WorkUnit
-from eocube.run.allocator import keep_freed_memory
-from eocube.run.busy import BusyClock
-from eocube.run.memory_limit import memory_limit
+from eocube.run.memory_limit import keep_freed_memory, memory_limit
 from eocube.run.options import Limits
-from eocube.run.placement import Place, here
+from eocube.run.placement import Depths, Ended, Place, PoolTally, Start, Wanted, here
 from eocube.run.pool import UNIT_TIMEOUT, UNITS_PER_ACTOR, ActorPool
-from eocube.run.pool_types import Depths, Ended, PoolTally, Start, Wanted
 from eocube.run.progress import Progress, SaidBy
-from eocube.run.prometheus import ActorMetrics, DriverMetrics
+from eocube.run.prometheus import ActorMetrics, BusyClock, DriverMetrics
 from eocube.run.ray_session import ray_session
 from eocube.run.run_log import FileSink, RunLog, Sink, StoreSink, attached, event, log_in_actor, of_unit, warnings_in
 from eocube.run.settle import CommitBuffer

@@ -16,8 +16,7 @@ from rich.filesize import decimal
 from eocube.errors import EocubeError
 from eocube.plan.plan import WorkUnit
 from eocube.run.memory_limit import kills, memory_limit
-from eocube.run.placement import Node, Place, nodes_alive, placements
-from eocube.run.pool_types import Depths, Ended, PoolTally, Start, Wanted
+from eocube.run.placement import Depths, Ended, Node, Place, PoolTally, Start, Wanted, nodes_alive, placements
 from eocube.run.run_log import event
 from eocube.store.receipts import Receipt
 

@@ -1,20 +1,57 @@
-"""Figures of a run for Prometheus, through Ray: what the driver counts from receipts, what an actor sees of itself."""
+"""Exports a run's figures to Prometheus, through Ray: the driver's, from receipts, and what an actor sees of itself."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from eocube.run.busy import BusyClock
-from eocube.run.pool_types import Depths
+from eocube.run.placement import Depths
 from eocube.store.receipts import Receipt
 
 UNIT_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Upper edges of the histogram of unit times."""
 REPORT_EVERY = 5.0
 """Seconds over which an actor averages how idle its device is."""
+
+
+class BusyClock:
+    """The share of time in which at least one thread was inside it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._busy = 0.0
+        self._entered = self._since = time.monotonic()
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Time in the block counts as busy; several threads may be in it at once."""
+        with self._lock:
+            if self._inside == 0:
+                self._entered = time.monotonic()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._busy += time.monotonic() - self._entered
+
+    def idle_share(self) -> float:
+        """Share of the time since the last call in which nobody was inside, 0 to 1."""
+        with self._lock:
+            now = time.monotonic()
+            busy = self._busy + (now - self._entered if self._inside else 0.0)
+            span = now - self._since
+            self._busy, self._since = 0.0, now
+            if self._inside:
+                self._entered = now
+            return min(1.0, max(0.0, 1.0 - busy / span)) if span > 0 else 1.0
 
 
 class DriverMetrics:

@@ -25,9 +25,9 @@ from eocube.products.base import Encoder, Models, Pixels
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowPixels, WindowReader
-from eocube.run.busy import BusyClock
 from eocube.run.kept import read_kept
 from eocube.run.options import Limits
+from eocube.run.prometheus import BusyClock
 from eocube.run.selfcheck import BorderBook, Checked, Scores, SelfCheck
 from eocube.scenes.search import Scene
 from eocube.store.histogram import Histogram

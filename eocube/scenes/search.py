@@ -80,7 +80,6 @@ def search(
     bbox: BBox | Sequence[BBox],
     interval: Interval,
     *,
-    max_items: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     check_pixels: bool = False,
     read_overview: OverviewReader | None = None,
@@ -94,14 +93,14 @@ def search(
     processings of an acquisition the sensor's preferred collection wins, then the newest; an unusable one gives way to
     the next. Where metadata contradict each other about the offset a coarse view of the dark bands is read
     (`read_overview`, default: rasterio) and decides, or the item is refused; `check_pixels` reads one also of the
-    items that are consistent but of the class known to be wrong at times. `max_items` stops after that many items.
+    items that are consistent but of the class known to be wrong at times.
     `allow_local` lets a catalogue from elsewhere lead to files of this machine and to addresses of its networks.
 
     Raises `InputError` where the catalogue cannot be reached, is no STAC, or cannot serve the sensor.
     """
     boxes = _boxes(bbox)
     storage_options = scoped(storage_options, PRESETS.get(catalog, catalog), trusted=allow_local)
-    gathered = _gather(catalog, sensor, boxes, interval, max_items, storage_options, allow_local)
+    gathered = _gather(catalog, sensor, boxes, interval, storage_options, allow_local)
     signer = gathered.signer
     fit, refused = _checked(gathered.found)
     inside = [one for one in fit if within(one.item, boxes, interval)]
@@ -159,7 +158,6 @@ def _gather(
     sensor: Sensor,
     boxes: Sequence[BBox],
     interval: Interval,
-    max_items: int | None,
     storage_options: Mapping[str, Any] | None,
     allow_local: bool,
 ) -> _Gathered:
@@ -184,9 +182,7 @@ def _gather(
             raise InputError(f"{safe_url(url)} has none of the collections of {sensor.name}: {', '.join(every)}")
     if preset == PLANETARY_COMPUTER:
         _need_signer()
-    found = search_api(
-        url, wanted, boxes, interval, max_items=max_items, storage_options=storage_options, budget=budget
-    )
+    found = search_api(url, wanted, boxes, interval, storage_options=storage_options, budget=budget)
     found = [replace(one, allow_local=allow_local) for one in found]
     name = f"{preset} ({safe_url(url)})" if preset else safe_url(url)
     signer = PLANETARY_COMPUTER if preset == PLANETARY_COMPUTER else None

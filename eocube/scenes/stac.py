@@ -113,7 +113,6 @@ def search_api(
     boxes: Sequence[BBox],
     interval: Interval,
     *,
-    max_items: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     network: Network | None = None,
     budget: Budget | None = None,
@@ -134,7 +133,7 @@ def search_api(
             search = client.search(
                 collections=list(collections), bbox=list(box), datetime=f"{start}/{end}", limit=PAGE_SIZE
             )
-            for item in _all_pages(search.pages_as_dicts(), where, max_items, budget.limits.idle_pages):
+            for item in _all_pages(search.pages_as_dicts(), where, budget.limits.idle_pages):
                 place = f"result {len(kept) + 1} of {urlsplit(url).netloc.rpartition('@')[2]}"
                 key = _key(item, place)
                 if key in kept:
@@ -146,8 +145,6 @@ def search_api(
                     raise APIError(
                         f"it goes on giving items of one moment and place under new ids, {alike[same]} so far: {same}"
                     )
-                if max_items is not None and len(kept) >= max_items:
-                    return list(kept.values())
     except _FAILURES as error:
         raise InputError(f"cannot search {where}: {cause(error)}") from error
     return list(kept.values())
@@ -173,7 +170,7 @@ def _acquisition(item: Any) -> str:
     return f"{str(item.get('collection'))[:100]} {moment[:100]} {box[:6]}"
 
 
-def _all_pages(pages: Iterator[dict[str, Any]], where: str, max_items: int | None, idle_pages: int) -> Iterator[Any]:
+def _all_pages(pages: Iterator[dict[str, Any]], where: str, idle_pages: int) -> Iterator[Any]:
     """The items of all pages; raises where they are fewer than the first page said would match, or page after page
     holds nothing new.
     """
@@ -198,7 +195,7 @@ def _all_pages(pages: Iterator[dict[str, Any]], where: str, max_items: int | Non
             raise InputError(
                 f"cannot search {where}: its last {idle} pages repeat items of earlier ones: it has no end"
             )
-    if max_items is None and promised is not None and count < promised < EXACT_TOTALS:
+    if promised is not None and count < promised < EXACT_TOTALS:
         raise InputError(f"cannot search {where}: it said {promised} items match but its pages held {count}; try again")
 
 

@@ -95,13 +95,6 @@ def _decibel(raw: NDArray[Any], invalid: NDArray[np.bool_], radiometry: Radiomet
     return np.where(usable, decibel, sensor.nodata).astype(sensor.dtype)
 
 
-def to_physical(travelling: NDArray[Any], sensor: Sensor) -> NDArray[np.float32]:
-    """Travelling form -> physical units (reflectance, dB, 8-bit counts), float32, NaN where nodata. Any shape."""
-    nodata = np.isnan(travelling) if math.isnan(sensor.nodata) else travelling == sensor.nodata
-    physical = travelling.astype(np.float64) * sensor.scale + sensor.offset
-    return np.where(nodata, np.nan, physical).astype(np.float32)
-
-
 # Classes of Sentinel-2's scene classification layer (Sen2Cor): 0 no data, 3 cloud shadow, 8 and 9 clouds of medium and
 # high probability, 10 thin cirrus.
 SCL_NODATA, SCL_SHADOW, SCL_CLOUD = 0, 3, (8, 9, 10)

@@ -21,7 +21,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -58,12 +57,11 @@ class Lease(Fence):
     """The right to write a store, held as a context: taken on entry, given back on exit. The driver's fence.
 
     A thread renews it. When it is lost (another run began the next term, it could not be renewed in time, or the store
-    was removed) `check` and every fenced write raise from then on and `lost` is called once, in that thread.
+    was removed) `check` and every fenced write raise from then on.
 
     Args:
         target: the store, or the root over its zones.
         run: id of the run.
-        lost: called once when the lease is lost.
         term: seconds that it lasts; `renew` seconds between renewals, `margin` seconds that clocks may be apart,
             `settle` seconds of `SETTLE`, 0 where nobody races.
     """
@@ -73,7 +71,6 @@ class Lease(Fence):
         target: Target,
         run: str,
         *,
-        lost: Callable[[], None] | None = None,
         term: float = TERM,
         renew: float = RENEW,
         margin: float = MARGIN,
@@ -81,7 +78,6 @@ class Lease(Fence):
     ) -> None:
         token = secrets.token_hex(8)
         super().__init__(target, Pass(target.url, -1, token, Conditions()))
-        self._lost_hook = lost
         self._lasts, self._every, self._margin, self._settling = term, renew, margin, settle
         self._note = LeaseNote(user_name(), socket.gethostname(), process_name(), run, token, "", "")
         self._number: int | None = None
@@ -238,8 +234,6 @@ class Lease(Fence):
             with suppress(StoreError):  # tried again until the deadline
                 self.renew()
             if not self.held:
-                if self._lost_hook is not None:
-                    self._lost_hook()
                 return
 
     def _dated(self, *, acquired: bool = False) -> LeaseNote:

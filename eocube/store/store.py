@@ -301,14 +301,6 @@ class LatentStore:
         """The receipts that count, the last of each (time, shard), in that order. `log.receipts()` has the history."""
         return iter(self.log.latest())
 
-    def done_units(self) -> set[str]:
-        """Units whose receipt is there and complete."""
-        return {receipt.unit for receipt in self.log.latest() if receipt.complete}
-
-    def units_with(self, state: State) -> set[str]:
-        """Units with a window in a state."""
-        return {r.unit for r in self.log.latest() if any(w.state is state for w in r.windows)}
-
     def summary(self) -> Summary:
         """Counts, scores, bytes, failures and moments, from the log."""
         return self.summarise(self.log.latest())

@@ -17,9 +17,8 @@ from eocube.errors import EocubeError, LeaseError, StoreError
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EngineOptions, empty_receipt, interruptible, starter
-from eocube.run.placement import Node, Place, here, placements
+from eocube.run.placement import Ended, Node, Place, here, placements
 from eocube.run.pool import UNITS_PER_ACTOR, ActorPool
-from eocube.run.pool_types import Ended
 from eocube.store.receipts import State
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import make_plan, make_weights

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from eocube.plan.plan import WorkUnit
-from eocube.run import busy
 from eocube.run import driver as engine
-from eocube.run.busy import BusyClock
+from eocube.run import prometheus
 from eocube.run.driver import Cube, EngineOptions
+from eocube.run.prometheus import BusyClock
 from eocube.store.store import LatentStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer
@@ -32,7 +32,7 @@ class Clock:
 
 def test_a_device_is_busy_while_anybody_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(busy, "time", clock)
+    monkeypatch.setattr(prometheus, "time", clock)
     device = BusyClock()
     with device.inside():
         clock.now += 2

@@ -163,7 +163,6 @@ def test_a_search_that_ends_before_all_its_matches_came_raises(replay: Replay) -
     second["features"] = second["features"][:3]
     with pytest.raises(InputError, match="said 20 items match but its pages held 13"):
         fetch(replay)
-    assert len(fetch(replay, max_items=5)) == 5
 
 
 def test_several_boxes_give_each_item_once(replay: Replay) -> None:

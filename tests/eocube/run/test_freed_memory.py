@@ -9,7 +9,7 @@ import pytest
 
 ROUNDS = """
 import ctypes, resource, sys
-from eocube.run.allocator import keep_freed_memory
+from eocube.run.memory_limit import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     raise SystemExit("no mallopt")
 libc = ctypes.CDLL(None)
