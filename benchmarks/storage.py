@@ -88,7 +88,7 @@ def measure(options: Asked, console: Console) -> Report:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         console.print("encoding a cube to work with")
-        plan, url = _cube(what, folder, device.type, threads, quick=options.quick)
+        plan, url = demo_cube(what, folder, device.type, threads, quick=options.quick)
         places = [_Place("local folder", str(folder))]
         if find_spec("moto") is None or find_spec("flask") is None:
             not_run["S3"] = "moto's server is not installed: pip install 'moto[server]'"
@@ -106,7 +106,7 @@ def measure(options: Asked, console: Console) -> Report:
     )  # fmt: skip
 
 
-def _cube(what: Subject, folder: Path, device: str, threads: int, *, quick: bool) -> tuple[Plan, str]:
+def demo_cube(what: Subject, folder: Path, device: str, threads: int, *, quick: bool) -> tuple[Plan, str]:
     """A cube of `SHARDS` dates of the demo, the first of them encoded, without Ray; a quick one has fewer windows."""
     index, interval = scenes(folder / "scenes", SHARDS)
     weights = what.name
@@ -131,7 +131,7 @@ def _cube(what: Subject, folder: Path, device: str, threads: int, *, quick: bool
     return plan, asked.out
 
 
-def _full_shard(plan: Plan, url: str) -> Block:
+def full_shard(plan: Plan, url: str) -> Block:
     """A whole shard (C, S, S) without gaps: the cube's own latents of its first time, repeated."""
     store = LatentStore.open(url)
     core = plan.grid.lattice.core
@@ -155,7 +155,7 @@ def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
 
     Every round writes to stores that are new, as a run does.
     """
-    block = _full_shard(plan, url)
+    block = full_shard(plan, url)
     options = None if place.options is None else dict(place.options)
     side, windows = plan.grid.lattice.shard, plan.grid.lattice.cores_per_shard**2
     row, col = min(plan.grid.shards())

@@ -179,11 +179,12 @@ class WindowStream:
 
 @dataclass(frozen=True, slots=True)
 class LatentBatch:
-    """Patches stacked: `values` (B, C, side, side), `valid` (B, side, side), `times` (B,)."""
+    """Patches stacked: `values` (B, C, side, side), `valid` (B, side, side), `times` and `indices` (B,)."""
 
     values: Values
     valid: NDArray[np.uint8]
     times: NDArray[np.datetime64]
+    indices: Ints
     grounds: tuple[Ground, ...]
     pair: LatentBatch | None = None
 
@@ -195,6 +196,7 @@ class LatentBatch:
             np.stack([p.values for p in patches]),
             np.stack([p.valid for p in patches]),
             np.array([p.time for p in patches]),
+            np.array([p.index for p in patches], np.int64),
             tuple(p.ground for p in patches),
             cls.of(pairs) if pairs else None,
         )
