@@ -88,6 +88,7 @@ def test_a_linear_head_tells_vegetation_of_the_demo_on_held_out_ground(demo_cata
     assert right > most + 0.05, (right, most)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_linear_head_tells_vegetation_of_real_samples_on_held_out_places(catalog_json: Path, tmp_path: Path) -> None:
     urls = []
