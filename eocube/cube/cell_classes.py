@@ -49,7 +49,10 @@ class NdviClasses:
         if not thresholds or any(b <= a for a, b in pairwise(thresholds)):
             raise InputError(f"NDVI thresholds {list(thresholds)}: one or more, rising")
         self._windows, self._thresholds, self._device = windows, tuple(thresholds), device
-        self._cubes = [open_cube(cube.url, storage_options) for cube in windows.index.cubes]
+        self._cubes = [
+            open_cube(cube.url, None if storage_options is None else dict(storage_options))
+            for cube in windows.index.cubes
+        ]
         for cube in self._cubes:
             lacking = [band for band in (RED, NEAR_INFRARED) if band not in cube.eocube.bands]
             if lacking:
@@ -84,7 +87,7 @@ class NdviClasses:
         ny, nx = ds.sizes["y"], ds.sizes["x"]
         cells = ndvi.reshape(ny, len(ndvi) // ny, nx, ndvi.shape[1] // nx)
         mean = cells.mean(axis=(1, 3))  # NaN where a pixel is: a cell is whole or has no class
-        found = np.digitize(mean, self._thresholds).astype(np.int8)
+        found: NDArray[np.int8] = np.digitize(mean, self._thresholds).astype(np.int8)
         found[~np.isfinite(mean)] = NONE
         return found
 
