@@ -27,10 +27,9 @@ def _write(path: Path, data: np.ndarray) -> None:
         dataset.write(data)
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(listing, data folder)."""
-    root = tmp_path_factory.mktemp("world")
+def make_world(root: Path) -> tuple[Path, Path]:
+    """Write it into a new folder: (listing, data folder)."""
+    root.mkdir(parents=True)
     sources = []
     for number, held_out in ((1, False), (2, True)):
         _write(root / f"s2_{number}.tif", (landscape(number, 12) + 1000).astype(np.int16))
@@ -67,3 +66,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     listing = root / "listing.yaml"
     listing.write_text(yaml.safe_dump({"sources": sources}))
     return listing, root
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(listing, data folder)."""
+    return make_world(tmp_path_factory.mktemp("made") / "world")

@@ -12,7 +12,7 @@ import yaml
 from rasterio.transform import from_origin
 
 from jobs.finetune import Options
-from model.eo_vae import EOVAE
+from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights import published_meta, save_weights
 from tests.model.training.conftest import landscape
 from tests.model.training.sources import TINY
@@ -39,14 +39,16 @@ def sensor_file(path: Path) -> Path:
     return path
 
 
-def short_finetuning(folder: Path, *, steps: int = 4, checkpoint_steps: int | None = None) -> Options:
+def short_finetuning(
+    folder: Path, *, steps: int = 4, checkpoint_steps: int | None = None, config: EOVAEConfig = TINY
+) -> Options:
     """A short finetuning on rasters of places 60 km apart, from tiny weights, without Ray; all of it in `folder`."""
     data = folder / "rasters"
     data.mkdir()
     for number in range(4):
         raster(data / f"r{number}.tif", number, east=60_000.0 * number)
     torch.manual_seed(0)
-    save_weights(EOVAE(TINY), folder / "tiny.safetensors", replace(published_meta(TINY), name="tiny"))
+    save_weights(EOVAE(config), folder / "tiny.safetensors", replace(published_meta(config), name="tiny"))
     stage = dict(name="adapt", steps=steps, batch=2, patch=48, optimiser="adam", schedule="warmup_cosine", warmup=1,
                  margin=4, lr=1e-3, loss={"charbonnier": 1.0})  # fmt: skip
     recipe = dict(stages=[stage], precision="fp32", division="shares", augment="symmetries", ema=0.5, seed=1,
