@@ -41,4 +41,4 @@ def test_an_earlier_run_ends_as_it_did(kind: str, begun: bool, tmp_path: Path) -
     trained = [key for key in before if key in end and end[key].is_floating_point()]
     moved = torch.cat([(end[key] - before[key]).flatten() for key in trained])
     apart = torch.cat([(state[key] - end[key]).flatten() for key in trained])
-    assert 0 < float(moved.norm()) and float(apart.norm()) <= 0.02 * float(moved.norm())
+    assert float(moved.norm()) > 0 and float(apart.norm()) <= 0.02 * float(moved.norm())
