@@ -37,10 +37,10 @@ import xarray as xr
 from benchmarks.machine import describe
 from model.eo_vae import EOVAE
 from model.sensors import S2L2A, SENSORS
+from model.training.batch import Batch
 from model.training.distributed import Team
 from model.training.loop import Loop
 from model.training.recipe import Recipe
-from model.training.sampler import Batch
 from model.training.sources.batching import PatchBatches
 from model.training.sources.patch import BatchSource
 from model.training.sources.prefetch import Prefetch

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from model.eo_vae import EOVAEConfig
     from model.training.checkpoint import Keeper
     from model.training.distributed import Team
+    from model.training.eo_vae.stage1 import Distillation
     from model.training.ray_train import Run
-    from model.training.stage1 import Distillation
 
 GOOD = 1e-2
 
@@ -54,8 +54,8 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for a recipe without sizes."""
+    from model.training.eo_vae.stage1 import Distillation
     from model.training.recipe import Recipe
-    from model.training.stage1 import Distillation
 
     config = Recipe.load(options.recipe).config
     if config is None:
@@ -73,7 +73,7 @@ def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     import torch
 
     from model.training.checkpoint import upload
-    from model.training.stage1 import distil_teacher, read_teacher, save_distilled
+    from model.training.eo_vae.stage1 import distil_teacher, read_teacher, save_distilled
     from model.training.tracking import Tracker
 
     if plan.threads:
@@ -108,8 +108,8 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 def run(plan: Plan, where: Run) -> None:
     """Check the teacher, claim the run's name and do it."""
     from model.training.distributed import Team
+    from model.training.eo_vae.stage1 import read_teacher
     from model.training.ray_train import fit
-    from model.training.stage1 import read_teacher
 
     read_teacher(plan.teacher, plan.config)
     where.claim({"stage": 1, "config": plan.config.to_dict(), "loss": plan.how.loss, "steps": plan.how.steps})

@@ -38,10 +38,10 @@ def evaluate(options: Options) -> None:
 
     from model.evaluation.report import markdown, write
     from model.evaluation.study import Settings, Study, cover_labels
-    from model.evaluation.terramind import TerraMind, load_tokenizer
     from model.sensors import SENSORS
-    from model.training.data import load_images
+    from model.terramind import TerraMind, load_tokenizer
     from model.training.recipe import RECIPES
+    from model.training.sources.images import load_images
     from model.weights import load_weights
 
     for key, least in (("batch", 1), ("resamples", 1), ("rate_tiles", 0), ("terramind_steps", 1), ("threads", 1)):

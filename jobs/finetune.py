@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from model.sensors import TrainedSensor
     from model.training.checkpoint import Keeper
     from model.training.distributed import Team
-    from model.training.feeds import Data
+    from model.training.eo_vae.feeds import Data
     from model.training.ray_train import Run
     from model.training.recipe import Job, Recipe
 
@@ -66,7 +66,7 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for what contradicts itself."""
-    from model.training.adapt import with_job
+    from model.training.eo_vae.adapt import with_job
     from model.training.recipe import Job, Recipe, limited
 
     for key in ("steps", "minutes", "threads"):
@@ -118,7 +118,7 @@ def _with_sensor(plan: Plan, path: Path, listing: Path | None) -> Plan:
 
 @contextmanager
 def _listing(plan: Plan, sensor: TrainedSensor) -> Iterator[Path]:
-    from model.training.feeds import listing_of_folder
+    from model.training.eo_vae.feeds import listing_of_folder
 
     if plan.listing is not None:
         yield plan.listing
@@ -130,8 +130,8 @@ def _listing(plan: Plan, sensor: TrainedSensor) -> Iterator[Path]:
 def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
     """The data of a plan for one worker. ValueError where there are none, or fewer bands than the sensor's."""
     from model.sensors import SENSORS
-    from model.training.adapt import known_sensors
-    from model.training.feeds import as_trained, from_file, rasters, terramesh
+    from model.training.eo_vae.adapt import known_sensors
+    from model.training.eo_vae.feeds import as_trained, from_file, rasters, terramesh
     from model.training.sources.terramesh import MODALITIES
 
     known = known_sensors(vae.meta)
@@ -150,9 +150,9 @@ def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
 
 def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     """What one worker does, whether Ray started it or not."""
-    from model.training.adapt import adapt, initial
     from model.training.checkpoint import upload
-    from model.training.finetune import train
+    from model.training.eo_vae.adapt import adapt, initial
+    from model.training.eo_vae.finetune import train
     from model.training.tracking import Tracker
 
     tracker = Tracker(url, plan.job.name, {"recipe": plan.name}) if team.leads else None
@@ -185,9 +185,9 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(plan: Plan, where: Run) -> None:
     """Check what can be checked, claim the run's name and do it."""
-    from model.training.adapt import initial, known_sensors
     from model.training.distributed import Team
-    from model.training.feeds import try_out
+    from model.training.eo_vae.adapt import initial, known_sensors
+    from model.training.eo_vae.feeds import try_out
     from model.training.ray_train import fit
 
     config = plan.recipe.config

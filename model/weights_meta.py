@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.eo_vae import EOVAEConfig
+from model.config import EOVAEConfig
 from model.sensors import S1RTC, S2L1C, S2L2A, S2RGB
 
 FORMAT = "eocube-weights-1"

@@ -12,8 +12,8 @@ from model.eo_vae import EOVAE
 from model.evaluation.codecs import Codec, at_bytes
 from model.evaluation.storage import BITS, Channels, bits_per_pixel, decoded, encoded, ranked
 from model.sensors import Floats, TrainedSensor
-from model.training.evaluate import RANGES
-from model.training.klt import BLOCK, Klt
+from model.training.eo_vae.evaluate import RANGES
+from model.training.eo_vae.klt import BLOCK, Klt
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 

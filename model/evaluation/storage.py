@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE, PATCH
 from model.sensors import Floats, TrainedSensor
-from model.training.evaluate import HALO
+from model.training.eo_vae.evaluate import HALO
 
 Kind = Literal["fp16", "int8"]
 BITS: dict[Kind, int] = {"fp16": 16, "int8": 8}

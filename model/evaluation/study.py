@@ -15,11 +15,11 @@ from model.evaluation.codecs import CODECS, Codec, at_bytes, downsampled
 from model.evaluation.figures import Sums, batch_spans, figures, measure
 from model.evaluation.rate_distortion import Curves, curves
 from model.evaluation.storage import BITS
-from model.evaluation.terramind import TerraMind, clamp_alone
 from model.sensors import SENSORS, Floats, TrainedSensor
-from model.training.data import Image, read_listing
-from model.training.evaluate import RANGES, Place, held_out_places, reconstruct
-from model.training.klt import BLOCK, Klt, fit_klt
+from model.terramind import TerraMind, clamp_alone
+from model.training.eo_vae.evaluate import RANGES, Place, held_out_places, reconstruct
+from model.training.eo_vae.klt import BLOCK, Klt, fit_klt
+from model.training.sources.images import Image, read_listing
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from model.eo_vae import EOVAE
+from model.training.batch import Batch
 from model.training.checkpoint import Keeper, Position, Snapshot, write_snapshot
 from model.training.distributed import (
     Team,
@@ -28,12 +29,11 @@ from model.training.distributed import (
     whole_state,
 )
 from model.training.ema import Average
-from model.training.objective import Reconstruction, draw_disturbance, loss_of
+from model.training.eo_vae.objective import Reconstruction, draw_disturbance, loss_of
+from model.training.eo_vae.skeleton import skeleton_only
 from model.training.optimiser import build_optimiser
 from model.training.recipe import Recipe, Stage
-from model.training.sampler import Batch
 from model.training.schedule import epoch_steps, warmed_cosine, warmup_cosine
-from model.training.skeleton import skeleton_only
 from model.training.sources.patch import BatchSource
 from model.training.tracking import Tracker
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from model.eo_vae import EOVAEConfig
+from model.config import EOVAEConfig
 from model.losses import MIN_SIDE
-from model.training.sampler import DEFAULT_MIX
+from model.training.eo_vae.sampler import DEFAULT_MIX
 
 RECIPES = Path(__file__).parent / "recipes"
 OPTIMISERS = ("muon", "adam")
@@ -91,9 +91,8 @@ class Recipe:
     """Everything that decides a training run but the folder of the data and how many workers share it.
 
     `config` None takes the sizes of the weights a run starts from.
-    `listing` names local rasters (see
-    `model.training.data`); a recipe without one trains on what the job is told to read. `favour` multiplies the weights
-    that the listing gives a place's images.
+    `listing` names local rasters (see `model.training.sources.images`); a recipe without one trains on what the job is
+    told to read. `favour` multiplies the weights that the listing gives a place's images.
     `division` says what a stage's `batch` means with several workers: "streams", a batch of each worker's own random
     stream (more workers, larger batch); "slices", one batch of all workers together, of which each computes its part,
     so that their number does not change the run. `precision` is that of the bodies: bf16, fp16 (with a loss scaler) or

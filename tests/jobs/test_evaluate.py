@@ -17,7 +17,7 @@ from model.eo_vae import EOVAE, EOVAEConfig
 from model.evaluation.published import TABLE_1
 from model.evaluation.study import cover_labels
 from model.sensors import SENSORS
-from model.training.evaluate import reconstruct
+from model.training.eo_vae.evaluate import reconstruct
 from model.weights import load_weights, published_meta, save_weights
 
 TINY = EOVAEConfig(

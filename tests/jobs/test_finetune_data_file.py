@@ -16,10 +16,10 @@ from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.sensors import SENSORS, TrainedSensor
-from model.training.feeds import from_file
+from model.training.eo_vae.feeds import from_file
 from model.training.recipe import RECIPES, Recipe
 from model.weights import load_weights, published_meta, save_weights
-from tests.model.training.sources import TINY
+from tests.model.training.batches import TINY
 
 SPLIT = {"block": 2400, "margin": 50, "shares": {"train": 0.6, "val": 0.4}, "seed": 9}
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from model.sensors import RGBN, S2L2A, Floats, TrainedSensor
-from model.training.augment import Augmentation, dihedral, optical, radar
-from model.training.sampler import Batch, random_subset
+from model.training.batch import Batch, random_subset
+from model.training.sources.augment import Augmentation, dihedral, optical, radar
 from model.training.sources.patch import BandError, Feed, PatchLike
 
 FITS = ("crop", "resize")

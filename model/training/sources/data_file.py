@@ -8,7 +8,7 @@
         mix: {S2L2A: 0.5, subset: 0.2, RGBN: 0.1, S1RTC: 0.2}
         buffer: 512                       # samples that are shuffled among each other
         corrected: false                  # the published EO-VAE*'s offset and clipping
-      - kind: rasters                     # local GeoTIFFs of any size, by a listing (model/training/data.py)
+      - kind: rasters                     # local GeoTIFFs of any size, by a listing (model/training/sources/images.py)
         listing: listing.yaml
         root: data
         sensor: S2L2A
@@ -37,7 +37,7 @@ from typing import Any
 import yaml
 
 from model.sensors import SENSORS, TrainedSensor
-from model.training.augment import Augmentation
+from model.training.sources.augment import Augmentation
 from model.training.sources.batching import PatchBatches
 from model.training.sources.indexed import IndexedFeed
 from model.training.sources.mixture import Mixture

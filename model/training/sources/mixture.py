@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model.training.sampler import Batch
+from model.training.batch import Batch
 from model.training.sources.patch import BatchSource
 
 

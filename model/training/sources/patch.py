@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from model.sensors import Floats
-from model.training.sampler import Batch
+from model.training.batch import Batch
 
 
 class BandError(ValueError):

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.training.sampler import Batch
+from model.training.batch import Batch
 from model.training.sources.patch import BatchSource
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from model.training.sampler import Batch
+from model.training.batch import Batch
 from model.training.sources.patch import BatchSource
 from model.training.sources.stream import Worker
 

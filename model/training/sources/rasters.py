@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from model.sensors import SENSORS, Floats, TrainedSensor
-from model.training.data import Source, find_file, read_listing, to_unit, upsample
+from model.training.sources.images import Source, find_file, read_listing, to_unit, upsample
 from model.training.sources.patch import BandError, Patch, Place
 
 

@@ -74,7 +74,7 @@ def test_a_channel_the_decoder_ignores_ranks_last(vae: EOVAE) -> None:
 
 
 def test_decoding_all_channels_is_the_reconstruction(vae: EOVAE) -> None:
-    from model.training.evaluate import reconstruct
+    from model.training.eo_vae.evaluate import reconstruct
 
     sensor = SENSORS["S1RTC"]
     np.testing.assert_allclose(

@@ -23,14 +23,14 @@ from torch import Tensor
 from jobs.finetune import main
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.training.checkpoint import Store, read_snapshot
+from model.training.eo_vae.stage1 import Distillation, Teacher, distil_teacher
 from model.training.loop import Loop
 from model.training.recipe import Recipe, Stage
-from model.training.stage1 import Distillation, Teacher, distil_teacher
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
+from tests.model.training.batches import Random
 from tests.model.training.conftest import make_world
 from tests.model.training.finetuning import short_finetuning
-from tests.model.training.sources import Random
 
 RUNS = Path(__file__).parents[2] / "data" / "runs"
 MINIMAL = EOVAEConfig(

@@ -14,8 +14,8 @@ from rasterio.transform import from_origin
 from jobs.finetune import Options
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights import published_meta, save_weights
+from tests.model.training.batches import TINY
 from tests.model.training.conftest import landscape
-from tests.model.training.sources import TINY
 
 BANDS = ("blue", "green", "red", "nir")
 

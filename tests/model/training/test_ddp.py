@@ -16,7 +16,7 @@ from model.training.checkpoint import Store, read_snapshot, write_snapshot
 from model.training.distributed import Team
 from model.training.loop import Loop
 from model.training.tracking import Tracker, read_history
-from tests.model.training.sources import TINY, Random, recipe
+from tests.model.training.batches import TINY, Random, recipe
 
 EXTRA: dict[str, Any] = {"steps": 5, "sample": True, "latent_noise": 0.1, "lr": 1e-4}
 

@@ -18,12 +18,12 @@ from model.layouts import is_dynamic
 from model.training.checkpoint import Position, Store, read_snapshot
 from model.training.distributed import Team
 from model.training.ema import Average
+from model.training.eo_vae.objective import Disturbance, Reconstruction, Turn, draw_disturbance
 from model.training.loop import Loop
-from model.training.objective import Disturbance, Reconstruction, Turn, draw_disturbance
 from model.training.recipe import Recipe
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, read_history
-from tests.model.training.sources import TINY, Fixed, Random, recipe
+from tests.model.training.batches import TINY, Fixed, Random, recipe
 
 
 def network(seed: int = 0) -> EOVAE:

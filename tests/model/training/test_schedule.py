@@ -10,7 +10,7 @@ from model.training.distributed import Team
 from model.training.loop import Clock
 from model.training.recipe import Recipe, Stage
 from model.training.schedule import cosine, epoch_steps, warmed_cosine, warmup_cosine
-from tests.model.training.sources import Random
+from tests.model.training.batches import Random
 
 
 class Length(Random):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.sensors import Floats, TrainedSensor
-from model.training.data import Image
+from model.training.sources.images import Image
 
 BLOCK = 8
 

@@ -13,8 +13,8 @@ import yaml
 from affine import Affine
 
 from model.sensors import S2L2A, SENSORS, TrainedSensor
-from model.training.data import load_images, load_source, read_listing
 from model.training.sources.data_file import open_data
+from model.training.sources.images import load_images, load_source, read_listing
 from model.training.sources.indexed import IndexedFeed
 from model.training.sources.patch import BandError, Patch
 from model.training.sources.rasters import RasterPatches

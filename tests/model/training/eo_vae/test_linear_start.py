@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.sensors import S1RTC, S2L1C, S2L2A
-from model.training.data import load_images
-from model.training.distill import completion, distil, targets
-from model.training.klt import fit_klt, to_blocks
-from model.training.linear_start import StaticKernels, linear_start, pair_layout
+from model.training.eo_vae.distill import completion, distil, targets
+from model.training.eo_vae.klt import fit_klt, to_blocks
+from model.training.eo_vae.linear_start import StaticKernels, linear_start, pair_layout
+from model.training.eo_vae.sampler import Sampler
+from model.training.eo_vae.skeleton import skeleton_only
 from model.training.optimiser import Muon, orthogonalise, parameter_groups
-from model.training.sampler import Sampler
-from model.training.skeleton import skeleton_only
+from model.training.sources.images import load_images
 
 CONFIG = EOVAEConfig(ch=32, num_res_blocks=1, norm_groups=2, hypernet_layers=1, wavelength_dim=64, hypernet_ff=64)
 World = tuple[Path, Path]
@@ -124,7 +124,7 @@ def test_muon_solves_a_matrix_and_adam_its_bias() -> None:
 
 
 def test_subsets_are_taught_and_trained_sets_kept(world: World) -> None:
-    from model.training.subsets import Family, subset_lesson, teach, trained_lessons
+    from model.training.eo_vae.subsets import Family, subset_lesson, teach, trained_lessons
 
     torch.manual_seed(2)
     vae = EOVAE(CONFIG)

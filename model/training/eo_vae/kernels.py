@@ -1,7 +1,7 @@
 """Free kernels: while the body trains, each trained set of bands owns its first and last convolution outright.
 
 The generators share their weights between the sets, so that a step for one moves the levels of all others; kernels of
-their own do not. The generators are taught the outcome at the end (`model.training.subsets.teach`).
+their own do not. The generators are taught the outcome at the end (`model.training.eo_vae.subsets.teach`).
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from model import metrics
 from model.eo_vae import EOVAE
 from model.losses import charbonnier
 from model.sensors import TrainedSensor, own_names
-from model.training.batch_norm import calibrate
+from model.training.batch import Batch
 from model.training.checkpoint import Keeper, read_snapshot
 from model.training.distributed import Team
-from model.training.feeds import Data
+from model.training.eo_vae.batch_norm import calibrate
+from model.training.eo_vae.feeds import Data
 from model.training.loop import Loop
 from model.training.recipe import Job, Recipe, recipe_summary
-from model.training.sampler import Batch
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights

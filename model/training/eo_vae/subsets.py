@@ -19,8 +19,8 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.hypernet import OUTPUT_SCALE, DynamicConv, DynamicConvIn
 from model.sensors import S2L2A, TrainedSensor
-from model.training.distill import completion
-from model.training.sampler import COMMON_SUBSETS, random_subset
+from model.training.batch import COMMON_SUBSETS, random_subset
+from model.training.eo_vae.distill import completion
 
 log = logging.getLogger(__name__)
 RIDGE = 1e-9

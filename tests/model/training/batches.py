@@ -9,8 +9,8 @@ import torch
 
 from model.eo_vae import EOVAEConfig
 from model.sensors import S1RTC, S2L2A, TrainedSensor
+from model.training.batch import Batch
 from model.training.recipe import Recipe, Stage
-from model.training.sampler import Batch
 
 TINY = EOVAEConfig(
     ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, norm_groups=4, hypernet_layers=1, wavelength_dim=32,

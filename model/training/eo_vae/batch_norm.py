@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from model.eo_vae import EOVAE
-from model.training.sampler import Batch
+from model.training.batch import Batch
 
 
 class _Draws(Protocol):

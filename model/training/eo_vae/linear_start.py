@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.blocks import ResBlock
 from model.eo_vae import EOVAE
-from model.training.skeleton import silence_branches
+from model.training.eo_vae.skeleton import silence_branches
 
 SPREAD = 0.5
 ENCODER_CONSTANT = 256.0

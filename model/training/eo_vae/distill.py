@@ -13,8 +13,8 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.hypernet import OUTPUT_SCALE
 from model.sensors import S2L2A, TrainedSensor, own_names
-from model.training.linear_start import OPTICAL, StaticKernels
-from model.training.sampler import Sampler
+from model.training.eo_vae.linear_start import OPTICAL, StaticKernels
+from model.training.eo_vae.sampler import Sampler
 
 log = logging.getLogger(__name__)
 COMPLETION_RIDGE = 0.05

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from model.sensors import SENSORS, TrainedSensor
-from model.training.augment import Augmentation
+from model.training.batch import Batch
 from model.training.recipe import Recipe
-from model.training.sampler import Batch
+from model.training.sources.augment import Augmentation
 from model.training.sources.batching import PatchBatches
 from model.training.sources.data_file import Opener, open_data, splits_of
 from model.training.sources.indexed import IndexedFeed

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from model.sensors import RGBN, S2L2A, SENSORS, TrainedSensor
-from model.training.augment import Augmentation
-from model.training.data import load_images
-from model.training.sampler import Batch, Sampler
+from model.training.batch import Batch
+from model.training.eo_vae.sampler import Sampler
+from model.training.sources.augment import Augmentation
 from model.training.sources.batching import PatchBatches
+from model.training.sources.images import load_images
 from model.training.sources.indexed import IndexedFeed
 from model.training.sources.mixture import Mixture
 from model.training.sources.patch import BandError, BatchSource, Patch, Place

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from model.sensors import S1RTC, S2L2A, SENSORS, true_colour
-from model.training.augment import Augmentation, dihedral, optical, radar
-from model.training.data import complete, favoured, load_images, upsample
-from model.training.sampler import Sampler
+from model.training.eo_vae.sampler import Sampler
+from model.training.sources.augment import Augmentation, dihedral, optical, radar
+from model.training.sources.images import complete, favoured, load_images, upsample
 
 World = tuple[Path, Path]
 

@@ -9,42 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from model.sensors import COLOURS, S2L2A, SENSORS, Floats, TrainedSensor, true_colour
-from model.training.augment import Augmentation, dihedral, optical, radar
-from model.training.data import Image
+from model.training.batch import Batch, random_subset
+from model.training.sources.augment import Augmentation, dihedral, optical, radar
+from model.training.sources.images import Image
 
 DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
-# Sets of bands that archives and papers use: 10 and 20 m, VIS to SWIR at 10 m, no SWIR, all but B08, NDVI's two.
-COMMON_SUBSETS = (
-    ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
-    ("B02", "B03", "B04", "B08", "B11", "B12"),
-    ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A"),
-    ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B09", "B11", "B12"),
-    ("B04", "B08"),
-)
 _CHECKED = 8
-
-
-def random_subset(rng: np.random.Generator) -> list[int]:
-    """Positions of some of S2L2A's bands, in order: a common choice two times in five, else any from 1 to 11."""
-    if rng.random() < 0.4:
-        return S2L2A.index(COMMON_SUBSETS[rng.integers(len(COMMON_SUBSETS))])
-    return sorted(int(i) for i in rng.choice(12, size=int(rng.integers(1, 12)), replace=False))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """`x` (B, C, H, W) z-scores of `sensor`'s bands."""
-
-    x: Tensor
-    sensor: TrainedSensor
-
-    @property
-    def wavelengths(self) -> Tensor:
-        """(C,) micrometres."""
-        return torch.tensor(self.sensor.wavelengths)
 
 
 @dataclass(slots=True)

@@ -13,13 +13,13 @@ import yaml
 from jobs.finetune import Options, main
 from model.eo_vae import EOVAEConfig
 from model.sensors import SENSORS
-from model.training.adapt import initial, known_sensors
-from model.training.feeds import as_trained
+from model.training.eo_vae.adapt import initial, known_sensors
+from model.training.eo_vae.feeds import as_trained
 from model.training.recipe import Job, Recipe
 from model.training.tracking import read_history
 from model.weights import load_weights, published_meta
+from tests.model.training.batches import TINY
 from tests.model.training.finetuning import BANDS, raster, short_finetuning
-from tests.model.training.sources import TINY
 
 
 @pytest.fixture

@@ -20,22 +20,22 @@ from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.hypernet import DynamicConvIn
 from model.sensors import S1RTC, S2L2A
-from model.training.batch_norm import calibrate
+from model.training.batch import Batch
 from model.training.checkpoint import Store
 from model.training.ema import Average
-from model.training.evaluate import LINEAR, MODEL, markdown
-from model.training.finetune import train
-from model.training.kernels import KernelTable
+from model.training.eo_vae.batch_norm import calibrate
+from model.training.eo_vae.evaluate import LINEAR, MODEL, markdown
+from model.training.eo_vae.finetune import train
+from model.training.eo_vae.kernels import KernelTable
 from model.training.optimiser import branch_parameters
 from model.training.recipe import Job, Recipe, limited
-from model.training.sampler import Batch
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
-from tests.model.training.sources import TINY
+from tests.model.training.batches import TINY
 
 World = tuple[Path, Path]
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def recipe_file(world: World, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def few_calibration_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every published file is calibrated, which takes longer than these short trainings."""
-    monkeypatch.setattr("model.training.finetune.calibrate", partial(calibrate, batches=2))
+    monkeypatch.setattr("model.training.eo_vae.finetune.calibrate", partial(calibrate, batches=2))
 
 
 @pytest.mark.slow

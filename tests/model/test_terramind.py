@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.evaluation.diffusion_unet import ddim, signal_shares
-from model.evaluation.terramind import (
+from model.sensors import SENSORS
+from model.terramind import (
     FiniteScalars,
     TerraMind,
     Tokenizer,
@@ -20,7 +20,7 @@ from model.evaluation.terramind import (
     convert,
     load_tokenizer,
 )
-from model.sensors import SENSORS
+from model.unet import ddim, signal_shares
 from model.weights_meta import WeightsError
 
 TINY = TokenizerSizes(

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.evaluation.diffusion_unet import PatchedUNet, ddim
 from model.sensors import SENSORS, Floats, TrainedSensor
+from model.unet import PatchedUNet, ddim
 from model.weights_meta import WeightsError
 
 STEPS = 20

@@ -13,8 +13,8 @@ from torch import Tensor
 from model import metrics
 from model.eo_vae import EOVAE
 from model.sensors import SENSORS, Floats, TrainedSensor
-from model.training.data import Image
-from model.training.klt import BLOCK, Klt, fit_klt
+from model.training.eo_vae.klt import BLOCK, Klt, fit_klt
+from model.training.sources.images import Image
 
 HALO = 32
 SIDE = 192

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.sensors import S1RTC, S2L2A, SENSORS, TrainedSensor
-from model.training.batch_norm import calibrate
 from model.training.checkpoint import Keeper, read_snapshot
-from model.training.data import Image, complete, favoured, load_images
-from model.training.distill import distil
 from model.training.distributed import Team
-from model.training.evaluate import MODEL, Evaluator, ratios, reconstruct
-from model.training.kernels import KernelTable, free_kernels, restore_generators
-from model.training.linear_start import linear_start
+from model.training.eo_vae.batch_norm import calibrate
+from model.training.eo_vae.distill import distil
+from model.training.eo_vae.evaluate import MODEL, Evaluator, ratios, reconstruct
+from model.training.eo_vae.kernels import KernelTable, free_kernels, restore_generators
+from model.training.eo_vae.linear_start import linear_start
+from model.training.eo_vae.sampler import Sampler
+from model.training.eo_vae.subsets import Family, Lesson, teach, trained_lessons
 from model.training.loop import Loop
 from model.training.recipe import Job, Recipe, limited, recipe_summary
-from model.training.sampler import Sampler
-from model.training.subsets import Family, Lesson, teach, trained_lessons
+from model.training.sources.images import Image, complete, favoured, load_images
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta

@@ -17,7 +17,7 @@ from jobs.distill import Options, main
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.layouts import STATIC_ENDS, is_dynamic
 from model.training.checkpoint import Store
-from model.training.stage1 import (
+from model.training.eo_vae.stage1 import (
     WAVELENGTHS,
     Distillation,
     Teacher,
@@ -30,7 +30,7 @@ from model.training.stage1 import (
 )
 from model.weights import WeightsError, load_weights
 from tests.model.test_weights import to_diffusers
-from tests.model.training.sources import TINY
+from tests.model.training.batches import TINY
 
 State = dict[str, Tensor]
 

@@ -1,0 +1,1 @@
+"""Trains EO-VAE: the shipped weights from nothing, finetuning, and the distillation of a FLUX.2 autoencoder."""
