@@ -39,8 +39,9 @@ from model.eo_vae import EOVAE
 from model.sensors import S2L2A, SENSORS
 from model.training.batch import Batch
 from model.training.distributed import Team
+from model.training.eo_vae.recipe import EOVAERecipe
+from model.training.eo_vae.task import EOVAETask
 from model.training.loop import Loop
-from model.training.recipe import Recipe
 from model.training.sources.batching import PatchBatches
 from model.training.sources.patch import BatchSource
 from model.training.sources.prefetch import Prefetch
@@ -160,11 +161,11 @@ class Timed:
         self.source.load_state_dict(state)
 
 
-def train(source: BatchSource, recipe: Recipe, device: torch.device, warm: int) -> tuple[float, float, EOVAE]:
+def train(source: BatchSource, recipe: EOVAERecipe, device: torch.device, warm: int) -> tuple[float, float, EOVAE]:
     """Seconds and CPU seconds a step after the first `warm`, and the network that the run came to."""
     timed = Timed(source, device)
     vae = load_weights("nano").requires_grad_(True)
-    Loop(vae, recipe, timed, Team(device=device)).run()
+    Loop(EOVAETask(vae, recipe), recipe, timed, Team(device=device)).run()
     (began, busy), (ended, done) = timed.marks[warm], timed.marks[-1]
     steps = len(timed.marks) - 1 - warm
     return (ended - began) / steps, (done - busy) / steps, vae
@@ -173,7 +174,7 @@ def train(source: BatchSource, recipe: Recipe, device: torch.device, warm: int) 
 def measure(asked: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, object]:
     """The ratio of each round, and the loader's own rate."""
     warm = asked.depth + 1
-    recipe = Recipe.load("adapt")
+    recipe = EOVAERecipe.load("adapt")
     stage = replace(recipe.stages[0], steps=warm + asked.steps + 1, batch=asked.batch, patch=asked.patch)
     recipe = replace(recipe, stages=(stage,), evaluate_minutes=float("inf"))
     pin = device.type == "cuda"

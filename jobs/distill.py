@@ -54,10 +54,10 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for a recipe without sizes."""
+    from model.training.eo_vae.recipe import EOVAERecipe
     from model.training.eo_vae.stage1 import Distillation
-    from model.training.recipe import Recipe
 
-    config = Recipe.load(options.recipe).config
+    config = EOVAERecipe.load(options.recipe).config
     if config is None:
         raise ValueError(f"recipe {options.recipe} states no config: name the recipe that stage 2 will use")
     how = Distillation.published() if options.published else Distillation()

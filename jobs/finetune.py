@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from model.training.checkpoint import Keeper
     from model.training.distributed import Team
     from model.training.eo_vae.feeds import Data
+    from model.training.eo_vae.recipe import EOVAERecipe, Job
     from model.training.ray_train import Run
-    from model.training.recipe import Job, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Plan:
     """What a worker is told: all that decides the run, read and checked by the driver."""
 
     job: Job
-    recipe: Recipe
+    recipe: EOVAERecipe
     name: str
     listing: Path | None = None
     sensor: TrainedSensor | None = None
@@ -67,7 +67,7 @@ class Plan:
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for what contradicts itself."""
     from model.training.eo_vae.adapt import with_job
-    from model.training.recipe import Job, Recipe, limited
+    from model.training.eo_vae.recipe import EOVAERecipe, Job, limited
 
     for key in ("steps", "minutes", "threads"):
         value = getattr(options, key)
@@ -76,7 +76,7 @@ def planned(options: Options) -> Plan:
     mixed = _mixed(options.data)
     recipe_name = options.recipe or ("adapt" if options.sensor is not None or mixed else "nano")
     recipe = with_job(
-        Recipe.load(recipe_name), freeze_body=True if options.freeze_body else None, precision=options.precision
+        EOVAERecipe.load(recipe_name), freeze_body=True if options.freeze_body else None, precision=options.precision
     )
     local = recipe.listing != "" and options.sensor is None and not mixed
     if not local and not mixed and options.sensor is None and not recipe.shards:

@@ -94,10 +94,3 @@ def relative_angle(prediction: Tensor, target: Tensor, floor: float = 0.03) -> T
     weight = (detail(target).square() / length).flatten(1).mean(1) + 2e-3
     error = ((prediction - target).square() / length).flatten(1).mean(1)
     return torch.sqrt(error / weight + 1e-4).mean()
-
-
-def spectral_angle(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
-    """Mean angle in radians between spectra over dim 1, smooth at zero: 2 asin(|u - v| / 2) of unit vectors."""
-    u, v = F.normalize(prediction, dim=1, eps=1e-6), F.normalize(target, dim=1, eps=1e-6)
-    chord = torch.sqrt((u - v).square().sum(1) + eps * eps)
-    return (2 * torch.asin((0.5 * chord).clamp(max=0.999))).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,13 @@ class Batch:
 
     x: Tensor
     sensor: TrainedSensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def pinned(self) -> Batch:
+        """The same in pinned memory."""
+        return replace(self, x=self.x.pin_memory())
 
     @property
     def wavelengths(self) -> Tensor:

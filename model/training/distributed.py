@@ -1,8 +1,8 @@
-"""One training run on several workers: ranks, shared decisions, DDP or FSDP2 around the network, whole states back."""
+"""Shares one training run among several workers: ranks, decisions, DDP or FSDP2 around the network, whole states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,8 +20,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-
-from model.eo_vae import EOVAE
 
 STRATEGIES = ("ddp", "fsdp")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -73,12 +71,12 @@ class Team:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def shard(self, module: nn.Module, vae: EOVAE) -> None:
-        """FSDP2 in place, one unit a level of the bodies and one for the rest; nothing under another strategy."""
+    def shard(self, module: nn.Module, units: Sequence[nn.Module]) -> None:
+        """FSDP2 in place, one unit each of `units` and one for the rest; nothing under another strategy."""
         if self.strategy != "fsdp" or not dist.is_initialized():
             return
-        for level in [*vae.encoder.down, *vae.decoder.up]:
-            fully_shard(level)
+        for unit in units:
+            fully_shard(unit)
         fully_shard(module)
 
     def wrap(self, module: nn.Module, *, unused: bool = False) -> nn.Module:
@@ -134,13 +132,16 @@ def load_optimiser_state(module: nn.Module, optimiser: torch.optim.Optimizer, st
         optimiser.load_state_dict(state)
 
 
-def plain(vae: EOVAE) -> EOVAE:
-    """The network on this CPU with whole tensors, to be scored and written; every worker must call it."""
-    if not any(isinstance(p, DTensor) for p in vae.parameters()):
-        return vae if next(vae.parameters()).device.type == "cpu" else deepcopy(vae).cpu()
-    copy = EOVAE(vae.config)
-    copy.load_state_dict(whole_state(vae))
-    copy.meta = vae.meta
+def plain(network: nn.Module, blank: nn.Module | None = None) -> nn.Module:
+    """The network on this CPU with whole tensors, to be scored and written; every worker must call it. Where it is in
+    shards they are put together in a copy of `blank`, the same network whole."""
+    if not any(isinstance(p, DTensor) for p in network.parameters()):
+        return network if all(p.device.type == "cpu" for p in network.parameters()) else deepcopy(network).cpu()
+    if blank is None:
+        raise ValueError("a network in shards can only be put together in a whole one of the same sizes")
+    state = whole_state(network)
+    copy = deepcopy(blank)
+    copy.load_state_dict(state)
     return copy.requires_grad_(False).eval()
 
 

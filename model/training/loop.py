@@ -1,4 +1,4 @@
-"""The training loop that every recipe runs: stages, accumulation, mixed precision, averaging, checkpoints, resuming."""
+"""Runs the training of any network: stages, accumulation, mixed precision, averaging, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic
 
 import torch
 from torch import nn
 
-from model.eo_vae import EOVAE
-from model.training.batch import Batch
 from model.training.checkpoint import Keeper, Position, Snapshot, write_snapshot
 from model.training.distributed import (
     Team,
@@ -28,100 +24,55 @@ from model.training.distributed import (
     plain,
     whole_state,
 )
-from model.training.ema import Average
-from model.training.eo_vae.objective import Reconstruction, draw_disturbance, loss_of
-from model.training.eo_vae.skeleton import skeleton_only
 from model.training.optimiser import build_optimiser
 from model.training.recipe import Recipe, Stage
-from model.training.schedule import epoch_steps, warmed_cosine, warmup_cosine
-from model.training.sources.patch import BatchSource
+from model.training.schedule import Clock
+from model.training.task import B, Progress, S, Source, Task
 from model.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 SAY_SECONDS = 30.0
 _SMOOTH = 0.97
 
-Judge = Callable[[EOVAE, int], float | None]
-"""Scores (and publishes) the averaged weights on rank 0 at an optimiser step: the lower the better, None: no score."""
-Export = Callable[[EOVAE, Path], None]
-"""Writes the averaged weights, as a user would load them, into a folder: what is kept as the best."""
 
+@dataclass(slots=True)
+class Average:
+    """Exponential moving average of a network's parameters, bias-corrected by a decay that grows with the steps seen.
 
-def _no_judge(vae: EOVAE, total: int) -> float | None:
-    """For runs that nobody scores."""
-    return None
+    `decay` 0 keeps the live parameters themselves. The network must have the live one's parameters in the same order.
+    """
 
+    network: nn.Module
+    decay: float
+    seen: int = 0
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """When a stage ends and how its rates go: by optimiser steps, by seconds, or by whichever is further."""
-
-    began: float
-    steps: int | None
-    seconds: float | None
-    warmup: int
-
-    @classmethod
-    def of(cls, stage: Stage, source: BatchSource, share: int, team: Team, spent: float = 0.0) -> Clock:
-        """The clock of a stage in which `spent` seconds have passed already; `share` patches a step are drawn from
-        this worker's `source`. ValueError for epochs of endless data."""
-        per_epoch = None
-        if stage.epochs is not None or stage.warmup_epochs is not None:
-            per_epoch = epoch_steps(source.steps_per_epoch, share, stage.accumulate)
-            if per_epoch is None and stage.epoch_limit is None:
-                raise ValueError(
-                    f"stage {stage.name} counts epochs, but its data have no length: give steps, or an epoch_limit"
-                )
-            if per_epoch is None:
-                log.warning("stage %s: data of unknown length, an epoch is %d steps", stage.name, stage.epoch_limit)
-                per_epoch = cast(int, stage.epoch_limit)
-            # shares of the data differ by a patch or so: one length for all
-            per_epoch = min(int(team.agree(per_epoch)[0]), stage.epoch_limit or per_epoch)
-        limits = [] if stage.steps is None else [stage.steps]
-        if stage.epochs is not None and per_epoch is not None:
-            limits.append(max(1, round(stage.epochs * per_epoch)))
-        warmup = stage.warmup
-        if stage.warmup_epochs is not None and per_epoch is not None:
-            warmup = round(stage.warmup_epochs * per_epoch)
-        seconds = None if stage.minutes is None else 60 * stage.minutes
-        return cls(time.monotonic() - spent, min(limits) if limits else None, seconds, warmup)
-
-    def elapsed(self, now: float) -> float:
-        """Seconds spent in the stage at `now`, those before a resumption included."""
-        return now - self.began
-
-    def progress(self, step: int, now: float) -> float:
-        """0 at the start of the stage, 1 or more at its end."""
-        by_steps = 0.0 if self.steps is None else step / self.steps
-        by_time = 0.0 if self.seconds is None else self.elapsed(now) / self.seconds
-        return max(by_steps, by_time)
-
-    def factor(self, stage: Stage, step: int, progress: float) -> float:
-        """The factor on every group's base rate at optimiser step `step` of the stage, from 0."""
-        if stage.schedule == "warmup_cosine" and self.steps is not None:
-            return warmup_cosine(step, warmup=self.warmup, total=self.steps, final=stage.final)
-        return warmed_cosine(step, progress, warmup=self.warmup, final=stage.final)
+    @torch.no_grad()
+    def update(self, live: nn.Module) -> None:
+        """Take in the live network after one optimiser step."""
+        self.seen += 1
+        decay = min(self.decay, (1 + self.seen) / (10 + self.seen))
+        for mean, value in zip(self.network.parameters(), live.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
 
 
 @dataclass(slots=True)
-class Loop:
-    """One run. `vae` is trained in place and lives on the team's device; `average` follows it.
+class Loop(Generic[B, S]):
+    """One run. The task's network is trained in place and lives on the team's device; `average` follows it.
 
     `source` yields this worker's batches (or, where the recipe divides by slices, those of all workers).
     """
 
-    vae: EOVAE
-    recipe: Recipe
-    source: BatchSource
+    task: Task[B, S]
+    recipe: Recipe[S]
+    source: Source[B]
     team: Team = field(default_factory=Team)
     keeper: Keeper | None = None
-    judge: Judge = _no_judge
-    export: Export | None = None
     tracker: Tracker | None = None
     at: Position = field(default_factory=Position)
     average: Average = field(init=False)
-    module: Reconstruction = field(init=False)
+    network: nn.Module = field(init=False)
     generator: torch.Generator = field(init=False)
+    _blank: nn.Module | None = field(init=False, default=None)
     _resumed: Mapping[str, Any] | None = field(init=False, default=None)
     _judged: float = field(init=False, default=0.0)
     _saved: int = field(init=False, default=-1)
@@ -129,41 +80,46 @@ class Loop:
     def __post_init__(self) -> None:
         for stage in self.recipe.stages:
             self._check(stage)
-        self.vae.to(self.team.device)
-        if self.team.strategy != "fsdp":  # which shards contiguous parameters only
-            self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module = Reconstruction(self.vae, self.recipe.precision)
-        twin = Reconstruction(copy.deepcopy(self.vae).requires_grad_(False).eval(), self.recipe.precision)
-        self.team.shard(self.module, self.vae)
-        self.team.shard(twin, twin.vae)
-        self.average = Average(twin.vae, self.recipe.ema)
+        task, module = self.task, self.task.module
+        sharded = self.team.strategy == "fsdp"
+        self.network = task.network(module)
+        if sharded:  # a whole network on the CPU, for `averaged` to be put together in
+            self._blank = copy.deepcopy(self.network).cpu()
+        module.to(self.team.device)
+        if task.memory_format is not None and not sharded:  # which shards contiguous parameters only
+            module.to(memory_format=task.memory_format)  # type: ignore[call-overload]
+        twin = copy.deepcopy(module).requires_grad_(False).eval()
+        self.team.shard(module, task.shard_units(module))
+        self.team.shard(twin, task.shard_units(twin))
+        self.average = Average(task.network(twin), self.recipe.ema)
         self.generator = torch.Generator().manual_seed(
             self.recipe.seed + (0 if self.recipe.division == "slices" else self.team.rank)
         )
 
-    def _check(self, stage: Stage) -> None:
+    def _check(self, stage: S) -> None:
         parts = stage.accumulate * (1 if self.recipe.division == "streams" else self.team.world)
         if stage.batch % parts:
             raise ValueError(
                 f"stage {stage.name}: batch {stage.batch} cannot be shared by {self.team.world} workers in "
                 f"{stage.accumulate} parts: make it a multiple of {parts}"
             )
-        if self.team.strategy == "fsdp" and (stage.optimiser == "muon" or self.recipe.free_kernels):
+        if self.team.strategy == "fsdp" and (stage.optimiser == "muon" or self.task.whole_matrices):
             raise ValueError(f"stage {stage.name}: Muon and free kernels need whole matrices: use ddp, not fsdp")
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot: the next step is the one that would have followed it. ValueError where it is of
         another network or recipe."""
         shared, own = snapshot.shared, snapshot.own
-        if shared["config"] != self.vae.config.to_dict():
-            raise ValueError(f"the checkpoint holds {shared['config']}, this run trains {self.vae.config.to_dict()}")
+        config = dict(self.task.config)
+        if shared["config"] != config:
+            raise ValueError(f"the checkpoint holds {shared['config']}, this run trains {config}")
         self.at = Position.from_dict(shared["position"])
         if self.at.stage > len(self.recipe.stages):
             raise ValueError(
                 f"the checkpoint is in stage {self.at.stage + 1}, the recipe has {len(self.recipe.stages)}"
             )
-        load_whole_state(self.vae, shared["network"])
-        load_whole_state(self.average.vae, shared["average"])
+        load_whole_state(self.network, shared["network"])
+        load_whole_state(self.average.network, shared["average"])
         self.average.seen = shared["seen"]
         self.source.load_state_dict(own["source"])
         self.generator.set_state(own["generator"])
@@ -171,40 +127,42 @@ class Loop:
         self._resumed = None if shared["optimiser"] is None else shared
         self._saved = self.at.total
 
-    def run(self) -> EOVAE:
+    def run(self) -> nn.Module:
         """All stages that are left; returns the averaged network, whole and on the CPU where it was sharded."""
         if self.tracker is not None:
             self.tracker.open(self.at.total)
         for number in range(self.at.stage, len(self.recipe.stages)):
             self._stage(number)
-        return plain(self.averaged)
+        return self.averaged()
 
-    @property
-    def averaged(self) -> EOVAE:
-        """The averaged network, as it is held: perhaps in shards."""
-        return cast(EOVAE, self.average.vae)
+    def averaged(self) -> nn.Module:
+        """The averaged network, whole and on the CPU; every worker must call it."""
+        return plain(self.average.network, self._blank)
 
     # one stage
 
     def _stage(self, number: int) -> None:
         stage = self.recipe.stages[number]
-        optimiser = build_optimiser(self.vae, stage)
+        optimiser = build_optimiser(self.task.parameter_groups(stage), stage)
         scaler = torch.amp.GradScaler(self.team.device.type, enabled=self.recipe.precision == "fp16")
         if self._resumed is not None:
-            load_optimiser_state(self.module, optimiser, self._resumed["optimiser"])
+            rates = [group["base"] for group in optimiser.param_groups]
+            load_optimiser_state(self.task.module, optimiser, self._resumed["optimiser"])
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group.setdefault("base", rate)
             scaler.load_state_dict(self._resumed["scaler"])
             self._resumed = None
         else:
             self.at = Position(number, total=self.at.total, best=self.at.best)
             self.average.seen = 0
         clock = Clock.of(stage, self.source, self._share(stage) * stage.accumulate, self.team, self.at.spent)
-        module = self.team.wrap(self.module, unused=stage.skeleton or self.recipe.free_kernels)
+        module = self.team.wrap(self.task.module, unused=self.task.unused(stage))
         self._judged = said = time.monotonic()
-        self.vae.train()
-        with skeleton_only(self.vae) if stage.skeleton else nullcontext():
+        self.task.module.train()
+        with self.task.during(stage):
             while True:
                 now = time.monotonic()
-                progress, due = self._agree(clock, stage, now)
+                progress, due = self._agree(clock, now)
                 if progress >= 1:
                     break
                 factor = clock.factor(stage, self.at.step, progress)
@@ -225,7 +183,7 @@ class Loop:
         self.at = Position(number + 1, total=self.at.total, best=self.at.best, running=self.at.running)
         self._evaluate_and_save(None, scaler, judged=True)
 
-    def _agree(self, clock: Clock, stage: Stage, now: float) -> tuple[float, bool]:
+    def _agree(self, clock: Clock, now: float) -> tuple[float, bool]:
         """Progress in 0..1 and whether an evaluation is due; by rank 0's clock where a clock decides."""
         due = now - self._judged > 60 * self.recipe.evaluate_minutes
         progress, agreed = self.team.agree(clock.progress(self.at.step, now), float(due))
@@ -236,24 +194,16 @@ class Loop:
         return every is not None and self.at.total % every == 0
 
     def _step(
-        self, module: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, stage: Stage,
-        progress: float,
-    ) -> tuple[dict[str, float], float]:  # fmt: skip
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, stage: S, share: float
+    ) -> tuple[dict[str, float], float]:
         """One optimiser step; the mean of its losses and the norm of its gradient before clipping."""
         optimiser.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for part in range(stage.accumulate):
             batch, rows = self._draw(stage)
-            device = self.team.device
-            x, waves = batch.x[rows].to(device), batch.wavelengths.to(device)
-            config = self.vae.config
-            side = stage.patch // config.scale_factor
-            shape = (len(batch.x), config.z_channels, side, side)
-            how = draw_disturbance(stage, shape, rows, self.generator, device)
+            progress = Progress(stage, self.at.step, share, rows, self.generator, self.team.device, module)
             with gathered_late(module, part == stage.accumulate - 1):
-                prediction = module(x, waves, how)
-                target = x if how.turn is None else how.turn(x, config.scale_factor)
-                loss, values = loss_of(prediction, target, stage, progress, self.at.step)
+                loss, values = self.task.loss(batch, progress)
                 scaler.scale(loss / stage.accumulate).backward()  # type: ignore[no-untyped-call]
             for key, value in (values | {"loss": float(loss.detach())}).items():
                 totals[key] = totals.get(key, 0.0) + value / stage.accumulate
@@ -270,21 +220,21 @@ class Loop:
         elif math.isfinite(norm):
             optimiser.step()
         if math.isfinite(norm):
-            self.average.update(self.vae)
+            self.average.update(self.network)
         else:
             log.warning("step %d: gradient not finite, step left out", self.at.total)
         return totals, norm
 
-    def _draw(self, stage: Stage) -> tuple[Batch, slice]:
+    def _draw(self, stage: S) -> tuple[B, slice]:
         """A batch and which of its rows are this worker's."""
         batch = self.source.draw(self._share(stage), stage.patch)
         if self.recipe.division != "slices":
-            return batch, slice(0, len(batch.x))
-        rows = len(batch.x) // self.team.world
+            return batch, slice(0, len(batch))
+        rows = len(batch) // self.team.world
         return batch, slice(self.team.rank * rows, (self.team.rank + 1) * rows)
 
     def _share(self, stage: Stage) -> int:
-        """Patches of one draw from this worker's source."""
+        """Examples of one draw from this worker's source."""
         size = stage.batch // stage.accumulate
         return size // self.team.world if self.recipe.division == "shares" else size
 
@@ -306,16 +256,15 @@ class Loop:
         self, optimiser: torch.optim.Optimizer | None, scaler: torch.amp.GradScaler, *, judged: bool
     ) -> None:
         if judged:
-            averaged = plain(self.averaged)
-            score = self.judge(averaged, self.at.total) if self.team.leads else None
+            averaged = self.averaged()
+            score = self.task.score(averaged, self.at.total) if self.team.leads else None
             if score is not None and self.tracker is not None:
                 self.tracker.scalars(self.at.total, "held out", {"score": score})
             (shared,) = self.team.agree(math.nan if score is None else score)
             if not math.isnan(shared) and (self.at.best is None or shared < self.at.best):
                 self.at.best = shared
-                if self.team.leads and self.keeper is not None and self.export is not None:
-                    export = self.export
-                    self.keeper.save_best(lambda folder: export(averaged, folder))
+                if self.team.leads and self.keeper is not None:
+                    self.keeper.save_best(lambda folder: self.task.export(averaged, folder))
             self._judged = time.monotonic()
         ended = optimiser is None
         if self.keeper is None or (self._saved == self.at.total and not ended):
@@ -330,12 +279,12 @@ class Loop:
     def snapshot(self, optimiser: torch.optim.Optimizer | None, scaler: torch.amp.GradScaler) -> Snapshot:
         """All that the next step depends on; every worker must call it. Without an optimiser: at a stage's end."""
         shared = {
-            "config": self.vae.config.to_dict(),
+            "config": dict(self.task.config),
             "position": self.at.to_dict(),
-            "network": whole_state(self.vae),
-            "average": whole_state(self.average.vae),
+            "network": whole_state(self.network),
+            "average": whole_state(self.average.network),
             "seen": self.average.seen,
-            "optimiser": None if optimiser is None else optimiser_state(self.module, optimiser),
+            "optimiser": None if optimiser is None else optimiser_state(self.task.module, optimiser),
             "scaler": scaler.state_dict(),
         }
         own = {

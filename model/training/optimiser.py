@@ -1,4 +1,4 @@
-"""Muon for convolutions and matrices, Adam for the rest: orthogonalised momentum suits deep, nearly linear networks.
+"""Builds a stage's optimiser: Muon for convolutions and matrices with Adam for the rest, or Adam alone.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the update's scale follows
 Liu et al., arXiv:2502.16982, so that one learning rate serves both kinds of parameters.
@@ -6,19 +6,16 @@ Liu et al., arXiv:2502.16982, so that one learning rate serves both kinds of par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.eo_vae import EOVAE
-from model.layouts import is_dynamic
 from model.training.recipe import Stage
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _MATCH = 0.2
-LAST_CONVOLUTION = 0.1
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -76,8 +73,8 @@ class Muon(torch.optim.Optimizer):
         p.addcdiv_(mean, square.sqrt() + group["eps"], value=-group["lr"])
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Split into Muon's (convolutions and matrices inside) and Adam's (vectors, tokens and the generators' heads)."""
+def muon_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Groups for `Muon`: its own (convolutions and matrices inside), and Adam's (vectors, tokens and heads)."""
     muon: list[nn.Parameter] = []
     adam: list[nn.Parameter] = []
     for name, p in named:
@@ -86,50 +83,11 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str
     return [g for g in ({"params": muon, "muon": True}, {"params": adam, "muon": False}) if g["params"]]
 
 
-def branch_parameters(vae: EOVAE) -> set[str]:
-    """Names of what the skeleton leaves out: residual branches and attention, but not the shortcuts."""
-    return {
-        name
-        for name, _ in vae.named_parameters()
-        if (".block" in name or ".attn_1" in name) and "nin_shortcut" not in name
-    }
-
-
-def build_optimiser(vae: EOVAE, stage: Stage) -> torch.optim.Optimizer:
-    """The stage's optimiser over what it trains; each group keeps its full rate as `base`. Frozen parameters need no
-    gradient afterwards."""
-    vae.requires_grad_(True)
-    if stage.freeze_body:
-        for name, p in vae.named_parameters():
-            p.requires_grad_(is_dynamic(name))
+def build_optimiser(groups: Sequence[dict[str, Any]], stage: Stage) -> torch.optim.Optimizer:
+    """The stage's optimiser over the groups; each keeps its full rate as `base`, the stage's `lr` where it has none."""
+    based = [{"base": stage.lr} | group for group in groups]
     if stage.optimiser == "muon":
-        return _muon(vae, stage)
-    params = [p for p in vae.parameters() if p.requires_grad]
-    return torch.optim.Adam([{"params": params, "base": stage.lr}], lr=stage.lr)
-
-
-def _muon(vae: EOVAE, stage: Stage) -> Muon:
-    branches = branch_parameters(vae)
-    skeleton, branch, generator = [], [], []
-    for name, p in vae.named_parameters():
-        if ".fc_" in name or ".conv_in.weights." in name or ".conv_out.weights." in name or ".biases." in name:
-            generator.append(p)
-        elif "weight_generator" in name or "fclayer" in name:
-            # the solved heads read tiny differences of these features: a moving body would throw the kernels off
-            p.requires_grad_(False)
-        elif stage.freeze_body:
-            continue
-        elif name not in branches:
-            skeleton.append(p)
-        elif not stage.skeleton:
-            branch.append((name, p))
-    groups: list[dict[str, Any]] = [
-        {"params": skeleton, "base": stage.lr_skeleton},
-        {"params": generator, "base": stage.lr_generators},
-    ]
-    # a branch's last convolution adds to a stream that is nearly right: its steps alone disturb, so they are small
-    last = [(n, p) for n, p in branch if ".conv2." in n or ".proj_out." in n]
-    inner = [(n, p) for n, p in branch if ".conv2." not in n and ".proj_out." not in n]
-    groups += [group | {"base": stage.lr_branches} for group in parameter_groups(inner)]
-    groups += [group | {"base": stage.lr_branches * LAST_CONVOLUTION} for group in parameter_groups(last)]
-    return Muon([group for group in groups if group["params"]])
+        return Muon(based)
+    if stage.optimiser == "adamw":
+        return torch.optim.AdamW(based, lr=stage.lr, weight_decay=stage.weight_decay, fused=True)
+    return torch.optim.Adam(based, lr=stage.lr)

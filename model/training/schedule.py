@@ -1,9 +1,19 @@
-"""Learning-rate schedules and the number of optimiser steps, computed per step from the real length of the data."""
+"""Gives the learning rate of each step and says when a stage ends, from the real length of the data."""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from model.training.distributed import Team
+from model.training.recipe import Stage
+from model.training.task import BatchLike, Source
+
+log = logging.getLogger(__name__)
 
 
 def cosine(progress: float, final: float = 0.0) -> float:
@@ -30,3 +40,54 @@ def epoch_steps(steps_per_epoch: Callable[[int], int | None], batch: int, accumu
     """Optimiser steps in one pass over the data: whole batches drawn in `accumulate` parts; None without a length."""
     draws = steps_per_epoch(batch // accumulate)
     return None if draws is None else max(1, draws // accumulate)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When a stage ends and how its rates go: by optimiser steps, by seconds, or by whichever is further."""
+
+    began: float
+    steps: int | None
+    seconds: float | None
+    warmup: int
+
+    @classmethod
+    def of(cls, stage: Stage, source: Source[BatchLike], share: int, team: Team, spent: float = 0.0) -> Clock:
+        """The clock of a stage in which `spent` seconds have passed already; `share` patches a step are drawn from
+        this worker's `source`. ValueError for epochs of endless data."""
+        per_epoch = None
+        if stage.epochs is not None or stage.warmup_epochs is not None:
+            per_epoch = epoch_steps(source.steps_per_epoch, share, stage.accumulate)
+            if per_epoch is None and stage.epoch_limit is None:
+                raise ValueError(
+                    f"stage {stage.name} counts epochs, but its data have no length: give steps, or an epoch_limit"
+                )
+            if per_epoch is None:
+                log.warning("stage %s: data of unknown length, an epoch is %d steps", stage.name, stage.epoch_limit)
+                per_epoch = cast(int, stage.epoch_limit)
+            # shares of the data differ by a patch or so: one length for all
+            per_epoch = min(int(team.agree(per_epoch)[0]), stage.epoch_limit or per_epoch)
+        limits = [] if stage.steps is None else [stage.steps]
+        if stage.epochs is not None and per_epoch is not None:
+            limits.append(max(1, round(stage.epochs * per_epoch)))
+        warmup = stage.warmup
+        if stage.warmup_epochs is not None and per_epoch is not None:
+            warmup = round(stage.warmup_epochs * per_epoch)
+        seconds = None if stage.minutes is None else 60 * stage.minutes
+        return cls(time.monotonic() - spent, min(limits) if limits else None, seconds, warmup)
+
+    def elapsed(self, now: float) -> float:
+        """Seconds spent in the stage at `now`, those before a resumption included."""
+        return now - self.began
+
+    def progress(self, step: int, now: float) -> float:
+        """0 at the start of the stage, 1 or more at its end."""
+        by_steps = 0.0 if self.steps is None else step / self.steps
+        by_time = 0.0 if self.seconds is None else self.elapsed(now) / self.seconds
+        return max(by_steps, by_time)
+
+    def factor(self, stage: Stage, step: int, progress: float) -> float:
+        """The factor on every group's base rate at optimiser step `step` of the stage, from 0."""
+        if stage.schedule == "warmup_cosine" and self.steps is not None:
+            return warmup_cosine(step, warmup=self.warmup, total=self.steps, final=stage.final)
+        return warmed_cosine(step, progress, warmup=self.warmup, final=stage.final)

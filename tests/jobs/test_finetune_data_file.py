@@ -17,7 +17,8 @@ from jobs.finetune import Options, main
 from model.eo_vae import EOVAE
 from model.sensors import SENSORS, TrainedSensor
 from model.training.eo_vae.feeds import from_file
-from model.training.recipe import RECIPES, Recipe
+from model.training.eo_vae.recipe import EOVAERecipe
+from model.training.recipe import RECIPES
 from model.weights import load_weights, published_meta, save_weights
 from tests.model.training.batches import TINY
 
@@ -51,7 +52,7 @@ def data_file(target: Path, catalog: Path, **changes: Any) -> Path:
 
 def test_a_search_trains_and_holds_out_other_ground(recipe: Path, demo_catalog: Path, tmp_path: Path) -> None:
     path = data_file(tmp_path / "data.yaml", demo_catalog)
-    data = from_file(Recipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS)
+    data = from_file(EOVAERecipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS)
     names = [data.source.draw(2, 80).sensor.name for _ in range(20)]
     assert set(names) == {"RGBN", "S1RTC"} == set(data.sensors)
     assert len(data.held_out) == 8
@@ -70,13 +71,13 @@ def test_statistics_that_a_sensor_lacks_are_taken_from_its_training_patches(
     rgbn = SENSORS["RGBN"]
     bare = TrainedSensor("RGBN", rgbn.unit, rgbn.bands, rgbn.wavelengths, (0.0,) * 4, (1.0,) * 4, rgbn.gsd)
     with caplog.at_level(logging.INFO):
-        data = from_file(Recipe.load(str(recipe)), path, 0, 1, {**SENSORS, "RGBN": bare}, KINDS, measure="RGBN")
+        data = from_file(EOVAERecipe.load(str(recipe)), path, 0, 1, {**SENSORS, "RGBN": bare}, KINDS, measure="RGBN")
     assert sum("RGBN has no statistics" in r.message for r in caplog.records) == 1
     batches = [b for b in (data.source.draw(8, 80) for _ in range(9)) if b.sensor.name == "RGBN"]
     z = torch.cat([b.x for b in batches])
     assert abs(float(z.mean())) < 0.5 and 0.5 < float(z.std()) < 1.5
     with pytest.raises(ValueError, match=r"data\.yaml has no source of S2L1C, the sensor to train for"):
-        from_file(Recipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS, measure="S2L1C")
+        from_file(EOVAERecipe.load(str(recipe)), path, 0, 1, SENSORS, KINDS, measure="S2L1C")
 
 
 @pytest.mark.slow

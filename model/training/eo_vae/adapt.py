@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from model.training.checkpoint import Keeper, read_snapshot
 from model.training.distributed import Team
 from model.training.eo_vae.batch_norm import calibrate
 from model.training.eo_vae.feeds import Data
+from model.training.eo_vae.recipe import EOVAERecipe, Job, recipe_summary
+from model.training.eo_vae.task import EOVAETask
 from model.training.loop import Loop
-from model.training.recipe import Job, Recipe, recipe_summary
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
@@ -48,7 +50,7 @@ class _Fixed:
         return self.batches[(self._next - 1) % len(self.batches)]
 
 
-def initial(recipe: Recipe, job: Job) -> EOVAE:
+def initial(recipe: EOVAERecipe, job: Job) -> EOVAE:
     """The network a run starts from. ValueError where its sizes are not the recipe's, naming both."""
     torch.manual_seed(recipe.seed)
     if job.init == "linear":
@@ -71,7 +73,7 @@ def known_sensors(meta: WeightsMeta | None) -> dict[str, TrainedSensor]:
     }
 
 
-def metadata(vae: EOVAE, recipe: Recipe, job: Job, data: Data, figures: Mapping[str, object]) -> WeightsMeta:
+def metadata(vae: EOVAE, recipe: EOVAERecipe, job: Job, data: Data, figures: Mapping[str, object]) -> WeightsMeta:
     """What the weights say of themselves: the sensors of this run alone, for others may have drifted."""
     sensors = {
         name: SensorMeta(s.bands, s.wavelengths, s.mean, s.std, s.unit, False, "as given, or of the training data")
@@ -109,7 +111,7 @@ def _decoded(vae: EOVAE, x: Tensor, batch: Batch) -> Tensor:
 
 
 def adapt(
-    recipe: Recipe, job: Job, vae: EOVAE, data: Data, *, team: Team | None = None, keeper: Keeper | None = None,
+    recipe: EOVAERecipe, job: Job, vae: EOVAE, data: Data, *, team: Team | None = None, keeper: Keeper | None = None,
     tracker: Tracker | None = None,
 ) -> EOVAE:  # fmt: skip
     """Run the recipe on `vae` from where `keeper` has a checkpoint, or from its beginning.
@@ -146,13 +148,13 @@ def adapt(
 
     # made ahead on a thread: a checkpoint holds the state after the batches trained on, whatever lies ready
     with closing(Prefetch(data.source, pin=team.device.type == "cuda")) as source:
-        loop = Loop(vae, recipe, source, team, keeper, judge, export, tracker)
+        loop = Loop(EOVAETask(vae, recipe, judge, export), recipe, source, team, keeper, tracker)
         if keeper is not None:
             with keeper.restore() as folder:
                 if folder is not None:
                     loop.resume(read_snapshot(folder, team.rank, sliced=recipe.division == "slices"))
                     log.info("going on from step %d", loop.at.total)
-        averaged = loop.run()
+        averaged = cast(EOVAE, loop.run())
     if team.leads:
         frozen, figures = finished(averaged)
         _write(frozen, job.out, recipe, job, data, figures)
@@ -160,7 +162,7 @@ def adapt(
     return averaged
 
 
-def _write(vae: EOVAE, out: Path, recipe: Recipe, job: Job, data: Data, figures: Mapping[str, object]) -> None:
+def _write(vae: EOVAE, out: Path, recipe: EOVAERecipe, job: Job, data: Data, figures: Mapping[str, object]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     meta = metadata(vae, recipe, job, data, figures)
     save_weights(vae, out, meta, torch.float16 if recipe.dtype == "float16" else torch.float32)
@@ -183,7 +185,7 @@ def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {key: round(value, 5) for key, value in values.items()}
 
 
-def with_job(recipe: Recipe, *, freeze_body: bool | None = None, precision: str | None = None) -> Recipe:
+def with_job(recipe: EOVAERecipe, *, freeze_body: bool | None = None, precision: str | None = None) -> EOVAERecipe:
     """The recipe with what the job's own options change."""
     if freeze_body is not None:
         recipe = replace(recipe, stages=tuple(replace(s, freeze_body=freeze_body) for s in recipe.stages))

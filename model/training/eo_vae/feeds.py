@@ -14,7 +14,7 @@ import yaml
 
 from model.sensors import SENSORS, TrainedSensor
 from model.training.batch import Batch
-from model.training.recipe import Recipe
+from model.training.eo_vae.recipe import EOVAERecipe
 from model.training.sources.augment import Augmentation
 from model.training.sources.batching import PatchBatches
 from model.training.sources.data_file import Opener, open_data, splits_of
@@ -42,7 +42,7 @@ class Data:
     sensors: Mapping[str, TrainedSensor]
 
 
-def _batches(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: Recipe, worker: Worker) -> PatchBatches:
+def _batches(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: EOVAERecipe, worker: Worker) -> PatchBatches:
     published = recipe.augment == "symmetries"
     return PatchBatches(
         feed, sensors, seed=recipe.seed, worker=worker.index, fit="resize" if published else "crop",
@@ -50,7 +50,7 @@ def _batches(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: Recipe, w
     )  # fmt: skip
 
 
-def _held(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: Recipe) -> list[Batch]:
+def _held(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: EOVAERecipe) -> list[Batch]:
     """A few fixed batches, of every sensor in turn."""
     stage = recipe.stages[-1]
     size = min(stage.batch, 8)
@@ -61,13 +61,13 @@ def _held(feed: Feed, sensors: Mapping[str, TrainedSensor], recipe: Recipe) -> l
     return batches
 
 
-def _reader(recipe: Recipe, rank: int, world: int) -> Worker:
+def _reader(recipe: EOVAERecipe, rank: int, world: int) -> Worker:
     """The worker's share of the data: all of it where every worker draws the whole batch."""
     return Worker() if recipe.division == "slices" else Worker(rank, world)
 
 
 def terramesh(
-    recipe: Recipe, url: str, rank: int, world: int, sensors: Mapping[str, TrainedSensor] = MODALITIES
+    recipe: EOVAERecipe, url: str, rank: int, world: int, sensors: Mapping[str, TrainedSensor] = MODALITIES
 ) -> Data:
     """The recipe's shards under `url`. ValueError where there are none."""
     worker = _reader(recipe, rank, world)
@@ -86,7 +86,14 @@ def terramesh(
 
 
 def rasters(
-    recipe: Recipe, listing: Path, root: Path, sensor: TrainedSensor, rank: int, world: int, *, measure: bool = False
+    recipe: EOVAERecipe,
+    listing: Path,
+    root: Path,
+    sensor: TrainedSensor,
+    rank: int,
+    world: int,
+    *,
+    measure: bool = False,
 ) -> Data:
     """The listing's georeferenced rasters of one sensor, split by blocks of ground.
 
@@ -125,7 +132,7 @@ def rasters(
 
 
 def from_file(
-    recipe: Recipe,
+    recipe: EOVAERecipe,
     path: Path,
     rank: int,
     world: int,
@@ -166,7 +173,7 @@ def from_file(
     return Data(source, held, {name: known[name] for name in names if name in known})
 
 
-def try_out(data: Data, recipe: Recipe) -> None:
+def try_out(data: Data, recipe: EOVAERecipe) -> None:
     """Draw a patch of each source as each sensor of its mix, at the largest size, and give the sources up.
 
     What cannot serve (files that are not there, other bands than the sensor's, patches smaller than a stage's) is so

@@ -24,10 +24,11 @@ from model.training.eo_vae.distill import distil
 from model.training.eo_vae.evaluate import MODEL, Evaluator, ratios, reconstruct
 from model.training.eo_vae.kernels import KernelTable, free_kernels, restore_generators
 from model.training.eo_vae.linear_start import linear_start
+from model.training.eo_vae.recipe import EOVAERecipe, Job, limited, recipe_summary
 from model.training.eo_vae.sampler import Sampler
 from model.training.eo_vae.subsets import Family, Lesson, teach, trained_lessons
+from model.training.eo_vae.task import EOVAETask
 from model.training.loop import Loop
-from model.training.recipe import Job, Recipe, limited, recipe_summary
 from model.training.sources.images import Image, complete, favoured, load_images
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
@@ -36,7 +37,7 @@ from model.weights_meta import SensorMeta, WeightsMeta
 log = logging.getLogger(__name__)
 
 
-def metadata(vae: EOVAE, recipe: Recipe, name: str, metrics: Mapping[str, object]) -> WeightsMeta:
+def metadata(vae: EOVAE, recipe: EOVAERecipe, name: str, metrics: Mapping[str, object]) -> WeightsMeta:
     """What the weights say of themselves: the sensors of the recipe's mix with true wavelengths."""
     used = {"S2L2A", *(n for n in recipe.mix if n in SENSORS)}
     sensors = {
@@ -56,7 +57,7 @@ def metadata(vae: EOVAE, recipe: Recipe, name: str, metrics: Mapping[str, object
     return WeightsMeta(name, vae.config, sensors, recipe.training_data, recipe.licence, created, metrics)
 
 
-def begin(recipe: Recipe, job: Job, sampler: Sampler, *, resumed: bool = False) -> EOVAE:
+def begin(recipe: EOVAERecipe, job: Job, sampler: Sampler, *, resumed: bool = False) -> EOVAE:
     """The network at the start: closed form, random, or loaded weights of the recipe's configuration.
 
     For a run that is `resumed` the closed form is not solved again: a checkpoint replaces it.
@@ -92,7 +93,12 @@ def _cirrus(x: Tensor) -> Tensor:
 
 
 def train(
-    recipe: Recipe, job: Job, *, team: Team | None = None, keeper: Keeper | None = None, tracker: Tracker | None = None
+    recipe: EOVAERecipe,
+    job: Job,
+    *,
+    team: Team | None = None,
+    keeper: Keeper | None = None,
+    tracker: Tracker | None = None,
 ) -> EOVAE:
     """Run the recipe from where `keeper` has a checkpoint, or from its beginning.
 
@@ -133,13 +139,15 @@ def train(
         else:
             write_weights(averaged, folder / job.out.name, recipe, job, sampler, {})
 
-    loop = Loop(vae, recipe, sampler, team, keeper, judge, export, tracker)
+    loop = Loop(EOVAETask(vae, recipe, judge, export), recipe, sampler, team, keeper, tracker)
     if snapshot is not None:
         loop.resume(snapshot)
         log.info("going on from step %d", loop.at.total)
-    elif team.leads:
-        publish(loop.averaged, recipe, job, evaluator, sampler, final=False)
-    averaged = loop.run()
+    else:
+        start = cast(EOVAE, loop.averaged())
+        if team.leads:
+            publish(start, recipe, job, evaluator, sampler, final=False)
+    averaged = cast(EOVAE, loop.run())
     if team.leads:
         lessons = trained_lessons(averaged, recipe_sensors(recipe))
         if generators is not None:
@@ -163,12 +171,12 @@ def _pictures(vae: EOVAE, evaluator: Evaluator, tracker: Tracker, total: int) ->
         tracker.picture(total, shown_as, panel(tile, reconstruct(vae, tile, place.sensor), place.sensor))
 
 
-def recipe_sensors(recipe: Recipe) -> list[TrainedSensor]:
+def recipe_sensors(recipe: EOVAERecipe) -> list[TrainedSensor]:
     """The whole sensors of the mix, S2L2A first."""
     return [S2L2A, *(SENSORS[n] for n in recipe.mix if n in SENSORS and n != S2L2A.name)]
 
 
-def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: Recipe, sampler: Sampler, *, fresh: bool) -> None:
+def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: EOVAERecipe, sampler: Sampler, *, fresh: bool) -> None:
     """Generators for every subset of S2L2A's and S2L1C's bands, keeping what the sets of the mix were trained to.
 
     `lessons` are those of `recipe_sensors`; `fresh` starts the generators anew.
@@ -186,7 +194,7 @@ def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: Recipe, sampler: Sa
 
 
 def publish(
-    vae: EOVAE, recipe: Recipe, job: Job, evaluator: Evaluator, sampler: Sampler, *, final: bool
+    vae: EOVAE, recipe: EOVAERecipe, job: Job, evaluator: Evaluator, sampler: Sampler, *, final: bool
 ) -> Mapping[str, Any]:
     """Write the averaged weights with their held-out figures; the final call scores every place, into a JSON too."""
     job.out.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +214,7 @@ def publish(
 
 
 def write_weights(
-    vae: EOVAE, out: Path, recipe: Recipe, job: Job, sampler: Sampler, table: Mapping[str, Any]
+    vae: EOVAE, out: Path, recipe: EOVAERecipe, job: Job, sampler: Sampler, table: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Weights with calibrated batch norm and their metadata; returns the metrics among those."""
     frozen = copy.deepcopy(vae)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from model.eo_vae import EOVAE, LOGVAR_MAX, LOGVAR_MIN
 from model.losses import MIN_SIDE, charbonnier, ms_ssim_loss, relative_angle, relative_error
-from model.training.recipe import Stage
+from model.training.eo_vae.recipe import EOVAEStage
+from model.training.task import mixed
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SMALLEST = 0.25
 
 
@@ -48,7 +48,7 @@ class Disturbance:
 
 
 def draw_disturbance(
-    stage: Stage, shape: tuple[int, int, int, int], part: slice, generator: torch.Generator, device: torch.device
+    stage: EOVAEStage, shape: tuple[int, int, int, int], part: slice, generator: torch.Generator, device: torch.device
 ) -> Disturbance:
     """The disturbance of one batch whose latents, of all workers together, have `shape`; `part` are this worker's.
 
@@ -80,15 +80,14 @@ class Reconstruction(nn.Module):
     def __init__(self, vae: EOVAE, precision: str = "bf16") -> None:
         super().__init__()
         self.vae = vae
-        self.dtype = HALF[precision]
+        self.precision = precision
 
     def forward(self, x: Tensor, waves: Tensor, how: Disturbance | None = None) -> Tensor:
         """Pixels (B, C, H, W) z-scores -> prediction of the same shape, or of the turned target's."""
         how = how or Disturbance()
         x = x.contiguous(memory_format=torch.channels_last)
         weight, bias = self.vae.encoder.conv_in.kernel(waves)
-        half = self.dtype is not torch.float32
-        with torch.autocast(x.device.type, self.dtype if half else torch.bfloat16, enabled=half):
+        with mixed(x.device, self.precision):
             moments = self.vae.encoder.body(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2))
             z, logvar = moments.chunk(2, dim=1)
             if how.normal is not None:
@@ -110,7 +109,7 @@ TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def loss_of(
-    prediction: Tensor, target: Tensor, stage: Stage, progress: float, step: int = 0
+    prediction: Tensor, target: Tensor, stage: EOVAEStage, progress: float, step: int = 0
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the stage's losses inside its margin, and each loss's own value.
 

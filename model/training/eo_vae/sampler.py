@@ -12,10 +12,10 @@ import torch
 
 from model.sensors import COLOURS, S2L2A, SENSORS, Floats, TrainedSensor, true_colour
 from model.training.batch import Batch, random_subset
+from model.training.eo_vae.recipe import DEFAULT_MIX
 from model.training.sources.augment import Augmentation, dihedral, optical, radar
 from model.training.sources.images import Image
 
-DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
 _CHECKED = 8
 
 

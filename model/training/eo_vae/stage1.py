@@ -1,4 +1,4 @@
-"""Stage 1: a FLUX.2 autoencoder's first and last convolution distilled into the generators, and the whole saved as one.
+"""Distils a FLUX.2 autoencoder's first and last convolution into the generators, and saves the whole as one: stage 1.
 
 Source: EO-VAE specification, sections 5 and 9. The sound version differs from the published script, which compared the
 decoder's bias before its second scaling (ten times too small at inference), loaded no FLUX body, and wrote keys that
@@ -8,20 +8,24 @@ stage 2 did not read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.eo_vae import EOVAE, EOVAEConfig
-from model.training.checkpoint import Keeper, Position, Snapshot, read_snapshot, write_snapshot
-from model.training.distributed import Team, load_whole_state, whole_state
-from model.training.schedule import cosine
+from model.hypernet import DynamicConvIn, DynamicConvOut
+from model.training.checkpoint import Keeper, Snapshot, read_snapshot
+from model.training.distributed import Team
+from model.training.loop import Loop
+from model.training.recipe import Recipe, Stage
+from model.training.task import Progress, Task
 from model.training.tracking import Tracker
 from model.weights import flux_ends, load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
@@ -56,6 +60,17 @@ class Distillation:
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps of distillation: 1 or more")
 
+    @property
+    def recipe(self) -> Recipe[Stage]:
+        """The same for the loop: float32, no average, no clipping."""
+        stage = Stage(
+            "distil", batch=1, steps=self.steps, optimiser="adamw", lr=self.lr, weight_decay=self.weight_decay,
+            warmup=self.warmup, final=self.final_lr / self.lr,
+        )  # fmt: skip
+        return Recipe(
+            (stage,), seed=self.seed, ema=0.0, clip=math.inf, precision="fp32", checkpoint_steps=self.checkpoint_steps
+        )
+
     @classmethod
     def published(cls) -> Distillation:
         """Stage 1 to the number: at most 5000 steps at 1e-4."""
@@ -70,9 +85,13 @@ class Teacher:
 
     def errors(self, vae: EOVAE) -> dict[str, float]:
         """Name -> norm of the difference over the norm of the teacher's tensor, at the scale that inference uses."""
-        with torch.no_grad():
-            pairs = zip(NAMES, generated(vae), self.tensors, strict=True)
-            return {name: float((got - want).norm() / want.norm().clamp_min(1e-12)) for name, got, want in pairs}
+        return self.apart(generated(vae))
+
+    @torch.no_grad()
+    def apart(self, tensors: Sequence[Tensor]) -> dict[str, float]:
+        """The same of four tensors."""
+        pairs = zip(NAMES, tensors, self.tensors, strict=True)
+        return {name: float((got - want).norm() / want.norm().clamp_min(1e-12)) for name, got, want in pairs}
 
 
 def generated(vae: EOVAE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,25 +117,78 @@ def read_teacher(path: Path, config: EOVAEConfig | None = None, seed: int = 0) -
     return vae, Teacher((first, first_bias, last, last_bias))
 
 
-def loss_of(vae: EOVAE, teacher: Teacher, kind: str) -> Tensor:
+def loss_of(tensors: Sequence[Tensor], teacher: Teacher, kind: str) -> Tensor:
     """The sum over the four tensors of their squared errors, published or relative: scalar."""
     total = torch.zeros((), device=teacher.tensors[0].device)
-    for got, want in zip(generated(vae), teacher.tensors, strict=True):
+    for got, want in zip(tensors, teacher.tensors, strict=True):
         error = F.mse_loss(got, want)
         total = total + (error if kind == "published" else error / want.square().mean().clamp_min(1e-12))
     return total
 
 
-class _Generators(nn.Module):
-    """The loss as a module, for DDP to wrap; it holds the generators alone, so that nothing else is trained."""
+class Generators(nn.Module):
+    """The two generators alone, so that nothing else is trained; gives the four tensors."""
+
+    def __init__(self, first: DynamicConvIn, last: DynamicConvOut) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (*self.first.kernel(WAVELENGTHS), *self.last.kernel(WAVELENGTHS))
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A batch of no data: a teacher's tensors are all there is."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def pinned(self) -> Nothing:
+        return self
+
+
+class NoData:
+    """A source of it."""
+
+    def draw(self, batch_size: int, patch: int) -> Nothing:
+        return Nothing(batch_size)
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class DistillationTask(Task[Nothing, Stage]):
+    """The generators of `vae` towards the teacher's four tensors."""
 
     def __init__(self, vae: EOVAE, teacher: Teacher, kind: str) -> None:
-        super().__init__()
-        self.first, self.last = vae.encoder.conv_in, vae.decoder.conv_out
-        self._vae, self._teacher, self._kind = [vae], teacher, kind
+        vae.requires_grad_(False)
+        self.module = Generators(vae.encoder.conv_in, vae.decoder.conv_out).requires_grad_(True)
+        self._config, self._teacher, self._kind = vae.config, teacher, kind
 
-    def forward(self) -> Tensor:
-        return loss_of(self._vae[0], self._teacher, self._kind)
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config.to_dict()
+
+    def loss(self, batch: Nothing, progress: Progress[Stage]) -> tuple[Tensor, dict[str, float]]:
+        tensors = progress.forward()
+        errors = {name.replace(" ", "_"): error for name, error in self._teacher.apart(tensors).items()}
+        return loss_of(tensors, self._teacher, self._kind), errors
+
+    def score(self, network: nn.Module, total: int) -> float | None:
+        """Said, not compared: the last is the best."""
+        teacher = Teacher(tuple(t.cpu() for t in self._teacher.tensors))  # type: ignore[arg-type]
+        errors = teacher.apart(cast(Generators, network)())
+        log.info("distil %d: %s", total, ", ".join(f"{k} {v:.5f}" for k, v in errors.items()))
+        return None
 
 
 def distil_teacher(
@@ -129,56 +201,24 @@ def distil_teacher(
     a checkpoint. Returns the four relative errors.
     """
     team = team or Team()
-    vae.to(team.device).requires_grad_(False)
+    vae.to(team.device)
     teacher = Teacher(tuple(t.to(team.device) for t in teacher.tensors))  # type: ignore[arg-type]
-    module = _Generators(vae, teacher, how.loss).requires_grad_(True)
-    team.same_start(module)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=how.lr, weight_decay=how.weight_decay, fused=True)
-    at = Position()
+    task = DistillationTask(vae, teacher, how.loss)
+    team.same_start(task.module)
+    loop = Loop(task, how.recipe, NoData(), team, keeper, tracker)
     if keeper is not None:
         with keeper.restore() as folder:
             if folder is not None:
-                at = _resume(folder, vae, module, optimiser)
-    if tracker is not None:
-        tracker.open(at.total)
-    wrapped = team.wrap(module)
-    while at.total < how.steps:
-        rate = how.final_lr + (how.lr - how.final_lr) * cosine(at.total / how.steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (at.total + 1) / max(1, how.warmup))
-        loss = wrapped()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        at.total += 1
-        at.step = at.total
-        if tracker is not None:
-            tracker.scalars(at.total, "distil", {"loss": float(loss.detach()), "rate": rate})
-        if at.total % how.checkpoint_steps == 0 or at.total == how.steps:
-            errors = teacher.errors(vae)
-            log.info("distil %d: %s", at.total, ", ".join(f"{k} {v:.5f}" for k, v in errors.items()))
-            if tracker is not None:
-                tracker.scalars(at.total, "distil", errors)
-                tracker.sync()
-            if keeper is not None:
-                write = partial(write_snapshot, snapshot=_snapshot(at, vae, module, optimiser), rank=team.rank)
-                keeper.save(write, at.total, {"loss": float(loss.detach()), "step": float(at.total)})
+                loop.resume(_completed(read_snapshot(folder, 0, sliced=True), loop))
+    loop.run()
     return teacher.errors(vae)
 
 
-def _snapshot(at: Position, vae: EOVAE, module: nn.Module, optimiser: torch.optim.Optimizer) -> Snapshot:
-    shared = {"config": vae.config.to_dict(), "position": at.to_dict(), "network": whole_state(module),
-              "optimiser": optimiser.state_dict()}  # fmt: skip
-    return Snapshot(shared, {})
-
-
-def _resume(folder: Path, vae: EOVAE, module: nn.Module, optimiser: torch.optim.Optimizer) -> Position:
-    shared = read_snapshot(folder, 0, sliced=True).shared
-    if shared["config"] != vae.config.to_dict():
-        raise ValueError(f"the checkpoint holds {shared['config']}, this run distils {vae.config.to_dict()}")
-    load_whole_state(module, shared["network"])
-    optimiser.load_state_dict(shared["optimiser"])
-    return Position.from_dict(shared["position"])
+def _completed(snapshot: Snapshot, loop: Loop[Nothing, Stage]) -> Snapshot:
+    """A checkpoint with all that the loop keeps: those of before stage 1 ran on it hold no average and no generator."""
+    now = loop.snapshot(None, torch.amp.GradScaler(loop.team.device.type, enabled=False))
+    shared = dict(now.shared) | {"average": snapshot.shared["network"]} | dict(snapshot.shared)
+    return Snapshot(shared, dict(now.own) | dict(snapshot.own))
 
 
 def metadata(vae: EOVAE, errors: Mapping[str, float], name: str, licence: str) -> WeightsMeta:

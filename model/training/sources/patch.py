@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from model.sensors import Floats
 from model.training.batch import Batch
+from model.training.task import Source
 
 
 class BandError(ValueError):
@@ -97,21 +98,5 @@ class Feed(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class BatchSource(Protocol):
-    """What the training loop draws from."""
-
-    def draw(self, batch_size: int, patch: int) -> Batch:
-        """One batch of `batch_size` patches of `patch` pixels a side, z-scored."""
-        ...
-
-    def steps_per_epoch(self, batch_size: int) -> int | None:
-        """Batches that show this worker's share of the data once; None where the data have no end."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next draws depend on, as plain numbers, strings, lists and mappings."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the source did that gave the state. ValueError where the state is of other data."""
-        ...
+class BatchSource(Source[Batch], Protocol):
+    """A source of pixels: batches of `batch_size` patches of `patch` pixels a side, z-scored, of one sensor each."""

@@ -6,21 +6,20 @@ import queue
 import threading
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic
 
-from model.training.batch import Batch
-from model.training.sources.patch import BatchSource
+from model.training.task import B, Source
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    batch: Batch | None
+class _Made(Generic[B]):
+    batch: B | None
     after: Mapping[str, Any]
     error: Exception | None = None
 
 
-class Prefetch:
+class Prefetch(Generic[B]):
     """`source`, with up to `depth` batches drawn while the network trains.
 
     Reading, unpacking and numpy's arithmetic leave the interpreter's lock, so a thread is enough beside a step on a
@@ -28,19 +27,19 @@ class Prefetch:
     again after a resume. Another batch or patch size starts from there too. `pin` puts batches into pinned memory.
     """
 
-    def __init__(self, source: BatchSource, depth: int = 4, *, pin: bool = False) -> None:
+    def __init__(self, source: Source[B], depth: int = 4, *, pin: bool = False) -> None:
         if depth < 1:
             raise ValueError(f"prefetching {depth} batches: 1 or more")
         self._source, self._depth, self._pin = source, depth, pin
         self._state: Mapping[str, Any] = source.state_dict()
         self._ahead = False
         self._asked: tuple[int, int] | None = None
-        self._made: queue.Queue[_Made] = queue.Queue()
+        self._made: queue.Queue[_Made[B]] = queue.Queue()
         self._room = threading.Semaphore(0)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def draw(self, batch_size: int, patch: int) -> Batch:
+    def draw(self, batch_size: int, patch: int) -> B:
         """The next batch; raises what the source raised on making it."""
         if self._asked != (batch_size, patch):
             self._end()
@@ -86,7 +85,7 @@ class Prefetch:
         self,
         batch_size: int,
         patch: int,
-        made: queue.Queue[_Made],
+        made: queue.Queue[_Made[B]],
         room: threading.Semaphore,
         stop: threading.Event,
     ) -> None:
@@ -96,9 +95,7 @@ class Prefetch:
                 return
             try:
                 batch = self._source.draw(batch_size, patch)
-                made.put(
-                    _Made(replace(batch, x=batch.x.pin_memory()) if self._pin else batch, self._source.state_dict())
-                )
+                made.put(_Made(batch.pinned() if self._pin else batch, self._source.state_dict()))
             except Exception as error:  # handed to whoever draws
                 made.put(_Made(None, {}, error))
                 return

@@ -19,7 +19,7 @@ _ORDER, _BUFFER = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One of `count` readers that share the data: the workers of a training run times the loader processes of each."""
+    """One of `count` readers that share the data: the workers of a training run."""
 
     index: int = 0
     count: int = 1
@@ -27,10 +27,6 @@ class Worker:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise ValueError(f"worker {self.index} of {self.count}: workers count from 0")
-
-    def within(self, process: int, processes: int) -> Worker:
-        """This worker's `process` of `processes` loader processes."""
-        return Worker(self.index * processes + process, self.count * processes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from model.sensors import SENSORS, Floats, TrainedSensor, own_names
 from model.training.sources.ledger import Ledger
 from model.training.sources.patch import BandError, Patch, Place
-from model.training.sources.shards import Sample, Shard, ShardError, find_shards, plain, read_shard
+from model.training.sources.shards import Sample, Shard, find_shards, plain
 from model.training.sources.splits import BlockSplit
 from model.training.sources.stream import ShardStream, Worker
 from model.training.sources.zarr_zip import ZarrZip
@@ -190,28 +190,6 @@ class TerraMesh:
             self.skip(f"{sample.shard}/{sample.key}", "it does not say where it lies, so it is of no split")
             return None
         return patch if self.rule.split_of(patch.place) == self.split else None
-
-
-def count_samples(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """Number of whole samples of each shard, by its headers alone: quick on a disk, many requests over a network.
-
-    Of a damaged shard what lies before the fault counts.
-    """
-    sizes = {}
-    for shard in shards:
-        seen = [0]
-
-        def tally(ordinal: int, seen: list[int] = seen) -> bool:
-            seen[0] = ordinal + 1
-            return False
-
-        try:
-            for _ in read_shard(shard, tally, storage_options):
-                pass
-        except ShardError:
-            pass  # the stream names it
-        sizes[shard.name] = seen[0]
-    return sizes
 
 
 def read_sizes(shards: Sequence[Shard], storage_options: Mapping[str, Any] | None = None) -> dict[str, int]:

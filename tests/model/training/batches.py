@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from model.eo_vae import EOVAEConfig
+from model.eo_vae import EOVAE, EOVAEConfig
 from model.sensors import S1RTC, S2L2A, TrainedSensor
 from model.training.batch import Batch
-from model.training.recipe import Recipe, Stage
+from model.training.eo_vae.recipe import EOVAERecipe, EOVAEStage
+from model.training.eo_vae.task import EOVAETask, Export, Judge
+from model.training.loop import Loop
 
 TINY = EOVAEConfig(
     ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=8, norm_groups=4, hypernet_layers=1, wavelength_dim=32,
@@ -61,11 +63,24 @@ class Fixed(Random):
         return Batch(rows, self.whole.sensor)
 
 
-def recipe(stage: Mapping[str, Any] | None = None, **values: Any) -> Recipe:
+def recipe(stage: Mapping[str, Any] | None = None, **values: Any) -> EOVAERecipe:
     """A recipe of one stage of Adam without margins or warm-up, in float32."""
     plain: dict[str, Any] = {
         "name": "s", "batch": 4, "patch": 32, "steps": 6, "optimiser": "adam", "schedule": "warmup_cosine", "warmup": 0,
         "lr": 1e-3, "margin": 0, "loss": {"charbonnier": 1.0},
     }  # fmt: skip
     base: dict[str, Any] = {"precision": "fp32", "ema": 0.0, "clip": 1.0, "evaluate_minutes": 60.0}
-    return Recipe(TINY, (Stage(**{**plain, **(stage or {})}),), **{**base, **values})
+    return EOVAERecipe((EOVAEStage(**{**plain, **(stage or {})}),), config=TINY, **{**base, **values})
+
+
+def looped(
+    vae: EOVAE,
+    how: EOVAERecipe,
+    source: Any,
+    *more: Any,
+    judge: Judge | None = None,
+    export: Export | None = None,
+    **given: Any,
+) -> Loop[Batch, EOVAEStage]:  # fmt: skip
+    """EO-VAE on the loop."""
+    return Loop(EOVAETask(vae, how, judge, export), how, source, *more, **given)

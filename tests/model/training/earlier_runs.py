@@ -23,12 +23,11 @@ from torch import Tensor
 from jobs.finetune import main
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.training.checkpoint import Store, read_snapshot
+from model.training.eo_vae.recipe import EOVAERecipe, EOVAEStage
 from model.training.eo_vae.stage1 import Distillation, Teacher, distil_teacher
-from model.training.loop import Loop
-from model.training.recipe import Recipe, Stage
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
-from tests.model.training.batches import Random
+from tests.model.training.batches import Random, looped
 from tests.model.training.conftest import make_world
 from tests.model.training.finetuning import short_finetuning
 
@@ -45,17 +44,17 @@ def loop(folder: Path) -> State:
     shared: dict[str, Any] = {"batch": 4, "patch": 16, "margin": 0, "warmup": 2}
     plain = {"charbonnier": 1.0}
     stages = (
-        Stage("skeleton", steps=2, skeleton=True, **shared),
-        Stage("all", steps=4, accumulate=2, sample=True, latent_noise=0.1, equivariance=0.5, loss=plain, **shared),
-        Stage("adam", steps=3, optimiser="adam", schedule="warmup_cosine", loss=plain, lr=1e-3, **shared),
+        EOVAEStage("skeleton", steps=2, skeleton=True, **shared),
+        EOVAEStage("all", steps=4, accumulate=2, sample=True, latent_noise=0.1, equivariance=0.5, loss=plain, **shared),
+        EOVAEStage("adam", steps=3, optimiser="adam", schedule="warmup_cosine", loss=plain, lr=1e-3, **shared),
     )
-    how = Recipe(
+    how = EOVAERecipe(
         config=MINIMAL, stages=stages, precision="fp32", ema=0.9, clip=1.0, evaluate_minutes=60.0, checkpoint_steps=4
     )
     torch.manual_seed(0)
     url = str(folder / "run")
     tracker = Tracker(url, "run")
-    run = Loop(EOVAE(MINIMAL), how, Random(5, mixed=True), keeper=Store(url, keep=9), tracker=tracker)
+    run = looped(EOVAE(MINIMAL), how, Random(5, mixed=True), keeper=Store(url, keep=9), tracker=tracker)
     with Store(url).restore() as checkpoint:
         if checkpoint is not None:
             run.resume(read_snapshot(checkpoint, 0, sliced=False))

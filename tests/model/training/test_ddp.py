@@ -14,9 +14,8 @@ import torch.multiprocessing as mp
 from model.eo_vae import EOVAE
 from model.training.checkpoint import Store, read_snapshot, write_snapshot
 from model.training.distributed import Team
-from model.training.loop import Loop
 from model.training.tracking import Tracker, read_history
-from tests.model.training.batches import TINY, Random, recipe
+from tests.model.training.batches import TINY, Random, looped, recipe
 
 EXTRA: dict[str, Any] = {"steps": 5, "sample": True, "latent_noise": 0.1, "lr": 1e-4}
 
@@ -27,7 +26,7 @@ def _run(url: str, strategy: str, *, resume: str = "") -> None:
     team = Team.here(strategy)
     how = recipe(EXTRA, division="slices", ema=0.9)
     tracker = Tracker(url, "run") if team.leads else None
-    loop = Loop(EOVAE(TINY), how, Random(3, mixed=True), team, tracker=tracker)
+    loop = looped(EOVAE(TINY), how, Random(3, mixed=True), team, tracker=tracker)
     if resume:
         with Store(resume).restore() as folder:
             assert folder is not None
@@ -70,7 +69,7 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
         assert float(apart.square().mean().sqrt()) < 0.02 * 5 * 1e-4, strategy
     # what two wrote, one goes on from: the number of workers is no part of a run in slices
     torch.manual_seed(1)
-    loop = Loop(EOVAE(TINY), recipe(EXTRA, division="slices", ema=0.9), Random(3, mixed=True))
+    loop = looped(EOVAE(TINY), recipe(EXTRA, division="slices", ema=0.9), Random(3, mixed=True))
     with Store(f"{url}-ddp").restore() as folder:
         assert folder is not None
         loop.resume(read_snapshot(folder, 0, sliced=True))
@@ -79,16 +78,16 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
 
 def test_shares_of_workers_make_one_batch() -> None:
     how = recipe({"batch": 8, "accumulate": 2}, division="shares")
-    loop = Loop(EOVAE(TINY), how, Random(), Team(1, 2))
+    loop = looped(EOVAE(TINY), how, Random(), Team(1, 2))
     batch, rows = loop._draw(how.stages[0])
     assert len(batch.x) == 2 and rows == slice(0, 2)
-    loop = Loop(EOVAE(TINY), replace(how, division="slices"), Random(), Team(1, 2))
+    loop = looped(EOVAE(TINY), replace(how, division="slices"), Random(), Team(1, 2))
     batch, rows = loop._draw(how.stages[0])
     assert len(batch.x) == 4 and rows == slice(2, 4)
 
 
 def test_a_run_of_other_workers_is_named(tmp_path: Path) -> None:
-    loop = Loop(EOVAE(TINY), recipe(), Random())
+    loop = looped(EOVAE(TINY), recipe(), Random())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     write_snapshot(tmp_path, loop.snapshot(None, scaler), 0)
     with pytest.raises(ValueError, match="of 1 workers"):

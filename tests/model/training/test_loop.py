@@ -17,13 +17,12 @@ from model.eo_vae import EOVAE
 from model.layouts import is_dynamic
 from model.training.checkpoint import Position, Store, read_snapshot
 from model.training.distributed import Team
-from model.training.ema import Average
 from model.training.eo_vae.objective import Disturbance, Reconstruction, Turn, draw_disturbance
-from model.training.loop import Loop
-from model.training.recipe import Recipe
+from model.training.eo_vae.recipe import EOVAERecipe
+from model.training.loop import Average
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, read_history
-from tests.model.training.batches import TINY, Fixed, Random, recipe
+from tests.model.training.batches import TINY, Fixed, Random, looped, recipe
 
 
 def network(seed: int = 0) -> EOVAE:
@@ -47,10 +46,10 @@ class Notes(Tracker):
         pass
 
 
-def run(how: Recipe, source: Random, **more: Any) -> tuple[EOVAE, list[dict[str, float]]]:
+def run(how: EOVAERecipe, source: Random, **more: Any) -> tuple[EOVAE, list[dict[str, float]]]:
     notes = Notes()
     vae = network()
-    Loop(vae, how, source, tracker=notes, **more).run()
+    looped(vae, how, source, tracker=notes, **more).run()
     return vae, notes.lines
 
 
@@ -98,11 +97,11 @@ def test_freezing_the_body_trains_the_generated_convolutions_alone() -> None:
 
 def test_the_average_lags_and_zero_decay_does_not() -> None:
     vae = network()
-    loop = Loop(vae, recipe(ema=0.9), Fixed(4, 32))
+    loop = looped(vae, recipe(ema=0.9), Fixed(4, 32))
     averaged = loop.run()
     assert 0 < difference(averaged, vae) < 0.1
     live = network()
-    assert difference(Loop(live, recipe(), Fixed(4, 32)).run(), live) < 1e-7
+    assert difference(looped(live, recipe(), Fixed(4, 32)).run(), live) < 1e-7
 
 
 def test_average_by_hand() -> None:
@@ -112,7 +111,7 @@ def test_average_by_hand() -> None:
     with torch.no_grad():
         p.add_(1.0)
     average.update(live)  # the first decay is (1 + 1) / (10 + 1)
-    assert torch.allclose(dict(average.vae.named_parameters())[name], first + 9 / 11, atol=1e-6)
+    assert torch.allclose(dict(average.network.named_parameters())[name], first + 9 / 11, atol=1e-6)
 
 
 def test_ms_ssim_joins_at_its_step() -> None:
@@ -167,7 +166,7 @@ def test_equivariance_turns_latents_and_target_alike() -> None:
 )
 def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: dict[str, Any], precision: str) -> None:
     how = recipe({"steps": 7, **extra}, ema=0.9, precision=precision, checkpoint_steps=2)
-    whole = Loop(network(), how, Random(5, mixed=True)).run()
+    whole = looped(network(), how, Random(5, mixed=True)).run()
 
     class KilledError(Exception):
         pass
@@ -181,11 +180,11 @@ def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: d
     url = str(tmp_path / "run")
     tracker = Tracker(url, "run")
     with pytest.raises(KilledError):
-        Loop(network(), how, Dying(5, mixed=True), keeper=Store(url), tracker=tracker).run()
+        looped(network(), how, Dying(5, mixed=True), keeper=Store(url), tracker=tracker).run()
     tracker.close()
     torch.manual_seed(99)
     source, tracker = Random(5, mixed=True), Tracker(url, "run")
-    again = Loop(network(1), how, source, keeper=Store(url), tracker=tracker)
+    again = looped(network(1), how, source, keeper=Store(url), tracker=tracker)
     with Store(url).restore() as folder:
         assert folder is not None
         again.resume(read_snapshot(folder, 0, sliced=False))
@@ -198,7 +197,7 @@ def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: d
 def test_batches_made_ahead_change_neither_the_run_nor_where_it_goes_on(tmp_path: Path) -> None:
     """A checkpoint says which batches were trained on, not which lay ready."""
     how = recipe({"steps": 7}, ema=0.9, checkpoint_steps=2)
-    whole = Loop(network(), how, Random(5, mixed=True)).run()
+    whole = looped(network(), how, Random(5, mixed=True)).run()
     url, makers = str(tmp_path / "run"), set[str]()
 
     class KilledError(Exception):
@@ -222,12 +221,12 @@ def test_batches_made_ahead_change_neither_the_run_nor_where_it_goes_on(tmp_path
     source = Noting(5, mixed=True)
     ahead = Prefetch(source, depth=3)
     with pytest.raises(KilledError):
-        Loop(network(), how, ahead, keeper=Dying(url)).run()
+        looped(network(), how, ahead, keeper=Dying(url)).run()
     assert source.drawn == 7 and makers == {"prefetch"}
     ahead.close()
     torch.manual_seed(99)
     ahead = Prefetch(Random(5, mixed=True), depth=3)
-    again = Loop(network(1), how, ahead, keeper=Store(url))
+    again = looped(network(1), how, ahead, keeper=Store(url))
     with Store(url).restore() as folder:
         assert folder is not None
         snapshot = read_snapshot(folder, 0, sliced=False)
@@ -241,8 +240,8 @@ def test_two_stages_and_a_finished_run(tmp_path: Path) -> None:
     how = recipe()
     how = replace(how, stages=(replace(how.stages[0], steps=2), replace(how.stages[0], name="t", steps=3)))
     keeper = Store(str(tmp_path))
-    first = Loop(network(), how, Random(), keeper=keeper).run()
-    again = Loop(network(1), how, Random(), keeper=keeper)
+    first = looped(network(), how, Random(), keeper=keeper).run()
+    again = looped(network(1), how, Random(), keeper=keeper)
     with keeper.restore() as folder:
         assert folder is not None
         again.resume(read_snapshot(folder, 0, sliced=False))
@@ -259,25 +258,25 @@ def test_best_is_the_lowest_score(tmp_path: Path) -> None:
         exported.append(1)
 
     judge: Callable[[EOVAE, int], float | None] = lambda vae, total: next(scores, 5.0)  # noqa: E731
-    loop = Loop(network(), how, Random(), keeper=Store(str(tmp_path)), judge=judge, export=export)
+    loop = looped(network(), how, Random(), keeper=Store(str(tmp_path)), judge=judge, export=export)
     loop.run()
     assert loop.at.best == 1.0 and len(exported) == 2 and (tmp_path / "best" / "best.txt").read_text() == "1"
 
 
 def test_a_checkpoint_of_another_network_is_named() -> None:
-    loop = Loop(network(), recipe(), Random())
+    loop = looped(network(), recipe(), Random())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     other = replace(TINY, z_channels=4)
-    snapshot = Loop(EOVAE(other), replace(recipe(), config=other), Random()).snapshot(None, scaler)
+    snapshot = looped(EOVAE(other), replace(recipe(), config=other), Random()).snapshot(None, scaler)
     with pytest.raises(ValueError, match="'z_channels': 4"):
         loop.resume(snapshot)
 
 
 def test_what_workers_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 3"):
-        Loop(network(), recipe(division="slices"), Random(), Team(0, 3))
+        looped(network(), recipe(division="slices"), Random(), Team(0, 3))
     with pytest.raises(ValueError, match="use ddp"):
-        Loop(network(), recipe({"optimiser": "muon"}), Random(), Team(strategy="fsdp"))
+        looped(network(), recipe({"optimiser": "muon"}), Random(), Team(strategy="fsdp"))
     with pytest.raises(ValueError, match="ddp, fsdp"):
         Team.here("pipeline")
 

@@ -15,7 +15,7 @@ from model.eo_vae import EOVAEConfig
 from model.sensors import SENSORS
 from model.training.eo_vae.adapt import initial, known_sensors
 from model.training.eo_vae.feeds import as_trained
-from model.training.recipe import Job, Recipe
+from model.training.eo_vae.recipe import EOVAERecipe, Job
 from model.training.tracking import read_history
 from model.weights import load_weights, published_meta
 from tests.model.training.batches import TINY
@@ -140,5 +140,5 @@ def test_weights_keep_the_wavelengths_they_know() -> None:
 def test_a_random_start_needs_sizes(tmp_path: Path) -> None:
     job = Job(tmp_path, tmp_path / "o", "random")
     with pytest.raises(ValueError, match="no config"):
-        initial(replace(Recipe.load("adapt"), config=None), job)
-    assert initial(replace(Recipe.load("adapt"), config=TINY), job).config == TINY
+        initial(replace(EOVAERecipe.load("adapt"), config=None), job)
+    assert initial(replace(EOVAERecipe.load("adapt"), config=TINY), job).config == TINY

@@ -22,13 +22,13 @@ from model.hypernet import DynamicConvIn
 from model.sensors import S1RTC, S2L2A
 from model.training.batch import Batch
 from model.training.checkpoint import Store
-from model.training.ema import Average
 from model.training.eo_vae.batch_norm import calibrate
 from model.training.eo_vae.evaluate import LINEAR, MODEL, markdown
 from model.training.eo_vae.finetune import train
+from model.training.eo_vae.groups import branch_parameters
 from model.training.eo_vae.kernels import KernelTable
-from model.training.optimiser import branch_parameters
-from model.training.recipe import Job, Recipe, limited
+from model.training.eo_vae.recipe import EOVAERecipe, Job, limited
+from model.training.loop import Average
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
@@ -63,7 +63,9 @@ def few_calibration_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_free_kernels_end_up_in_the_generators(recipe_file: Path, world: World, tmp_path: Path) -> None:
-    recipe = replace(Recipe.load(recipe_file), free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05)
+    recipe = replace(
+        EOVAERecipe.load(recipe_file), free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05
+    )
     out = tmp_path / "tiny.safetensors"
     trained = train(recipe, Job(world[1], out, name="tiny"))
     assert type(trained.encoder.conv_in) is DynamicConvIn and out.with_suffix(".partial.pt").is_file()
@@ -85,7 +87,7 @@ def test_a_kernel_outside_the_mix_is_named() -> None:
 def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     run = tmp_path / "run"
-    recipe = Recipe.load(recipe_file)
+    recipe = EOVAERecipe.load(recipe_file)
     tracker = Tracker(str(run), "tiny")
     trained = train(recipe, Job(world[1], out, name="tiny"), keeper=Store(str(run)), tracker=tracker)
     tracker.close()
@@ -113,7 +115,7 @@ def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: Wor
 
 
 def test_limits_scale_the_stages(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = limited(Recipe.load(recipe_file), Job(tmp_path, tmp_path, steps=70, minutes=1.0))
+    recipe = limited(EOVAERecipe.load(recipe_file), Job(tmp_path, tmp_path, steps=70, minutes=1.0))
     assert [s.steps for s in recipe.stages] == [40, 30] and sum(s.minutes for s in recipe.stages) == pytest.approx(1.0)
 
 
@@ -122,26 +124,26 @@ def test_recipe_errors_name_the_key(recipe_file: Path) -> None:
     values["stages"][0]["learning_rate"] = 1
     recipe_file.write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="learning_rate"):
-        Recipe.load(recipe_file)
+        EOVAERecipe.load(recipe_file)
     with pytest.raises(ValueError, match="nano"):
-        Recipe.load("no-such-recipe")
+        EOVAERecipe.load("no-such-recipe")
 
 
 @pytest.mark.parametrize("name", ["nano", "nano_more"])
 def test_shipped_recipe_loads_and_fits_the_limit(name: str) -> None:
-    recipe = Recipe.load(name)
-    assert recipe.config == Recipe.load("nano").config  # one goes on from the other
+    recipe = EOVAERecipe.load(name)
+    assert recipe.config == EOVAERecipe.load("nano").config  # one goes on from the other
     parameters = sum(p.numel() for p in EOVAE(recipe.config).parameters())
     assert 2 * parameters < 16e6 and Path(recipe.listing).is_file()
     assert recipe.config.ch // recipe.config.norm_groups >= 4
 
 
 def test_average_follows_the_parameters(recipe_file: Path) -> None:
-    config = Recipe.load(recipe_file).config
+    config = EOVAERecipe.load(recipe_file).config
     live, average = EOVAE(config), Average(EOVAE(config), decay=0.5)
     for _ in range(40):
         average.update(live)
-    pairs = zip(average.vae.parameters(), live.parameters(), strict=True)
+    pairs = zip(average.network.parameters(), live.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
     assert "encoder.down.1.block.0.nin_shortcut.weight" not in branch_parameters(live)
 
@@ -152,7 +154,7 @@ def test_calibration_gives_unit_latents(recipe_file: Path) -> None:
             generator = torch.Generator().manual_seed(0)
             return Batch(torch.randn(batch_size, 12, patch, patch, generator=generator), S2L2A)
 
-    vae = EOVAE(replace(Recipe.load(recipe_file).config)).eval()
+    vae = EOVAE(replace(EOVAERecipe.load(recipe_file).config)).eval()
     calibrate(vae, Fixed(), batches=1)  # type: ignore[arg-type]
     batch = Fixed().draw(4, 128)
     with torch.no_grad():

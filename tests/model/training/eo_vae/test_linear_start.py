@@ -16,7 +16,7 @@ from model.training.eo_vae.klt import fit_klt, to_blocks
 from model.training.eo_vae.linear_start import StaticKernels, linear_start, pair_layout
 from model.training.eo_vae.sampler import Sampler
 from model.training.eo_vae.skeleton import skeleton_only
-from model.training.optimiser import Muon, orthogonalise, parameter_groups
+from model.training.optimiser import Muon, muon_groups, orthogonalise
 from model.training.sources.images import load_images
 
 CONFIG = EOVAEConfig(ch=32, num_res_blocks=1, norm_groups=2, hypernet_layers=1, wavelength_dim=64, hypernet_ff=64)
@@ -109,7 +109,7 @@ def test_muon_solves_a_matrix_and_adam_its_bias() -> None:
     matrix = orthogonalise(torch.randn(6, 10))
     assert torch.allclose(torch.linalg.svdvals(matrix), torch.ones(6), atol=0.35)
     layer, target = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
-    optimiser = Muon(parameter_groups(layer.named_parameters()))
+    optimiser = Muon(muon_groups(layer.named_parameters()))
     losses = []
     for step in range(300):
         x = torch.randn(64, 6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import threading
 from collections import Counter
@@ -25,7 +24,6 @@ from model.training.sources.indexed import IndexedFeed
 from model.training.sources.mixture import Mixture
 from model.training.sources.patch import BandError, BatchSource, Patch, Place
 from model.training.sources.prefetch import Prefetch
-from model.training.sources.processes import BatchDataset, load
 from model.training.sources.splits import BlockSplit
 from model.training.sources.stream import Worker
 
@@ -302,20 +300,3 @@ def test_the_sampler_of_local_images_resumes_and_can_be_made_ahead(world: tuple[
     ahead.close()
     with pytest.raises(ValueError, match="no state of a Sampler"):
         one.load_state_dict({"feed": {}})
-
-
-def _open(worker: Worker) -> PatchBatches:
-    return batches(12, 7, worker)
-
-
-def test_loader_processes_share_the_data_once() -> None:
-    dataset = BatchDataset(_open, 2, 4, Worker(0, 1))
-    made = load(dataset, 2)
-    drawn = Counter(int(v) for _ in range(6) for v in next(made).x[:, 0, 0, 0])
-    del made
-    assert set(drawn) == set(range(12)) and set(drawn.values()) == {1}
-    halves = [set(), set()]  # type: ignore[var-annotated]
-    for index, half in enumerate(halves):
-        alone = iter(BatchDataset(functools.partial(_open), 2, 4, Worker(index, 2)))
-        half |= {int(v) for _ in range(3) for v in next(alone).x[:, 0, 0, 0]}
-    assert halves[0] | halves[1] == set(range(12)) and not halves[0] & halves[1]

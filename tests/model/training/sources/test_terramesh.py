@@ -19,7 +19,7 @@ from model.training.sources.patch import BandError
 from model.training.sources.shards import Sample, find_shards
 from model.training.sources.splits import BlockSplit
 from model.training.sources.stream import Worker
-from model.training.sources.terramesh import MODALITIES, TerraMesh, count_samples, decode
+from model.training.sources.terramesh import MODALITIES, TerraMesh, decode
 from model.training.sources.zarr_zip import ZarrZip
 from tests.model.training import shards as make
 
@@ -168,8 +168,7 @@ def test_a_sample_without_a_place_is_of_no_split(tmp_path: Path) -> None:
 
 def test_steps_an_epoch_come_from_the_sizes_beside_the_shards(pattern: str) -> None:
     shards = find_shards(pattern, MIX)
-    sizes = count_samples(shards)
-    assert sizes == {"majortom_shard_000001.tar": 5, "majortom_shard_000002.tar": 4}
+    sizes = {"majortom_shard_000001.tar": 5, "majortom_shard_000002.tar": 4}
     assert PatchBatches(TerraMesh.open(pattern, MIX), SENSORS).steps_per_epoch(2) is None
     beside = Path(shards[0].urls[0][1]).with_name("sizes.json")
     beside.write_text(json.dumps(sizes))

@@ -1,0 +1,77 @@
+"""Trains EO-VAE on the loop: pixels of one sensor in, their reconstruction out, weighed as the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.eo_vae import EOVAE
+from model.training.batch import Batch
+from model.training.eo_vae.groups import trained_groups
+from model.training.eo_vae.objective import Reconstruction, draw_disturbance, loss_of
+from model.training.eo_vae.recipe import EOVAERecipe, EOVAEStage
+from model.training.eo_vae.skeleton import skeleton_only
+from model.training.task import Progress, Task
+
+Judge = Callable[[EOVAE, int], float | None]
+"""Scores (and publishes) the averaged weights at an optimiser step: the lower the better, None: no score."""
+Export = Callable[[EOVAE, Path], None]
+"""Writes the averaged weights, as a user would load them, into a folder."""
+
+
+class EOVAETask(Task[Batch, EOVAEStage]):
+    """`vae` trained as the recipe says; `judge` and `export` are the run's own (default: nobody scores)."""
+
+    memory_format = torch.channels_last
+
+    def __init__(
+        self, vae: EOVAE, recipe: EOVAERecipe, judge: Judge | None = None, export: Export | None = None
+    ) -> None:
+        self.vae, self.recipe = vae, recipe
+        self.module: Reconstruction = Reconstruction(vae, recipe.precision)
+        self.whole_matrices = recipe.free_kernels
+        self._judge, self._export = judge, export
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.vae.config.to_dict()
+
+    def network(self, module: nn.Module) -> nn.Module:
+        return cast(Reconstruction, module).vae
+
+    def loss(self, batch: Batch, progress: Progress[EOVAEStage]) -> tuple[Tensor, dict[str, float]]:
+        stage, config, device = progress.stage, self.vae.config, progress.device
+        x, waves = batch.x[progress.rows].to(device), batch.wavelengths.to(device)
+        side = stage.patch // config.scale_factor
+        shape = (len(batch), config.z_channels, side, side)
+        how = draw_disturbance(stage, shape, progress.rows, progress.generator, device)
+        prediction = progress.forward(x, waves, how)
+        target = x if how.turn is None else how.turn(x, config.scale_factor)
+        return loss_of(prediction, target, stage, progress.share, progress.step)
+
+    def parameter_groups(self, stage: EOVAEStage) -> list[dict[str, Any]]:
+        return trained_groups(self.vae, stage)
+
+    def shard_units(self, module: nn.Module) -> Sequence[nn.Module]:
+        vae = cast(Reconstruction, module).vae
+        return [*vae.encoder.down, *vae.decoder.up]
+
+    def unused(self, stage: EOVAEStage) -> bool:
+        return stage.skeleton or self.recipe.free_kernels
+
+    def during(self, stage: EOVAEStage) -> AbstractContextManager[Any]:
+        return skeleton_only(self.vae) if stage.skeleton else nullcontext()
+
+    def score(self, network: nn.Module, total: int) -> float | None:
+        return None if self._judge is None else self._judge(cast(EOVAE, network), total)
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        if self._export is None:
+            super().export(network, folder)
+        else:
+            self._export(cast(EOVAE, network), folder)
