@@ -65,7 +65,7 @@ def install() -> None:
         return call
 
     WindowReader.read = noted(READ, WindowReader.read)  # type: ignore[method-assign]
-    WindowReader.read_run = noted(READ, WindowReader.read_run)  # type: ignore[method-assign]
+    WindowReader.read_strip = noted(READ, WindowReader.read_strip)  # type: ignore[method-assign]
     LatentStore.write_shard = noted(WRITE, LatentStore.write_shard)  # type: ignore[method-assign]
     UnitRunner.run = noted(UNIT, UnitRunner.run)  # type: ignore[method-assign]
     begin = UnitRunner.__init__

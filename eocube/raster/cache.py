@@ -1,4 +1,4 @@
-"""Rasters kept open: a local file's handle shared by all threads, a distant one's by none; both bounded."""
+"""Rasters kept open: a local file's handle shared by all threads, a remote one's by none; both bounded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RasterCache:
     """Open rasters by unsigned href, the latest used ones kept.
 
     A local file is opened once for all threads, which take turns in it: GDAL keeps decoded blocks with the handle, so
-    that a block under several windows is unpacked once. A distant one has a handle a thread: threads that wait for
+    that a block under several windows is unpacked once. A remote one has a handle a thread: threads that wait for
     the network must not wait for each other.
 
     """
@@ -67,7 +67,7 @@ class RasterCache:
             return place.raster
 
     def drop(self, href: str) -> None:
-        """Forget an href, so that the next `get` signs and opens it anew; of a distant one, this thread's handle."""
+        """Forget an href, so that the next `get` signs and opens it anew; of a remote one, this thread's handle."""
         with self._lock:
             places = self._places(href)
             for key in [key for key in places if key[0] == href]:

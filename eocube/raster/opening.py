@@ -273,7 +273,7 @@ def _opened(href: str, storage_options: Mapping[str, Any], overview: int | None,
         dataset = _open(path, options, side_cars=side_cars)
     try:
         if path is not None and scheme_of(href) and dataset.transform == Affine.identity():
-            # What lies beside a distant file says where it is, and no more: overviews and masks may be anything.
+            # What lies beside a remote file says where it is, and no more: overviews and masks may be anything.
             georeference = _open(path, options, side_cars=True)
         return _described(dataset, georeference or dataset)
     except BaseException:

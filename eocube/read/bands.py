@@ -25,7 +25,7 @@ from eocube.raster.warp import (
 )
 from eocube.read.plausible import check_digital, check_numbers, check_range, is_questionable
 from eocube.scenes.scene import BandSource, Scene
-from eocube.sensors.radiometry import to_travelling
+from eocube.sensors.radiometry import to_sensor_dn
 from eocube.sensors.sensor import Sensor
 
 Band = tuple[NDArray[Any], NDArray[np.bool_]]
@@ -63,7 +63,7 @@ def read_bands(
         pixels = list((np.rint(warped) if raw.dtype.kind in "ui" else warped).astype(raw.dtype))
     bands = []
     for band, seen, source in zip(pixels, there, sources, strict=True):
-        moved, kept = _travelling(band, source, sensor)
+        moved, kept = _to_sensor_dn(band, source, sensor)
         bands.append((moved, seen & kept))
     return bands, raw.nbytes
 
@@ -108,7 +108,7 @@ def gapless(raw: NDArray[Any], source: BandSource, file_nodata: float | None, se
     """A band's pixels in travelling form; None where not every one is valid, or numbers are to be looked at closer."""
     if is_questionable(raw, source, sensor) or not _usable(raw, source, file_nodata).all():
         return None
-    moved, kept = _travelling(raw, source, sensor)
+    moved, kept = _to_sensor_dn(raw, source, sensor)
     return moved if kept.all() else None
 
 
@@ -173,9 +173,9 @@ def _leave_out_masked(
         band &= seen
 
 
-def _travelling(band: NDArray[Any], source: BandSource, sensor: Sensor) -> Band:
+def _to_sensor_dn(band: NDArray[Any], source: BandSource, sensor: Sensor) -> Band:
     """A band in travelling form, and where that is not the sensor's nodata."""
-    moved = to_travelling(band, source.radiometry, sensor)
+    moved = to_sensor_dn(band, source.radiometry, sensor)
     return moved, ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
 
 

@@ -149,12 +149,12 @@ class WindowReader:
         whole = int(percent(share.mean(keepdims=True))[0, 0])
         return WindowPixels(groups, percent(share), whole, cloud, ids, read, lacking, mask.clouds)
 
-    def read_run(
+    def read_strip(
         self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None
     ) -> tuple[WindowPixels, ...] | None:
         """Windows side by side, west to east, read as one: of each what `read` gives of it alone, several times faster.
 
-        None where it takes more than copying: several scenes, one that is distant, off the grid, with a gap or an
+        None where it takes more than copying: several scenes, one that is remote, off the grid, with a gap or an
         edge, a window cloudier than `max_cloud` percent, and whatever fails; then each is to be read on its own.
         """
         touching = self._touching(scenes, windows[0])
@@ -165,13 +165,13 @@ class WindowReader:
             return None
         try:
             with gdal_environment(self._options):
-                return self._read_run(scene, windows, max_cloud)
+                return self._read_strip(scene, windows, max_cloud)
         except DEFECTS:
             raise
         except Exception:  # the window that it concerns fails in its own words
             return None
 
-    def _read_run(
+    def _read_strip(
         self, scene: Scene, windows: Sequence[Window], max_cloud: float | None
     ) -> tuple[WindowPixels, ...] | None:
         masks = self._mask_run(scene, windows)

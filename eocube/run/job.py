@@ -27,6 +27,7 @@ from eocube.run.driver import Cube, EngineOptions, RunTally
 from eocube.run.driver import run as run_engine
 from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Limits
+from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import (
     EncodeOptions,
@@ -328,7 +329,8 @@ def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: 
     if len(failures) > NAMED_FAILURES:
         say(console, f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", "red")
     for unit in tally.lost:
-        say(console, f"  unit {unit} crashed its worker every time: left out, the same command tries it again", "red")
+        said = f"crashed its worker {ATTEMPTS} times; skipped: the same command tries it again"
+        say(console, f"  unit {unit} {said}", "red")
     left = sum(n for s, n in total.items() if s.retryable)
     if tally.interrupted:
         say(console, "interrupted: the same command goes on where it stopped")

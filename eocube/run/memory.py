@@ -12,7 +12,7 @@ from eocube.plan.plan import Plan
 from eocube.raster.opening import BLOCK_CACHE, CURL_CACHE
 from eocube.run.options import Limits
 from eocube.run.pool import UNITS_PER_ACTOR
-from eocube.run.unit import RUN
+from eocube.run.unit import STRIP
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ def window_bytes(plan: Plan) -> int:
 def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNITS_PER_ACTOR) -> int:
     """Upper bound of the host memory that an actor's units take, in bytes, beside the encoder and the libraries.
 
-        units x ((ahead + RUN + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
+        units x ((ahead + STRIP + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
         + read_threads x (4 x window + open rasters) + GDAL's two caches
 
-    Per unit, `ahead` windows (RUN a reading thread, if that is more) are read and not yet taken, `encode_threads + 2`
+    Per unit, `ahead` windows (STRIP a reading thread, if that is more) are read and not yet taken, `encode_threads + 2`
     batches wait for the encoder or for being put into the shard, one is being gathered; windows that were read as one
     are let go as one. Nothing in it grows with the number of units. Beside it an actor holds the plan itself, some kB
     a scene.
     """
     window = window_bytes(plan)
     shard = _SHARD_COPIES * plan.product.channels * plan.grid.lattice.shard**2
-    held = max(limits.ahead, RUN * limits.read_threads) + RUN + (limits.encode_threads + 3) * batch
+    held = max(limits.ahead, STRIP * limits.read_threads) + STRIP + (limits.encode_threads + 3) * batch
     reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
     return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE
 

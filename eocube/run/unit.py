@@ -61,7 +61,7 @@ class _Read:
     asset: str | None = None
 
 
-RUN = 5
+STRIP = 5
 """Windows side by side that are read as one where the scenes are local files."""
 
 
@@ -103,14 +103,14 @@ class UnitRunner:
         self._encoders = ThreadPoolExecutor(
             threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
         )
-        # Distant reads wait, and eight of them wait together; local ones compute, and take turns in the files they
+        # Remote reads wait, and eight of them wait together; local ones compute, and take turns in the files they
         # share: no more of them than cores, and where encoding computes on the same cores by the same threads.
         local = all_local(plan)
         readers = min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
         shared = local and models.device == "cpu"
         self._readers = self._encoders if shared else ThreadPoolExecutor(readers, thread_name_prefix="read")
-        self._run_length = RUN if local else 1
-        self._ahead = max(limits.ahead, self._run_length * readers)
+        self._strip_length = STRIP if local else 1
+        self._ahead = max(limits.ahead, self._strip_length * readers)
         self._check = (
             None
             if models.decoder is None or models.truth is None
@@ -231,7 +231,7 @@ class UnitRunner:
             while following or pending:
                 while following and (not pending or waiting + len(following) <= self._ahead):
                     waiting += len(following)
-                    pending.append(self._readers.submit(copy_context().run, self._read_run, following))
+                    pending.append(self._readers.submit(copy_context().run, self._read_strip, following))
                     following = next(runs, None)
                 for read in pending.popleft().result():
                     waiting -= 1
@@ -245,7 +245,7 @@ class UnitRunner:
         run: list[_Wanted] = []
         for wanted in windows:
             if run and not (
-                len(run) < self._run_length and len(wanted.scenes) == 1 and wanted.scenes == run[-1].scenes
+                len(run) < self._strip_length and len(wanted.scenes) == 1 and wanted.scenes == run[-1].scenes
                 and wanted.window == Window(run[-1].window.row, run[-1].window.col + 1)
             ):  # fmt: skip
                 yield run
@@ -254,9 +254,9 @@ class UnitRunner:
         if run:
             yield run
 
-    def _read_run(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
+    def _read_strip(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
         if len(run) > 1:
-            together = self.reader.read_run(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
+            together = self.reader.read_strip(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
             if together is not None:
                 return [(wanted.place, _whole(wanted.window, read)) for wanted, read in zip(run, together, strict=True)]
         return [(wanted.place, self._read(wanted.scenes, wanted.window)) for wanted in run]

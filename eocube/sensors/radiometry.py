@@ -28,7 +28,7 @@ class Radiometry:
     why: str
 
 
-def to_travelling(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:
+def to_sensor_dn(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:
     """Raw source pixels of any shape -> the sensor's travelling form (`sensor.dtype`, `sensor.nodata` marked).
 
     Integers stay integers where the scales agree (Sentinel-2: DN = reflectance * 1e4 + 1000, a pure addition); what

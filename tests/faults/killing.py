@@ -132,7 +132,7 @@ class Reader:
         groups = {10: np.full((1, side, side), value, np.uint16)}
         return WindowPixels(groups, valid, int(valid.mean()), int(clouds[0].mean()), (), 1, missing, clouds)
 
-    def read_run(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None) -> None:
+    def read_strip(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None) -> None:
         return None
 
     def mask(self, scenes: Sequence[Scene], window: Window) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Rasters kept open: local ones opened once for all threads, without a wrong pixel; distant ones a thread's own."""
+"""Rasters kept open: local ones opened once for all threads, without a wrong pixel; remote ones a thread's own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_what_one_thread_drops_another_reads_to_the_end(
     cache.close()
 
 
-def test_a_distant_raster_is_a_thread_s_own_and_any_thread_closes_it(
+def test_a_remote_raster_is_a_thread_s_own_and_any_thread_closes_it(
     files: dict[str, NDArray[np.uint16]], opened: list[str]
 ) -> None:
     content = Path(next(iter(files))).read_bytes()

@@ -149,7 +149,7 @@ def test_nothing_beside_a_local_file_leads_elsewhere(ending: str, secret: Path, 
     assert "remove" in refused(str(path))
 
 
-def test_what_lies_beside_a_distant_file_is_not_opened(secret: Path, site: tuple[Path, str]) -> None:
+def test_what_lies_beside_a_remote_file_is_not_opened(secret: Path, site: tuple[Path, str]) -> None:
     """Neither with a transform, nor without one, when what lies beside is asked for it."""
     folder, server = site
     for name, where in (("placed", {}), ("bare", {"crs": None, "transform": None})):

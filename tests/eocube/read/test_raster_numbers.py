@@ -28,7 +28,7 @@ def test_float_reflectance_under_a_rule_for_digital_numbers_is_refused(tmp_path:
             read(over(path, rule))
         assert "\n" not in str(said.value)
     with WindowReader(s2(), LATTICE) as reader:
-        assert reader.read_run([over(path)], [WINDOW, Window(WINDOW.row, WINDOW.col)]) is None
+        assert reader.read_strip([over(path)], [WINDOW, Window(WINDOW.row, WINDOW.col)]) is None
 
 
 def test_float_reflectance_with_its_own_scale_and_float_digital_numbers_are_right(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_numbers_far_beyond_the_travelling_type_are_refused(tmp_path: Path, side
         scene = over(tif(tmp_path / f"{name}.tif", values), rule)
         if side_by_side:
             with WindowReader(s2(), LATTICE) as reader:
-                assert reader.read_run([scene], [WINDOW]) is None
+                assert reader.read_strip([scene], [WINDOW]) is None
         else:
             with pytest.raises(SourceError, match=r"do not fit what S2L2A travels as.*raster:bands"):
                 read(scene)
@@ -132,7 +132,7 @@ def test_masks_and_alpha_bands_are_kept_to(tmp_path: Path, kind: str) -> None:
             np.testing.assert_array_equal(pixels.groups[10][0][:, :128], cut(values)[:, :128])
             assert (pixels.groups[10][0][:, 128:] > 1000).all()  # mirrored
         with WindowReader(s2(), LATTICE) as reader:
-            assert reader.read_run([over(path)], [WINDOW]) is None
+            assert reader.read_strip([over(path)], [WINDOW]) is None
 
 
 def test_classes_under_a_mask_are_no_classes(tmp_path: Path) -> None:

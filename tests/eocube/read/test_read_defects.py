@@ -37,16 +37,16 @@ def broken(kind: type[Exception], calls: list[int]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
-@pytest.mark.parametrize("distant", [False, True])
+@pytest.mark.parametrize("remote", [False, True])
 def test_a_defect_comes_through_at_once(
-    kind: type[Exception], distant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(eocube.read.reader, "read_bands", broken(kind, calls))
     scene = over(tif(tmp_path / "b.tif", digital(ground())))
     network = Network(NetworkLimits(first_wait=0.001))
     with WindowReader(s2(), LATTICE, network=network) as reader:
-        if distant:  # a host's failures are asked again; the file itself is opened here all the same
+        if remote:  # a host's failures are asked again; the file itself is opened here all the same
             monkeypatch.setattr(eocube.read.reader, "host_of", lambda href, options: "host")
         with pytest.raises(kind, match="a part that was changed"):
             reader.read([scene], WINDOW)
@@ -60,7 +60,7 @@ def test_a_defect_in_reading_windows_together_is_not_passed_over(
     scene = over(tif(tmp_path / "b.tif", digital(ground())))
     monkeypatch.setattr(eocube.read.reader, "read_along", broken(kind, []))
     with WindowReader(s2(), LATTICE) as reader, pytest.raises(kind, match="a part that was changed"):
-        reader.read_run([scene], [WINDOW])
+        reader.read_strip([scene], [WINDOW])
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, KeyError])
@@ -73,7 +73,7 @@ def test_what_drivers_raise_is_a_failed_read(
         reader.read([scene], WINDOW)
     monkeypatch.setattr(eocube.read.reader, "read_along", broken(kind, []))
     with WindowReader(s2(), LATTICE) as reader:
-        assert reader.read_run([scene], [WINDOW, Window(WINDOW.row, WINDOW.col + 1)]) is None
+        assert reader.read_strip([scene], [WINDOW, Window(WINDOW.row, WINDOW.col + 1)]) is None
 
 
 class Defective(EncodeActor):

@@ -332,11 +332,11 @@ def test_bands_of_one_file_are_read_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels.groups[10], values[indices, row : row + 256, col : col + 256])
 
 
-RUN = tuple(Window(WINDOW.row, WINDOW.col + k) for k in range(-2, 3))
+STRIP = tuple(Window(WINDOW.row, WINDOW.col + k) for k in range(-2, 3))
 
 
 def wide(path: Path, side: int, seed: int, gap: Window | None = None) -> Path:
-    """A band that covers all of `RUN` at its sampling, with a pixel of nodata in the middle of a window."""
+    """A band that covers all of `STRIP` at its sampling, with a pixel of nodata in the middle of a window."""
     transform, size = around(side, 8000)
     values = noise(size, size, seed)
     if gap is not None:
@@ -366,14 +366,14 @@ def test_windows_side_by_side_read_as_one_are_those_read_alone(tmp_path: Path, r
     for cover in (None, mask):
         here = scene("a", dict(files), rule, cover)
         with WindowReader(s2("B01", "B02", "B03", "B05"), LATTICE) as reader:
-            together = reader.read_run([here], RUN)
+            together = reader.read_strip([here], STRIP)
             assert together is not None
-        for window, pixels in zip(RUN, together, strict=True):
+        for window, pixels in zip(STRIP, together, strict=True):
             assert same(pixels, read(s2("B01", "B02", "B03", "B05"), [here], window))
     with WindowReader(s2("B02"), LATTICE) as reader:
         cloud = [p.cloud_percent for p in together]
-        assert reader.read_run([here], RUN, max(cloud)) is not None
-        assert reader.read_run([here], RUN, max(cloud) - 1) is None
+        assert reader.read_strip([here], STRIP, max(cloud)) is not None
+        assert reader.read_strip([here], STRIP, max(cloud) - 1) is None
 
 
 def test_backscatter_and_other_resolutions_are_read_as_one_too(tmp_path: Path) -> None:
@@ -384,11 +384,11 @@ def test_backscatter_and_other_resolutions_are_read_as_one_too(tmp_path: Path) -
     coarse = Lattice(32633, 20)
     at = Window(WINDOW.row // 2, WINDOW.col // 2)
     for sensor, source, lattice, windows in (
-        (get_sensor("S1RTC"), scene("a", {"VV": path, "VH": path}, POWER), LATTICE, RUN),
+        (get_sensor("S1RTC"), scene("a", {"VV": path, "VH": path}, POWER), LATTICE, STRIP),
         (s2("B05"), scene("a", {"B05": bands}), coarse, (at, Window(at.row, at.col + 1))),
     ):
         with WindowReader(sensor, lattice) as reader:
-            together = reader.read_run([source], windows)
+            together = reader.read_strip([source], windows)
             assert together is not None
         assert all(same(p, read(sensor, [source], w, lattice)) for w, p in zip(windows, together, strict=True))
 
@@ -405,13 +405,13 @@ def test_windows_are_read_one_by_one_where_more_than_copying_is_to_do(tmp_path: 
     broken = tmp_path / "broken.tif"
     broken.write_bytes(full.read_bytes()[:5000])
     cases = {
-        "a gap": [scene("a", {"B02": wide(tmp_path / "gap.tif", 10, 2, RUN[3])})],
+        "a gap": [scene("a", {"B02": wide(tmp_path / "gap.tif", 10, 2, STRIP[3])})],
         "off the grid": [scene("a", {"B02": cog(tmp_path / "off.tif", noise(size, size), off)})],
         "an edge": [scene("a", {"B02": cog(tmp_path / "short.tif", noise(short_size, short_size), short)})],
         "two scenes": [here, replace(here, id="b")],
         "no band": [scene("a", {"B03": full})],
         "no scene": [],
-        "distant": [replace(here, sources=(replace(here.sources[0], href="memory://run/B02.tif"),))],
+        "remote": [replace(here, sources=(replace(here.sources[0], href="memory://run/B02.tif"),))],
         "broken": [replace(here, sources=(replace(here.sources[0], href=str(broken)),))],
         "a short mask": [
             replace(here, mask=scene("a", {"B02": full}, mask=cog(
@@ -419,9 +419,9 @@ def test_windows_are_read_one_by_one_where_more_than_copying_is_to_do(tmp_path: 
         ],
     }  # fmt: skip
     with WindowReader(sensor, LATTICE) as reader:
-        assert reader.read_run([here], RUN) is not None
+        assert reader.read_strip([here], STRIP) is not None
         for name, scenes in cases.items():
-            assert reader.read_run(scenes, RUN) is None, name
+            assert reader.read_strip(scenes, STRIP) is None, name
 
 
 def test_bytes_do_not_depend_on_thread_or_order(tmp_path: Path) -> None:

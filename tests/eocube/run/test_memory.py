@@ -58,7 +58,7 @@ class FullWindows:
         valid = np.full((self.lattice.core, self.lattice.core), 100, np.uint8)
         return WindowPixels(groups, valid, 100, 255, (), sum(g.nbytes for g in groups.values()))
 
-    def read_run(
+    def read_strip(
         self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None
     ) -> tuple[WindowPixels, ...]:
         return tuple(self.read(scenes, window) for window in windows)

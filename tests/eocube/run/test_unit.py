@@ -91,16 +91,16 @@ def test_how_windows_are_read_shows_neither_in_the_shard_nor_in_the_receipt(
     plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
     found: list[tuple[bytes, Receipt]] = []
     together: list[bool] = []
-    plain = WindowReader.read_run
+    plain = WindowReader.read_strip
 
     def noted(*arguments: Any) -> tuple[WindowPixels, ...] | None:
         read = plain(*arguments)
         together.append(read is not None)
         return read
 
-    monkeypatch.setattr(WindowReader, "read_run", noted)
+    monkeypatch.setattr(WindowReader, "read_strip", noted)
     for length in (1, 2):
-        monkeypatch.setattr(worker, "RUN", length)
+        monkeypatch.setattr(worker, "STRIP", length)
         store = LatentStore.create(tmp_path / f"{length}.zarr", plan)
         models = Models({"fp32": Means}, None, None)  # type: ignore[arg-type]
         runner = UnitRunner(plan, store, models, Limits(encode_threads=2, max_cloud=max_cloud))

@@ -21,7 +21,7 @@ from eocube.scenes.dark_pixels import dark_tail_check, decide_by_pixels, overvie
 from eocube.scenes.items import find_asset
 from eocube.scenes.offset import Contradiction, baseline_of, is_suspect, offset_rule
 from eocube.sensors import get_sensor
-from eocube.sensors.radiometry import Radiometry, scl_fractions, to_travelling
+from eocube.sensors.radiometry import Radiometry, scl_fractions, to_sensor_dn
 
 S2, S1, RGB = get_sensor("S2L2A"), get_sensor("S1RTC"), get_sensor("S2RGB")
 
@@ -256,8 +256,8 @@ REMOVED = Radiometry(1e-4, 0.0, 0.0, "dn", "")
 
 @given(hnp.arrays(np.uint16, hnp.array_shapes(max_dims=3, max_side=8)))
 def test_travelling_integers_are_exact(raw: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
-    assert np.array_equal(to_travelling(raw, RAISED, S2), raw), "the travelling form is the baseline-04.00 convention"
-    moved = to_travelling(raw, REMOVED, S2)
+    assert np.array_equal(to_sensor_dn(raw, RAISED, S2), raw), "the travelling form is the baseline-04.00 convention"
+    moved = to_sensor_dn(raw, REMOVED, S2)
     expected = np.where(raw == 0, 0, np.minimum(raw.astype(int) + 1000, 65535))
     assert moved.dtype == np.uint16 and np.array_equal(moved, expected)
     valid = raw > 0
@@ -269,14 +269,14 @@ def test_travelling_integers_are_exact(raw: np.ndarray[Any, np.dtype[np.uint16]]
 def test_travelling_at_the_edges() -> None:
     nodata = Radiometry(1e-4, -0.2, 65535.0, "dn", "")
     raw = np.array([65535, 0, 500, 1001, 65534], np.uint16)
-    assert to_travelling(raw, nodata, S2).tolist() == [0, 1, 1, 1, 64534], "below 0 becomes 1, never nodata"
+    assert to_sensor_dn(raw, nodata, S2).tolist() == [0, 1, 1, 1, 64534], "below 0 becomes 1, never nodata"
     floats = Radiometry(1.0, 0.0, math.nan, "dn", "")
     reflectance = np.array([0.0, 0.00004, 0.00006, 0.5, -0.3, np.nan, np.inf, 9.0], np.float32)
-    assert to_travelling(reflectance, floats, S2).tolist() == [1000, 1000, 1001, 6000, 1, 0, 0, 65535]
+    assert to_sensor_dn(reflectance, floats, S2).tolist() == [1000, 1000, 1001, 6000, 1, 0, 0, 65535]
     signed = np.array([-9999, -50, 300], np.int16)
-    assert to_travelling(signed, Radiometry(1e-4, 0.0, -9999.0, "dn", ""), S2).tolist() == [0, 950, 1300]
+    assert to_sensor_dn(signed, Radiometry(1e-4, 0.0, -9999.0, "dn", ""), S2).tolist() == [0, 950, 1300]
     picture = Radiometry(1.0, 0.0, 0.0, "dn", "")
-    assert to_travelling(np.array([0, 1, 255], np.uint8), picture, RGB).tolist() == [0, 1, 255]
+    assert to_sensor_dn(np.array([0, 1, 255], np.uint8), picture, RGB).tolist() == [0, 1, 255]
 
 
 @pytest.mark.parametrize("offset", [-6.5, -2.0, -0.1001, -0.1, -0.0999, 0.0, 0.3, 6.5])
@@ -285,7 +285,7 @@ def test_every_stored_number_travels_as_whole_number_arithmetic_says(offset: flo
     shift = round((offset - S2.offset) / S2.scale)
     expected = np.clip(raw.astype(np.int64) + shift, 1, 2**16 - 1)
     for nodata in (0.0, 65535.0, None):
-        moved = to_travelling(raw, Radiometry(1e-4, offset, nodata, "dn", ""), S2)
+        moved = to_sensor_dn(raw, Radiometry(1e-4, offset, nodata, "dn", ""), S2)
         as_stored = shift == 0 and nodata == 0.0
         told = np.where(raw == (-1 if nodata is None else nodata), 0, raw if as_stored else expected)
         assert moved.dtype == np.uint16 and np.array_equal(moved, told)
@@ -294,12 +294,12 @@ def test_every_stored_number_travels_as_whole_number_arithmetic_says(offset: flo
 def test_power_becomes_decibel_and_back() -> None:
     rule = Radiometry(1.0, 0.0, -32768.0, "power", "")
     raw = np.array([[1.0, 0.1, 0.0], [-32768.0, np.nan, 2.0]], np.float32)
-    decibel = to_travelling(raw, rule, S1)
+    decibel = to_sensor_dn(raw, rule, S1)
     assert decibel.dtype == np.float32
     assert np.allclose(decibel, [[0.0, -10.0, np.nan], [np.nan, np.nan, 3.0103]], atol=1e-4, equal_nan=True)
     assert (S1.scale, S1.offset) == (1.0, 0.0)
     with pytest.raises(RadiometryError, match="look like dB"):
-        to_travelling(np.array([-12.0, -11.0, 0.4], np.float32), rule, S1)
+        to_sensor_dn(np.array([-12.0, -11.0, 0.4], np.float32), rule, S1)
 
 
 def test_scl_fractions() -> None:
