@@ -32,7 +32,7 @@ from eocube.read.reader import WindowReader
 from eocube.run.job import encode_region
 from eocube.run.request import EncodeOptions
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.weights import save_weights
 
 ALONE = "encoder alone"
@@ -104,7 +104,7 @@ def measure(options: Options, console: Console) -> Report:
             console.print(f"the whole job, {turn + 1} of {repeats}")
             jobs.append(_job(asked, folder / "spans"))
             if plan is None:
-                (text,) = LatentStore.stored_plans(asked.out)
+                (text,) = CubeStore.stored_plans(asked.out)
                 plan = Plan.from_json(text)
                 windows = _pixels(plan)
                 encode = _encoder_alone(plan, weights, device.type, threads)

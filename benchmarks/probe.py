@@ -46,7 +46,7 @@ def install() -> None:
     from eocube.products.base import Models
     from eocube.read.reader import WindowReader
     from eocube.run.unit import UnitRunner
-    from eocube.store.store import LatentStore
+    from eocube.store.store import CubeStore
 
     lock = threading.Lock()
 
@@ -66,7 +66,7 @@ def install() -> None:
 
     WindowReader.read = noted(READ, WindowReader.read)  # type: ignore[method-assign]
     WindowReader.read_strip = noted(READ, WindowReader.read_strip)  # type: ignore[method-assign]
-    LatentStore.write_shard = noted(WRITE, LatentStore.write_shard)  # type: ignore[method-assign]
+    CubeStore.write_shard = noted(WRITE, CubeStore.write_shard)  # type: ignore[method-assign]
     UnitRunner.run = noted(UNIT, UnitRunner.run)  # type: ignore[method-assign]
     begin = UnitRunner.__init__
 

@@ -38,7 +38,7 @@ from eocube.run.pool import UNITS_PER_ACTOR
 from eocube.run.ray_session import ray_session
 from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State, WindowResult
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 
 class NoOp:
@@ -137,7 +137,7 @@ def measure(units: int, planned: int, actors: int, dispatch: int, folder: Path) 
     for turn in range(3):
         rates["bare"].append(bare_rate(ray, handles, some))
         store = str(folder / f"rate-{turn}.zarr")
-        LatentStore.create(store, small)
+        CubeStore.create(store, small)
         reached: list[float] = []
 
         def stamped(reached: list[float] = reached) -> Iterator[tuple[int, WorkUnit]]:
@@ -153,7 +153,7 @@ def measure(units: int, planned: int, actors: int, dispatch: int, folder: Path) 
         ray.kill(handle)
     long = plan_of(planned)
     store = str(folder / "long.zarr")
-    LatentStore.create(store, long)
+    CubeStore.create(store, long)
     memory = Memory()
     start = time.perf_counter()
     empty = ((0, unit) for unit in long.units())

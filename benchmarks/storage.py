@@ -41,7 +41,7 @@ from eocube.run.options import Limits
 from eocube.run.request import EncodeOptions, Request, make_plans, product_of
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.pixels import PixelPipeline
 from model.weights import load_weights, save_weights
 
@@ -122,7 +122,7 @@ def demo_cube(what: Subject, folder: Path, device: str, threads: int, *, quick: 
     )  # fmt: skip
     request = Request.parse(asked, on_gpu=device == "cuda")
     (plan,) = make_plans(request, product_of(request), None)
-    store = LatentStore.create(asked.out, plan)
+    store = CubeStore.create(asked.out, plan)
     limits = Limits(encode_threads=1 if device == "cuda" else threads)
     runner = UnitRunner(plan, store, models_of(registry.open(plan.product, device), device, plan.numerics), limits)
     store.commit([runner.run(unit) for unit in plan.units() if unit.time == 0 and not unit.empty])
@@ -133,7 +133,7 @@ def demo_cube(what: Subject, folder: Path, device: str, threads: int, *, quick: 
 
 def full_shard(plan: Plan, url: str) -> Block:
     """A whole shard (C, S, S) without gaps: the cube's own latents of its first time, repeated."""
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     core = plan.grid.lattice.core
     cores = [
         block[:, i : i + core, j : j + core]
@@ -164,7 +164,7 @@ def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
     def fresh(kind: str) -> list[str]:
         urls = [f"{place.url}/{kind}-{turn}.zarr" for turn in range(repeats + 1)]
         for one in urls:
-            LatentStore.create(one, plan, storage_options=place.options)
+            CubeStore.create(one, plan, storage_options=place.options)
         return urls
 
     targets = {kind: fresh(kind) for kind in ("ours", "zarr")}
@@ -172,7 +172,7 @@ def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
     spots = [(t, slice(None), slice(r * side, (r + 1) * side), slice(c * side, (c + 1) * side)) for t, r, c in at]
 
     def ours_write() -> None:
-        store = LatentStore.open(next(unused["ours"]), storage_options=place.options)
+        store = CubeStore.open(next(unused["ours"]), storage_options=place.options)
         for where in at:
             store.write_shard(*where, block)
 
@@ -182,7 +182,7 @@ def _shards(plan: Plan, url: str, place: _Place, repeats: int) -> list[Variant]:
             latent[spot] = block
 
     def ours_read() -> list[Block]:
-        store = LatentStore.open(targets["ours"][0], storage_options=place.options)
+        store = CubeStore.open(targets["ours"][0], storage_options=place.options)
         return [store.read_shard(*where) for where in at]
 
     def zarr_read() -> list[Block]:

@@ -27,10 +27,10 @@ from benchmarks.storage import demo_cube, full_shard
 from benchmarks.subjects import subject
 from eocube.cube.window_stream import WindowBatches, WindowStream
 from eocube.cube.windows import CubeWindows
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, TimeStep
 from eocube.store.receipts import Receipt, State, WindowResult
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 WIDTH, LAYERS = 160, 4
 DATES = 8
@@ -68,7 +68,7 @@ def make_cube(folder: Path) -> str:
     )
     copies: Plan = replace(plan, times=times)
     there = str(folder / "whole.zarr")
-    store = LatentStore.create(there, copies)
+    store = CubeStore.create(there, copies)
     cores = plan.grid.lattice.cores_per_shard
     row, col = min(plan.grid.shards())
     for day in range(DATES):
@@ -167,15 +167,15 @@ def alone(windows: CubeWindows) -> dict[str, object]:
     patches = sum(1 for _ in stream)
     seconds, processor = time.perf_counter() - began, time.process_time() - busy
     asked: Counter[str] = Counter()
-    get = Target.get
+    get = Objects.get
 
-    def counted(self: Target, key: str) -> bytes | None:
+    def counted(self: Objects, key: str) -> bytes | None:
         asked[key] += 1
         return get(self, key)
 
     stream = WindowStream(windows, open_units=4, epochs=1)
     tracemalloc.start()
-    with mock.patch.object(Target, "get", counted):
+    with mock.patch.object(Objects, "get", counted):
         for _ in stream:
             pass
     peak = tracemalloc.get_traced_memory()[1]

@@ -56,7 +56,7 @@ def open(
     import zarr
 
     from eocube.net import forks
-    from eocube.net.objects import Target
+    from eocube.net.objects import Objects
     from eocube.store.existing import half_moved
     from eocube.store.remote_store import readable
 
@@ -69,7 +69,7 @@ def open(
     except (OSError, ValueError, KeyError, ImportError) as error:
         where = shown if group is None else f"{shown}, group {group!r}"
         if isinstance(error, FileNotFoundError):  # there is an answer, and no root
-            where = half_moved(Target(path, storage_options)) or where
+            where = half_moved(Objects(path, storage_options)) or where
         raise StoreError(f"{where}: no Zarr store can be opened there ({_first_line(error)})") from error
     document = root.attrs.get(KEY)
     if not _is_cube(root):

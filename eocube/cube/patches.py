@@ -31,7 +31,7 @@ from eocube.scenes.search import drop_cloudy, search
 from eocube.scenes.stac import PRESETS
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.pixels import PixelPipeline
 
 # A core is a multiple of three latents, where the 60 m bands align; at 8 pixels a latent, patches go by this many.
@@ -265,7 +265,7 @@ def open_cube(options: Mapping[str, Any]) -> ScenePatches:
     Keys: url; size (default: the cube's own cores), max_cloud, storage_options. InputError as `open_search`.
     """
     given = _known(options, need=("url",), more=("size", "max_cloud", "storage_options"))
-    texts = LatentStore.stored_plans(str(given["url"]), storage_options=given.get("storage_options"))
+    texts = CubeStore.stored_plans(str(given["url"]), storage_options=given.get("storage_options"))
     if not texts:
         raise InputError(f"{given['url']}: no eocube cube is there")
     return ScenePatches.from_plans(

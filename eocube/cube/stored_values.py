@@ -16,7 +16,7 @@ from eocube.products.storage import Storage
 from eocube.store.existing import zones_of
 from eocube.store.moments import Moments
 from eocube.store.receipts import State, unpack_mask
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 Values = NDArray[Any]
 Shard = tuple[int, int, int]
@@ -39,7 +39,7 @@ class StoredCube:
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
         self.url, self._options = url, storage_options
         self._lock = threading.Lock()
-        self._store: LatentStore | None = None
+        self._store: CubeStore | None = None
         store = self._opened()
         spec, document = store.values, store.document
         assert spec.shards is not None
@@ -113,10 +113,10 @@ class StoredCube:
         y, x = row - first[0] * core, col - first[1] * core
         return np.ascontiguousarray(found[y : y + side, x : x + side])
 
-    def _opened(self) -> LatentStore:
+    def _opened(self) -> CubeStore:
         with self._lock:
             if self._store is None:
-                self._store = LatentStore.open(self.url, storage_options=self._options)
+                self._store = CubeStore.open(self.url, storage_options=self._options)
             return self._store
 
     def __getstate__(self) -> dict[str, Any]:

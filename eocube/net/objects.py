@@ -88,7 +88,7 @@ MAX_OBJECT = 2 * 2**30
 """Bytes of one object that is read whole: a shard of the default store has 4 MB, a plan of 100,000 scenes 500 MB."""
 
 
-class Target:
+class Objects:
     """Objects of one store, by key relative to its root. Every write is one whole object; safe from several threads.
 
     Every request to a remote end goes through the network's retries, limit and circuit breaker.

@@ -19,7 +19,7 @@ from eocube.report.history import History
 from eocube.report.source_pixels import read_source
 from eocube.store.existing import zoned
 from eocube.store.receipts import Receipt, State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from eocube.store.survey import survey
 from eocube.store.tables import Failure, Totals
 from eocube.store.verify import STRAY, told_otherwise
@@ -44,7 +44,7 @@ def cube_url(url: str, group: str | None) -> str:
 
 def plan_of(url: str, group: str | None, storage_options: Options = None) -> Plan:
     """The frozen plan of a cube. StoreError when there is none, or several zones and none named."""
-    texts = LatentStore.stored_plans(cube_url(url, group), storage_options=storage_options)
+    texts = CubeStore.stored_plans(cube_url(url, group), storage_options=storage_options)
     if not texts:
         raise StoreError(f"{url}: no eocube cube is there")
     plans = [Plan.from_json(text) for text in texts]
@@ -58,14 +58,14 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
     """The groups to look at: the one named, else every zone's, or None alone where the cube lies at the root."""
     if group is not None:
         return [group]
-    plans = [Plan.from_json(text) for text in LatentStore.stored_plans(url, storage_options=storage_options)]
+    plans = [Plan.from_json(text) for text in CubeStore.stored_plans(url, storage_options=storage_options)]
     return [plan.grid.name for plan in plans] if plans and zoned(url, plans, storage_options) else [None]
 
 
 def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
     """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
     plan = plan_of(url, group, storage_options)
-    store = LatentStore.open(cube_url(url, group), storage_options=storage_options)
+    store = CubeStore.open(cube_url(url, group), storage_options=storage_options)
     lattice, rules = plan.grid.lattice, rules_of(plan)
     west, south, east, north = plan.grid.lonlat_bounds_with_halo()
     return {
@@ -104,7 +104,7 @@ def status(url: str, group: str | None = None, storage_options: Options = None) 
     `rate` is that of the last run, in windows a second of its wall time; `eta_seconds` what is left at that rate.
     """
     plan = plan_of(url, group, storage_options)
-    store = LatentStore.open(cube_url(url, group), storage_options=storage_options)
+    store = CubeStore.open(cube_url(url, group), storage_options=storage_options)
     latest = store.log.latest()
     totals, breaches = Totals(store.requested), Counter[str]()
 
@@ -177,7 +177,7 @@ def verify(
             for name in plan.doubled
         ]
         if not damage:
-            store = LatentStore.open(place, storage_options=storage_options, check=False)
+            store = CubeStore.open(place, storage_options=storage_options, check=False)
             prefix = "" if zone is None else f"{zone}/"
             findings += [f"{prefix}commits: {unit} {what}" for unit, what in told_otherwise(plan, store.log.latest())]
             unfinished += store.status_counts()[State.NOT_ATTEMPTED]

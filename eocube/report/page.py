@@ -29,7 +29,7 @@ from eocube.report.info import cube_url, groups_of, plan_of, status
 from eocube.store.receipts import Receipt, State
 from eocube.store.root import versions
 from eocube.store.seams import KINDS
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 MAPS, GROUNDS = 24, 4
 """Time steps whose window map, and whose decoded ground, the page shows at most; the first, the last and between."""
@@ -76,7 +76,7 @@ def describe_cube(
 ) -> dict[str, Any]:
     """What the template shows of one cube: figures, tables as (name, key, value) rows, charts and pictures."""
     place = cube_url(url, group)
-    plan, store = plan_of(url, group, storage_options), LatentStore.open(place, storage_options=storage_options)
+    plan, store = plan_of(url, group, storage_options), CubeStore.open(place, storage_options=storage_options)
     latest = store.log.latest()
     history, found = History.of(latest), status(url, group, storage_options)
     summary, planned = store.summarise(latest), {**plan_summary(plan), **work(plan)}

@@ -27,7 +27,7 @@ from eocube.run.run_log import FileSink, RunLog, Sink, StoreSink, attached, even
 from eocube.run.settle import CommitBuffer
 from eocube.store.fence import Fence, Pass
 from eocube.store.receipts import Receipt, State, WindowResult, now
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 if TYPE_CHECKING:
     from eocube.run.unit import UnitRunner
@@ -118,10 +118,10 @@ class EncodeActor:
         fence = Fence.of(options.lease, options.storage_options)
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
-            (text,) = LatentStore.stored_plans(url, storage_options=options.storage_options)
+            (text,) = CubeStore.stored_plans(url, storage_options=options.storage_options)
             plan = Plan.from_json(text)
             codec = registry.open(plan.product, device)
-            store = LatentStore.open(url, storage_options=options.storage_options, fence=fence)
+            store = CubeStore.open(url, storage_options=options.storage_options, fence=fence)
             models = models_of(codec, device, plan.numerics)
             limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
             self._runners.append(
@@ -205,7 +205,7 @@ def run(
             is logged, as far as `check` allows.
     """
     tally, started = RunTally(), time.monotonic()
-    stores = [LatentStore.open(c.url, storage_options=options.storage_options, fence=fence) for c in cubes]
+    stores = [CubeStore.open(c.url, storage_options=options.storage_options, fence=fence) for c in cubes]
     if total is None and isinstance(todo, Sequence):
         total = sum(windows_in(cubes[k].plan, u) for k, u in todo)
     sink: Sink = FileSink(options.log_dir, run_id) if options.log_dir else StoreSink(stores[0].target, run_id)

@@ -23,7 +23,7 @@ from eocube.errors import StoreError
 from eocube.ground.boxes import boxes_said, covers
 from eocube.ground.grid import by_zone
 from eocube.ground.zones import zone_name
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, TimeStep, boxes_of, several_zones, stored_extent
 from eocube.scenes.scene import Scene
 from eocube.scenes.scene_ids import distinct, same_acquisition
@@ -32,7 +32,7 @@ from eocube.store.existing import create_root, read_root
 from eocube.store.fence import Fence
 from eocube.store.layout import ROOT
 from eocube.store.root import eocube_document
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 GROWING = ("bbox", "extent", "datetime")
 """What of a request may differ from the store's, when it holds all that the store's had."""
@@ -78,7 +78,7 @@ def join_zones(
     A zone that is new gets its store before the root names it, and is named before the others grow: killed at any
     moment, the same command finds the zones' requests unlike each other, searches again and goes on.
     """
-    target, names = Target(url, storage_options, fence=fence), [p.grid.name for p in plans]
+    target, names = Objects(url, storage_options, fence=fence), [p.grid.name for p in plans]
     root = read_root(target, zones=True)
     known = None if root is None else root["attributes"]["eocube"].get("zones")
     if root is None or known is None:
@@ -87,7 +87,7 @@ def join_zones(
     for plan in plans:
         if plan.grid.name not in known:
             zone = f"{url.rstrip('/')}/{plan.grid.name}"
-            LatentStore.create(zone, plan, storage_options=storage_options, fence=fence)
+            CubeStore.create(zone, plan, storage_options=storage_options, fence=fence)
     if names != known:
         root["attributes"]["eocube"]["zones"] = names
         target.put(ROOT, json.dumps(root, indent=1, allow_nan=False).encode())

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from eocube.console import for_people, say
 from eocube.errors import StoreError
 from eocube.net.network import shared_network
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, parse_options, scoped
 from eocube.plan.plan import Plan, stored_extent
@@ -47,7 +47,7 @@ from eocube.store.lease import Lease
 from eocube.store.lease_note import refuse_if_held
 from eocube.store.receipts import State
 from eocube.store.seams import seams_line
-from eocube.store.store import LatentStore, Summary, finalise_root
+from eocube.store.store import CubeStore, Summary, finalise_root
 
 DEMO_FOLDER = "eocube-demo"
 NAMED_FAILURES = 10
@@ -163,11 +163,11 @@ def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) ->
     """
     while True:
         root = root_over(url, storage_options)
-        with Lease(Target(root, storage_options), run_id) as lease:
+        with Lease(Objects(root, storage_options), run_id) as lease:
             if root_over(url, storage_options) != root:
                 continue  # the root was made just now: its lease is the one that counts
             for zone in zones_of(root, storage_options):
-                refuse_if_held(Target(f"{root}/{zone}", storage_options))
+                refuse_if_held(Objects(f"{root}/{zone}", storage_options))
             yield lease
             return
 
@@ -181,7 +181,7 @@ def carry_out(
         LeaseError: another run took the stores over; nothing was finalised then.
     """
     given = engine.storage_options
-    stores = [LatentStore.open(cube.url, storage_options=given, fence=lease) for cube in cubes]
+    stores = [CubeStore.open(cube.url, storage_options=given, fence=lease) for cube in cubes]
     left = []
     for cube, store in zip(cubes, stores, strict=True):
         damaged = damaged_places(store, cube.plan) if request.mend else frozenset()
@@ -196,7 +196,7 @@ def carry_out(
         if lease.held:
             if lease.took_over and not lease.exact:
                 for cube in cubes:
-                    LatentStore.made_again(cube.url, cube.plan, storage_options=given, fence=lease)
+                    CubeStore.made_again(cube.url, cube.plan, storage_options=given, fence=lease)
             summaries = [store.finalise() for store in stores]
             for root in {request.out, lease.target.url} - {cube.url for cube in cubes}:
                 finalise_root(root, storage_options=given, fence=lease)
@@ -260,7 +260,7 @@ def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
 
 def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
     """The plans of a store, one a zone; empty when there is no store."""
-    texts = LatentStore.stored_plans(url, storage_options=storage_options)
+    texts = CubeStore.stored_plans(url, storage_options=storage_options)
     return tuple(Plan.from_json(t) for t in texts)
 
 
@@ -274,7 +274,7 @@ def open_cubes(
         cubes = tuple(Cube(p, f"{request.out.rstrip('/')}/{p.grid.name}") for p in plans)
         join_zones(request.out, plans, storage_options, fence)
     for cube in cubes:
-        LatentStore.create(cube.url, cube.plan, storage_options=storage_options, fence=fence)
+        CubeStore.create(cube.url, cube.plan, storage_options=storage_options, fence=fence)
     if cubes[0].url != request.out:
         finalise_root(request.out, storage_options=storage_options, fence=fence)
     return cubes

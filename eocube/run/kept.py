@@ -12,7 +12,7 @@ from eocube.plan.plan import Plan, WorkUnit
 from eocube.store.receipts import Receipt, State, WindowResult
 from eocube.store.seams import Seams
 from eocube.store.shard_codec import Block
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Kept:
     """How many of those windows are too dark to be ground, by item."""
 
 
-def read_kept(plan: Plan, store: LatentStore, unit: WorkUnit) -> Kept:
+def read_kept(plan: Plan, store: CubeStore, unit: WorkUnit) -> Kept:
     """What of a unit's shard stays. Nothing does when its object is not the one that was logged.
 
     That is so where a run was killed between writing the shard again and logging it, or the object was damaged: then

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from eocube.errors import SourceError, StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.storage_options import scoped
 from eocube.net.trust import check_href
 from eocube.plan.plan import Plan, WorkUnit
@@ -36,7 +36,7 @@ from eocube.store.lease import Lease
 from eocube.store.lease_note import refuse_if_held
 from eocube.store.mending import Search, mend
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from eocube.store.survey import damaged_units, places, survey, zones_in
 from eocube.store.verify import Finding
 
@@ -132,7 +132,7 @@ class Work:
 
     zone: str | None
     cube: Cube
-    store: LatentStore
+    store: CubeStore
     findings: tuple[Finding, ...]
     """What its metadata and its log lacked; the zone is named in the paths."""
     damaged: frozenset[Place]
@@ -159,8 +159,8 @@ def mend_metadata(
     """
     works = []
     for zone, place in places(url, storage_options):
-        mended = mend(Target(place, storage_options, fence=lease), search)
-        store = LatentStore.open(place, storage_options=storage_options, fence=lease)
+        mended = mend(Objects(place, storage_options, fence=lease), search)
+        store = CubeStore.open(place, storage_options=storage_options, fence=lease)
         before = "" if zone is None else f"{zone}/"
         if known is None or mended.findings:
             findings: Sequence[Finding] = store.verify()
@@ -169,16 +169,16 @@ def mend_metadata(
         plan, damaged = mended.plan, damaged_units(findings, store.array, places_of(mended.plan))
         named = tuple(Finding(before + f.path, f.what) for f in mended.findings)
         works.append(Work(zone, Cube(plan, place), store, named, damaged, mended.log_lost))
-    gather(Target(url, storage_options, fence=lease), works)
+    gather(Objects(url, storage_options, fence=lease), works)
     return tuple(works)
 
 
 @contextmanager
 def holding(url: str, run_id: str, storage_options: Options) -> Iterator[Lease]:
     """Hold the lease over a store whose root may be damaged: that of the root, and no zone held by another."""
-    with Lease(Target(url, storage_options), run_id) as lease:
-        for zone in zones_in(Target(url, storage_options)):
-            refuse_if_held(Target(f"{url.rstrip('/')}/{zone}", storage_options))
+    with Lease(Objects(url, storage_options), run_id) as lease:
+        for zone in zones_in(Objects(url, storage_options)):
+            refuse_if_held(Objects(f"{url.rstrip('/')}/{zone}", storage_options))
         yield lease
 
 
@@ -188,7 +188,7 @@ def mend_first(url: str, storage_options: Options, search: Search, say: Say) -> 
     Returns:
         Whether a part of a log is lost.
     """
-    if not Target(url, storage_options).names():
+    if not Objects(url, storage_options).names():
         return False
     url = root_over(url, storage_options)
     with holding(url, new_run_id(), storage_options) as lease:
@@ -204,7 +204,7 @@ def places_of(plan: Plan) -> list[Place]:
     return [(t, row, col) for t in range(len(plan.times)) for row, col in plan.grid.shards()]
 
 
-def damaged_places(store: LatentStore, plan: Plan) -> frozenset[Place]:
+def damaged_places(store: CubeStore, plan: Plan) -> frozenset[Place]:
     """The units of a cube, whose metadata are whole, whose objects are not the logged ones.
 
     Where no scene is, there is nothing to encode again: an object that lies there is removed.
@@ -215,14 +215,14 @@ def damaged_places(store: LatentStore, plan: Plan) -> frozenset[Place]:
     return damaged
 
 
-def remove_empty(store: LatentStore, plan: Plan, damaged: Collection[Place]) -> None:
+def remove_empty(store: CubeStore, plan: Plan, damaged: Collection[Place]) -> None:
     """Remove the damaged objects of units that no scene touches."""
     for unit in plan.units():
         if unit.empty and (unit.time, unit.row, unit.col) in damaged:
             store.target.delete(store.shard_key(unit.time, unit.row, unit.col))
 
 
-def gather(target: Target, works: Sequence[Work]) -> None:
+def gather(target: Objects, works: Sequence[Work]) -> None:
     """Write the root over several zones where it is not what they say of themselves."""
     zones = [work.zone for work in works if work.zone is not None]
     if zones and target.get(ROOT) != (data := gathered(target, zones)):
@@ -272,7 +272,7 @@ def _encode_again(
         if lease.held:
             for work in works:
                 work.store.finalise()
-            gather(Target(url, engine.storage_options, fence=lease), works)
+            gather(Objects(url, engine.storage_options, fence=lease), works)
     lease.check()
     return tally
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.redaction import redacted
 
 FOLDER = "commits/runs"
@@ -158,7 +158,7 @@ class StoreSink:
     A log that cannot be written is given up, said once: it must never end a run whose shards are well.
     """
 
-    def __init__(self, target: Target, run_id: str) -> None:
+    def __init__(self, target: Objects, run_id: str) -> None:
         self._target, self._folder = target, f"{FOLDER}/{run_id}"
         self._waiting: list[str] = []
         self._next, self._last, self._lost = 0, time.monotonic(), False

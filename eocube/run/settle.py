@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from eocube.store.receipts import Receipt
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 COMMIT_EVERY = 2.0
 """Seconds between segments of the commit log: what a kill can cost in work done again."""
@@ -23,7 +23,7 @@ class CommitBuffer:
         check: called before each write and whenever one would be due; raises when this driver may not write any more.
     """
 
-    def __init__(self, stores: Sequence[LatentStore], check: Callable[[], None] | None = None) -> None:
+    def __init__(self, stores: Sequence[CubeStore], check: Callable[[], None] | None = None) -> None:
         self._stores, self._check = stores, check
         self._waiting: dict[int, list[Receipt]] = {}
         self._count = 0

@@ -34,7 +34,7 @@ from eocube.store.histogram import Histogram
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class UnitRunner:
     def __init__(
         self,
         plan: Plan,
-        store: LatentStore,
+        store: CubeStore,
         models: Models,
         limits: Limits,
         *,

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.receipts import Receipt, checked, is_whole, states_in, with_check
 
 FOLDER = "commits"
@@ -68,7 +68,7 @@ class CommitLog:
     such line is written any more.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Objects) -> None:
         self._target = target
         self._next: int | None = None
         self._lock = Lock()
@@ -285,7 +285,7 @@ class _Moves:
 class _Held:
     """Segments by their number, the last ones read kept up to a bound."""
 
-    def __init__(self, target: Target, keys: Sequence[str]) -> None:
+    def __init__(self, target: Objects, keys: Sequence[str]) -> None:
         self._target, self._keys = target, keys
         self._data: OrderedDict[int, bytes] = OrderedDict()
         self._size = 0

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.storage_options import scheme_of
 from eocube.plan.plan import Plan, several_zones
 from eocube.products.documents import stored_form
@@ -38,7 +38,7 @@ def create_root(
     Raises:
         StoreError: the target cannot be written or holds something else; nothing was touched.
     """
-    target = Target(url, storage_options, fence=fence)
+    target = Objects(url, storage_options, fence=fence)
     wanted = {**document, "zones": list(zone_names)}
     root = read_root(target, zones=True)
     if root is not None:
@@ -65,14 +65,14 @@ def finalise_root(
 
     Nothing is done where the store is one zone's own. StoreError when a zone is missing.
     """
-    target = Target(url, storage_options, fence=fence)
+    target = Objects(url, storage_options, fence=fence)
     root = read_root(target, zones=True)
     if root is None or "zones" not in root["attributes"]["eocube"]:
         return
     target.put(ROOT, gathered(target, root["attributes"]["eocube"]["zones"], root))
 
 
-def gathered(target: Target, zones: Sequence[str], root: Mapping[str, Any] | None = None) -> bytes:
+def gathered(target: Objects, zones: Sequence[str], root: Mapping[str, Any] | None = None) -> bytes:
     """The zarr.json over several zones, with their metadata as they are now; `root` gives what else it says.
 
     StoreError when a zone is missing.
@@ -98,7 +98,7 @@ def root_over(url: str, storage_options: Mapping[str, Any] | None = None) -> str
     if not parent or not parent.partition("://")[2 if "://" in parent else 0]:
         return own
     try:
-        data = Target(parent, storage_options).get(ROOT)
+        data = Objects(parent, storage_options).get(ROOT)
         zones = json.loads(data or b"{}")["attributes"]["eocube"]["zones"]
     except (StoreError, ValueError, KeyError, TypeError):
         return own  # nothing above it that is a store of ours, or nothing that may be looked at
@@ -107,11 +107,11 @@ def root_over(url: str, storage_options: Mapping[str, Any] | None = None) -> str
 
 def zones_of(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The zones that a root names; none where there is no root, or one of a single cube."""
-    root = read_root(Target(url, storage_options), zones=True)
+    root = read_root(Objects(url, storage_options), zones=True)
     return () if root is None else tuple(root["attributes"]["eocube"].get("zones", ()))
 
 
-def read_root(target: Target, *, zones: bool = False) -> dict[str, Any] | None:
+def read_root(target: Objects, *, zones: bool = False) -> dict[str, Any] | None:
     """The root's metadata, None when there is none; StoreError when it is not that of an eocube store.
 
     The root of several zones is taken only when `zones` says so.
@@ -138,7 +138,7 @@ def is_litter(key: str) -> bool:
     return _LITTER.fullmatch(key.rsplit("/", 1)[-1]) is not None
 
 
-def half_moved(target: Target) -> str | None:
+def half_moved(target: Objects) -> str | None:
     """What to say of a store whose shards version 0.1 was moving when it was ended; None for any other.
 
     Some of its shards lie where others belong.
@@ -151,13 +151,13 @@ def half_moved(target: Target) -> str | None:
     )
 
 
-def refuse_half_moved(target: Target) -> None:
+def refuse_half_moved(target: Objects) -> None:
     """StoreError for a store that is `half_moved`."""
     if (moved := half_moved(target)) is not None:
         raise StoreError(moved)
 
 
-def half_made(target: Target) -> bytes | None:
+def half_made(target: Objects) -> bytes | None:
     """The plan of a store without a root; None when nothing is there; StoreError when something else is."""
     names = [name for name in target.names() if not is_litter(name)]
     if not names:
@@ -175,5 +175,5 @@ def zoned(url: str, plans: Sequence[Plan], storage_options: Mapping[str, Any] | 
     """Whether the cubes at a URL lie in groups of their own: as the root there says, else as its plans reach."""
     if len(plans) > 1 or not several_zones(plans):
         return len(plans) > 1
-    root = read_root(Target(url, storage_options), zones=True)
+    root = read_root(Objects(url, storage_options), zones=True)
     return root is None or "zones" in root["attributes"]["eocube"]

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from eocube.errors import LeaseError, StoreError
-from eocube.net.objects import ChangedError, Seen, Target, UnconditionalError
+from eocube.net.objects import ChangedError, Objects, Seen, UnconditionalError
 from eocube.net.storage_options import S3_SCHEMES, scheme_of
 from eocube.store.lease_note import LOCK, LeaseNote, lease_key, read_note, terms_of
 
@@ -76,7 +76,7 @@ class Fence:
         given: the driver's pass.
     """
 
-    def __init__(self, target: Target, given: Pass) -> None:
+    def __init__(self, target: Objects, given: Pass) -> None:
         self.target = target
         self.term, self.conditions = given.term, given.conditions
         self._token = given.token
@@ -85,7 +85,7 @@ class Fence:
     @classmethod
     def of(cls, given: Pass | None, storage_options: Mapping[str, Any] | None = None) -> Fence | None:
         """The fence of a driver's pass; None where it has none."""
-        return None if given is None else cls(Target(given.url, storage_options), given)
+        return None if given is None else cls(Objects(given.url, storage_options), given)
 
     def is_to_tell(self, url: str) -> bool:
         """Whether a store's log has still to be told that this term began, because the last owner may be asleep."""
@@ -161,7 +161,7 @@ class Fence:
 
     # -- writing
 
-    def put(self, target: Target, key: str, data: bytes, *, fresh: bool = False) -> None:
+    def put(self, target: Objects, key: str, data: bytes, *, fresh: bool = False) -> None:
         """Write an object whole; `fresh` where there is most likely none. LeaseError when the lease is lost.
 
         Nothing is written where it has these bytes already. StoreError where another keeps writing it.
@@ -185,7 +185,7 @@ class Fence:
             "writes there, and run the same command again"
         )
 
-    def create(self, target: Target, key: str, data: bytes) -> bool:
+    def create(self, target: Objects, key: str, data: bytes) -> bool:
         """Write an object only where there is none; False when another's is there."""
         self._ask()
         if self.exact:
@@ -197,7 +197,7 @@ class Fence:
         found = target.look(key)
         return found is not None and found.data == data
 
-    def delete(self, target: Target, key: str) -> None:
+    def delete(self, target: Objects, key: str) -> None:
         """Remove an object; fine when there is none."""
         self._ask()
         if self.exact:
@@ -214,7 +214,7 @@ class Fence:
         else:
             self.check()
 
-    def _write(self, target: Target, key: str, data: bytes, was: Seen | None) -> bool:
+    def _write(self, target: Objects, key: str, data: bytes, was: Seen | None) -> bool:
         """Write where there is what was seen; False where there is not."""
         may = self.conditions.create if was is None else self.conditions.match and was.tag is not None
         if may:
@@ -231,7 +231,7 @@ class Fence:
         self._settle(target, key, was, now, surely=may)
         return True
 
-    def _settle(self, target: Target, key: str, was: Seen | None, now: Seen | None, *, surely: bool) -> None:
+    def _settle(self, target: Objects, key: str, was: Seen | None, now: Seen | None, *, surely: bool) -> None:
         """After a write: where the lease was lost meanwhile, put back what was there, and say so."""
         if surely and self.sure:
             return
@@ -242,7 +242,7 @@ class Fence:
                 raise
             raise LeaseError(f"{error}; {target.at(key)} was being written just then: eocube verify") from error
 
-    def _put_back(self, target: Target, key: str, was: Seen | None, now: Seen | None) -> bool:
+    def _put_back(self, target: Objects, key: str, was: Seen | None, now: Seen | None) -> bool:
         """Undo a write that landed after the newer run had ended; False where something of that one's may be harmed.
 
         By the storage's clock: one that landed before is known to the newer run, which wanted it so, wrote it anew, or
@@ -270,12 +270,12 @@ class Fence:
         return False
 
 
-def may_have_conditions(target: Target) -> bool:
+def may_have_conditions(target: Objects) -> bool:
     """Whether it is worth trying a conditional write."""
     return target.local is None and scheme_of(target.url) != "memory"
 
 
-def tried(target: Target, key: str, data: bytes) -> Conditions:
+def tried(target: Objects, key: str, data: bytes) -> Conditions:
     """Which conditional writes a storage holds to, tried on an object that is there with these bytes.
 
     Writes that a storage should refuse, and were one not refused it would change nothing. Two requests.
@@ -285,7 +285,7 @@ def tried(target: Target, key: str, data: bytes) -> Conditions:
     return Conditions(create, there and _refused(target, key, data, Seen(b"", f'"{"0" * 32}"')))
 
 
-def _refused(target: Target, key: str, data: bytes, was: Seen | None) -> bool:
+def _refused(target: Objects, key: str, data: bytes, was: Seen | None) -> bool:
     try:
         target.swap(key, data, was)
     except ChangedError:

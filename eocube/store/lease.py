@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from eocube.errors import LeaseError, StoreError
-from eocube.net.objects import Target, storing
+from eocube.net.objects import Objects, storing
 from eocube.store.commit_log import FOLDER
 from eocube.store.fence import MARGIN, Conditions, Fence, Pass, clock, may_have_conditions, tried
 from eocube.store.lease_note import (
@@ -68,7 +68,7 @@ class Lease(Fence):
 
     def __init__(
         self,
-        target: Target,
+        target: Objects,
         run: str,
         *,
         term: float = TERM,

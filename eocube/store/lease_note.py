@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eocube.errors import LeaseError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.commit_log import FOLDER
 
 LOCK = f"{FOLDER}/fence.lock"
@@ -78,12 +78,12 @@ def is_lease(key: str) -> bool:
     return _KEY.fullmatch(key) is not None
 
 
-def terms_of(target: Target) -> list[int]:
+def terms_of(target: Objects) -> list[int]:
     """The terms of which a store has objects, in order."""
     return sorted(int(m[1]) for key in target.keys(FOLDER) if (m := _KEY.fullmatch(key)))
 
 
-def read_note(target: Target, term: int) -> LeaseNote | None:
+def read_note(target: Objects, term: int) -> LeaseNote | None:
     """What a term's object says, None where there is none; LeaseError, with the file, where it cannot be read."""
     data = target.get(lease_key(term))
     try:
@@ -95,7 +95,7 @@ def read_note(target: Target, term: int) -> LeaseNote | None:
         ) from error
 
 
-def refuse_while_held(target: Target, term: int, note: LeaseNote, margin: float) -> None:
+def refuse_while_held(target: Objects, term: int, note: LeaseNote, margin: float) -> None:
     """LeaseError where a term's owner may still be at work: who it is, and until when.
 
     An owner is not at work once it has said so, is known to be dead, or its lease ended `margin` seconds ago.
@@ -113,7 +113,7 @@ def refuse_while_held(target: Target, term: int, note: LeaseNote, margin: float)
     )
 
 
-def refuse_if_held(target: Target, margin: float = 0.0) -> None:
+def refuse_if_held(target: Objects, margin: float = 0.0) -> None:
     """LeaseError where a run holds a store by a lease of its own."""
     terms = terms_of(target)
     note = read_note(target, terms[-1]) if terms else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eocube.errors import EocubeError, StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan
 from eocube.products.documents import stored_form
 from eocube.products.identity import DIGEST, FROM_LOG, signed
@@ -24,7 +24,7 @@ from eocube.store.layout import ROOT
 from eocube.store.publish import ITEM, layout_objects
 from eocube.store.receipts import checked
 from eocube.store.root import eocube_document, root_attributes, root_metadata, versions
-from eocube.store.store import LatentStore, begin_term
+from eocube.store.store import CubeStore, begin_term
 from eocube.store.verify import Finding, fits_layout, read_layout, seal
 
 Search = Callable[[Mapping[str, Any] | None], Sequence[Plan]]
@@ -41,7 +41,7 @@ class Mended:
     """Receipts are gone: what an older one of the same unit says may have been tried again since."""
 
 
-def mend(target: Target, search: Search | None = None) -> Mended:
+def mend(target: Objects, search: Search | None = None) -> Mended:
     """Mend what follows from the plan, and the log. The caller holds the store's lease.
 
     Args:
@@ -60,7 +60,7 @@ def mend(target: Target, search: Search | None = None) -> Mended:
     anchors = {document.get("plan_hash") for document in (layout, root and root["attributes"]["eocube"]) if document}
     if not anchors or anchors & set(plan.extends):
         # Half made, or half extended, and the run that did is dead: nothing of it is damaged, and this ends it.
-        LatentStore.make(target, plan)
+        CubeStore.make(target, plan)
         found.findings.append(Finding(ROOT, "is that of an unfinished store"))
         return found
     text = target.get(PLAN) or b""
@@ -71,7 +71,7 @@ def mend(target: Target, search: Search | None = None) -> Mended:
         found.findings.append(Finding(LAYOUT, "is missing" if target.get(LAYOUT) is None else "is damaged"))
     if found.findings:
         target.put(LAYOUT, sealed)
-        store = LatentStore(target, json.loads(data))
+        store = CubeStore(target, json.loads(data))
         target.put(ROOT, store.root_bytes(store.summary()))
     return found
 
@@ -80,7 +80,7 @@ def mend(target: Target, search: Search | None = None) -> Mended:
 
 
 def _plan(
-    target: Target, layout: Mapping[str, Any] | None, root: Mapping[str, Any] | None, search: Search | None
+    target: Objects, layout: Mapping[str, Any] | None, root: Mapping[str, Any] | None, search: Search | None
 ) -> tuple[Plan, list[Finding]]:
     """The frozen plan, as it lies there or brought back."""
     data = target.get(PLAN)
@@ -151,7 +151,7 @@ def _parsed(data: bytes | None) -> Plan | None:
 # -- the log
 
 
-def _mend_log(target: Target, found: Mended) -> None:
+def _mend_log(target: Objects, found: Mended) -> None:
     """Take out what of the log is damaged; the units that lose their receipts are to be done again."""
     try:
         known: Mapping[str, str] | None = checked(target.get(SEAL) or b"")["segments"]
@@ -167,7 +167,7 @@ def _mend_log(target: Target, found: Mended) -> None:
 # -- what follows from the plan
 
 
-def _root(target: Target) -> dict[str, Any] | None:
+def _root(target: Objects) -> dict[str, Any] | None:
     """The root's metadata where they can be read at all, whether or not they are what was written."""
     try:
         root: dict[str, Any] = json.loads(target.get(ROOT) or b"")
@@ -178,7 +178,7 @@ def _root(target: Target) -> dict[str, Any] | None:
 
 
 def _mended_objects(
-    target: Target,
+    target: Objects,
     plan: Plan,
     layout: Mapping[str, Any] | None,
     root: Mapping[str, Any] | None,
@@ -237,7 +237,7 @@ def _array_metadata(root: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _mended_root(
-    target: Target,
+    target: Objects,
     plan: Plan,
     layout: Mapping[str, Any] | None,
     root: Mapping[str, Any] | None,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.layout import StorePlan, template
 from eocube.store.stac_item import cube_item
 from eocube.store.tables import Summary
@@ -17,7 +17,7 @@ ITEM = "stac.json"
 AT_ONCE = 16  # objects of metadata on their way at the same time
 
 
-def layout_objects(target: Target, plan: StorePlan) -> dict[str, bytes]:
+def layout_objects(target: Objects, plan: StorePlan) -> dict[str, bytes]:
     """Every object that follows from the plan alone, but for the plan itself and the root's zarr.json."""
     name = target.url.rsplit("/", 1)[-1].removesuffix(".zarr") or "cube"
     return {**template(plan), ITEM: cube_item(plan, name)}
@@ -35,7 +35,7 @@ def from_log(summary: Summary, kind: str) -> dict[str, Any]:
 
 
 def publish(
-    target: Target, objects: Iterable[tuple[str, bytes | None]], present: Collection[str] = frozenset()
+    target: Objects, objects: Iterable[tuple[str, bytes | None]], present: Collection[str] = frozenset()
 ) -> None:
     """Write objects several at a time, holding few; one without bytes is removed when it is among `present`.
 

@@ -18,7 +18,7 @@ from zarr.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import MemoryStore
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target, storing
+from eocube.net.objects import Objects, storing
 from eocube.products.documents import stored_form, summary_kind
 from eocube.products.identity import refuse_edited
 from eocube.products.storage import Storage, plain_storage
@@ -35,21 +35,21 @@ from eocube.store.shard_codec import Block
 from eocube.store.tables import Scores, Summary, Totals, derived_objects, summarise
 from eocube.store.verify import Finding, seal, verify_store
 
-__all__ = ["Finding", "LatentStore", "Scores", "Summary", "create_root", "finalise_root"]
+__all__ = ["CubeStore", "Finding", "Scores", "Summary", "create_root", "finalise_root"]
 
 
 Options = Mapping[str, Any] | None
 Url = str | PathLike[str]
 
 
-class LatentStore:
+class CubeStore:
     """One cube's store. `create` makes or resumes it (the driver), `open` is one request (every actor).
 
     Shards may be written from several threads and processes at once, each shard by one of them; commits and
     `finalise` are the one driver's.
     """
 
-    def __init__(self, target: Target, root: Mapping[str, Any]) -> None:
+    def __init__(self, target: Objects, root: Mapping[str, Any]) -> None:
         self.target = target
         self.log = CommitLog(target)
         self.root = root
@@ -72,7 +72,7 @@ class LatentStore:
     @classmethod
     def create(
         cls, url: Url, plan: StorePlan, *, storage_options: Options = None, fence: Fence | None = None
-    ) -> LatentStore:
+    ) -> CubeStore:
         """Make the store of a plan, or open the one that an earlier run of the same plan made.
 
         The plan is written first and the root's zarr.json last: a store that was killed in the making has no root,
@@ -82,7 +82,7 @@ class LatentStore:
             StoreError: the target cannot be written, holds something else, or a store of another plan; nothing there
                 was touched. The message says the difference.
         """
-        target = Target(url, storage_options, fence=fence)
+        target = Objects(url, storage_options, fence=fence)
         found = read_root(target)
         if found is not None:
             refuse_edited(found["attributes"]["eocube"], str(target))
@@ -106,7 +106,7 @@ class LatentStore:
             return cls.make(target, plan)
 
     @classmethod
-    def _grow(cls, target: Target, plan: StorePlan, store: LatentStore) -> LatentStore:
+    def _grow(cls, target: Objects, plan: StorePlan, store: CubeStore) -> CubeStore:
         """Make the store that of a plan which grew from its own.
 
         The plan is replaced first, so that the same command goes on after a kill. Objects keep their keys and cuts,
@@ -125,7 +125,7 @@ class LatentStore:
         return cls.make(target, plan)
 
     @classmethod
-    def make(cls, target: Target, plan: StorePlan) -> LatentStore:
+    def make(cls, target: Objects, plan: StorePlan) -> CubeStore:
         """Write everything that follows from a plan and the log, the root's zarr.json last; shards stay as they are."""
         text = plan.to_json().encode()
         target.put(PLAN, text)
@@ -150,24 +150,24 @@ class LatentStore:
         return cls(target, json.loads(root))
 
     @classmethod
-    def made_again(cls, url: Url, plan: StorePlan, *, storage_options: Options, fence: Fence) -> LatentStore:
+    def made_again(cls, url: Url, plan: StorePlan, *, storage_options: Options, fence: Fence) -> CubeStore:
         """Write what differs of all but the shards and the log, of a store that was made or opened in this run.
 
         For the end of a run that took a store over where writes of the old owner may have come in late.
         """
-        return cls.make(Target(url, storage_options, fence=fence), plan)
+        return cls.make(Objects(url, storage_options, fence=fence), plan)
 
     @classmethod
     def open(
         cls, url: Url, *, storage_options: Options = None, check: bool = True, fence: Fence | None = None
-    ) -> LatentStore:
+    ) -> CubeStore:
         """Open a store that is there, in one request.
 
         StoreError when there is none, one of several zones, or one that says other things of its latents than when it
         was written; the last only with `check`, which who names or mends the damage leaves out. `fence` is asked by
         what writes to it: the driver's lease, or an actor's part of it.
         """
-        target = Target(url, storage_options, fence=fence)
+        target = Objects(url, storage_options, fence=fence)
         root = read_root(target)
         if root is None:
             refuse_half_moved(target)
@@ -185,7 +185,7 @@ class LatentStore:
 
         StoreError when the target holds something that is no eocube store.
         """
-        target = Target(url, storage_options)
+        target = Objects(url, storage_options)
         root = read_root(target, zones=True)
         if root is None:
             made = half_made(target)
@@ -360,13 +360,13 @@ class LatentStore:
         return verify_store(self, progress)
 
 
-def begin_term(target: Target) -> None:
+def begin_term(target: Objects) -> None:
     """Tell the log that this run took the store over, before it reads it."""
     if target.fence is not None and target.fence.is_to_tell(target.url):
         CommitLog(target).begin(target.fence.term)
 
 
-def _is_of(target: Target, plan: StorePlan) -> bool:
+def _is_of(target: Objects, plan: StorePlan) -> bool:
     """Whether a store is a plan's by its plan and by its layout, whatever its root says."""
     try:
         layout = json.loads(target.get(LAYOUT) or b"{}")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.commit_log import LAYOUT, PLAN, Place
 from eocube.store.existing import gathered, read_root
 from eocube.store.layout import ROOT
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from eocube.store.verify import Finding
 
 _ZONE = re.compile(r"utm\d\ds?")
@@ -20,7 +20,7 @@ Options = Mapping[str, Any] | None
 Progress = Callable[[int, int], None] | None
 
 
-def zones_in(target: Target) -> tuple[str, ...]:
+def zones_in(target: Objects) -> tuple[str, ...]:
     """The zones of a store of several, by the folders there are; empty for a store of one.
 
     Folders, because a root that is damaged may say anything.
@@ -33,7 +33,7 @@ def places(url: str, storage_options: Options = None, group: str | None = None) 
     """(zone, URL) of each cube of a store; (None, url) for a store of one. StoreError when there is none."""
     if group is not None:
         return ((group, f"{url.rstrip('/')}/{group}"),)
-    zones = zones_in(Target(url, storage_options))
+    zones = zones_in(Objects(url, storage_options))
     return tuple((zone, f"{url.rstrip('/')}/{zone}") for zone in zones) or ((None, url),)
 
 
@@ -55,14 +55,14 @@ def survey(
         for found in _cube(place, storage_options, progress)
     ]
     if cubes[0][0] is not None and group is None:
-        findings += _over_zones(Target(url, storage_options), [str(zone) for zone, _ in cubes], findings)
+        findings += _over_zones(Objects(url, storage_options), [str(zone) for zone, _ in cubes], findings)
     return findings
 
 
 def _cube(url: str, storage_options: Options, progress: Progress) -> list[Finding]:
-    target = Target(url, storage_options)
+    target = Objects(url, storage_options)
     try:
-        store = LatentStore.open(url, storage_options=storage_options, check=False)
+        store = CubeStore.open(url, storage_options=storage_options, check=False)
     except StoreError as error:
         if target.get(LAYOUT) is None and target.get(PLAN) is None:
             raise
@@ -71,7 +71,7 @@ def _cube(url: str, storage_options: Options, progress: Progress) -> list[Findin
     return store.verify(progress)
 
 
-def _over_zones(target: Target, zones: list[str], findings: Iterable[Finding]) -> list[Finding]:
+def _over_zones(target: Objects, zones: list[str], findings: Iterable[Finding]) -> list[Finding]:
     """Whether the root's zarr.json says of the zones what they say of themselves."""
     data = target.get(ROOT)
     if data is None:

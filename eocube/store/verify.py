@@ -23,8 +23,8 @@ from eocube.store.receipts import Receipt, State, checked
 from eocube.store.tables import Summary, Totals
 
 if TYPE_CHECKING:
-    from eocube.net.objects import Target
-    from eocube.store.store import LatentStore
+    from eocube.net.objects import Objects
+    from eocube.store.store import CubeStore
 
 _AT_ONCE = 8
 
@@ -60,8 +60,8 @@ def _hash(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-    """All findings, in the order layout, root, results, shards; see `LatentStore.verify`."""
+def verify_store(store: CubeStore, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+    """All findings, in the order layout, root, results, shards; see `CubeStore.verify`."""
     try:
         latest = store.log.latest()
     except StoreError as error:
@@ -80,7 +80,7 @@ def verify_store(store: LatentStore, progress: Callable[[int, int], None] | None
     return findings
 
 
-def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
+def _strays(store: CubeStore, derived: Collection[str]) -> list[Finding]:
     """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes."""
     layout = read_layout(store.target) or {"sha256": {}}
     known = {ROOT, LAYOUT, *layout["sha256"], *derived}
@@ -91,7 +91,7 @@ def _strays(store: LatentStore, derived: Collection[str]) -> list[Finding]:
     ]
 
 
-def read_layout(target: Target) -> dict[str, Any] | None:
+def read_layout(target: Objects) -> dict[str, Any] | None:
     """What `seal` wrote; None when it is not there or not as it was written."""
     try:
         layout: dict[str, Any] = json.loads(target.get(LAYOUT) or b"")
@@ -108,7 +108,7 @@ def fits_layout(layout: Mapping[str, Any], root: bytes | None) -> bool:
         return False
 
 
-def _layout(store: LatentStore) -> list[Finding]:
+def _layout(store: CubeStore) -> list[Finding]:
     layout = read_layout(store.target)
     if layout is None:
         return [Finding(LAYOUT, "is missing" if store.target.get(LAYOUT) is None else "is damaged")]
@@ -131,7 +131,7 @@ def _compare(key: str, found: bytes | None, sha256: str) -> list[Finding]:
     return []
 
 
-def _log(store: LatentStore, latest: Latest) -> list[Finding]:
+def _log(store: CubeStore, latest: Latest) -> list[Finding]:
     """Segments that are not what they were when the store was last finalised."""
     data = store.target.get(SEAL)
     if data is None:
@@ -151,7 +151,7 @@ def _log(store: LatentStore, latest: Latest) -> list[Finding]:
     return findings
 
 
-def _root(store: LatentStore, summary: Summary) -> list[Finding]:
+def _root(store: CubeStore, summary: Summary) -> list[Finding]:
     found, expected = (
         [json.loads(data)["attributes"]["eocube"].get(name) for name in FROM_LOG]
         for data in (store.target.get(ROOT) or b"", store.root_bytes(summary))
@@ -161,7 +161,7 @@ def _root(store: LatentStore, summary: Summary) -> list[Finding]:
     return [Finding(ROOT, "its moments, histogram or seams are not those of the commit log: finalise the store again")]
 
 
-def _derived(store: LatentStore, objects: Iterable[tuple[str, bytes | None]], keys: set[str]) -> list[Finding]:
+def _derived(store: CubeStore, objects: Iterable[tuple[str, bytes | None]], keys: set[str]) -> list[Finding]:
     """What differs from the objects that follow from the log; `keys` takes in theirs."""
     findings = []
     for key, expected in objects:
@@ -176,7 +176,7 @@ def _derived(store: LatentStore, objects: Iterable[tuple[str, bytes | None]], ke
     return findings
 
 
-def _shards(store: LatentStore, latest: Latest, progress: Callable[[int, int], None] | None) -> list[Finding]:
+def _shards(store: CubeStore, latest: Latest, progress: Callable[[int, int], None] | None) -> list[Finding]:
     findings: list[Finding] = []
     logged: set[str] = set()
     done = 0
@@ -196,7 +196,7 @@ def _shards(store: LatentStore, latest: Latest, progress: Callable[[int, int], N
     return findings
 
 
-def _shard(store: LatentStore, receipt: Receipt) -> Iterable[Finding]:
+def _shard(store: CubeStore, receipt: Receipt) -> Iterable[Finding]:
     key = store.shard_key(receipt.time, *receipt.shard)
     data = store.target.get(key)
     if receipt.sha256 is None:

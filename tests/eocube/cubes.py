@@ -17,7 +17,7 @@ from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, pack_mask
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
@@ -97,7 +97,7 @@ def make_store(
         there = ~missing.reshape(plan.grid.shape[0], stride, plan.grid.shape[1], stride)
         valid = percent(there.mean(axis=(1, 3)))
     bad = bad or {}
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     grid, core = plan.grid, plan.grid.lattice.core
     units = [WorkUnit(t, r, c) for t in range(len(plan.times)) for r, c in sorted(grid.shards())]
     rng = np.random.default_rng(5)

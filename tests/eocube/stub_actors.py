@@ -14,7 +14,7 @@ from eocube.run.driver import EngineOptions
 from eocube.run.placement import Place, here
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 
 def receipt_of(unit: WorkUnit, row: int = 0) -> Receipt:
@@ -61,9 +61,9 @@ class Writer:
         self.kill = Path(urls[0]) / "kill"
         self.plans, self.stores = [], []
         for url in urls:
-            (text,) = LatentStore.stored_plans(url, storage_options=options.storage_options)
+            (text,) = CubeStore.stored_plans(url, storage_options=options.storage_options)
             self.plans.append(Plan.from_json(text))
-            self.stores.append(LatentStore.open(url, storage_options=options.storage_options))
+            self.stores.append(CubeStore.open(url, storage_options=options.storage_options))
 
     def ready(self) -> Place:
         return here()

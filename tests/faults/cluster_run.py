@@ -25,7 +25,7 @@ from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import pool
 from eocube.run.driver import Cube, EngineOptions
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer
 
@@ -63,7 +63,7 @@ def main(scenario: str, folder: Path) -> None:
     """Run a scenario and write down what it came to."""
     plan = make_plan(make_weights(folder / "w.safetensors"), times=TIMES[:48])
     url = str(folder / "cube.zarr")
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     todo = [(0, WorkUnit(t, r, c)) for t in range(len(plan.times)) for r, c in sorted(plan.grid.shards())]
     gpus = {"num_gpus": 1} if scenario == "gpus" else {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, **gpus})
@@ -93,7 +93,7 @@ def main(scenario: str, folder: Path) -> None:
             if scenario == "elastic" and at == len(todo) // 2:
                 cluster.remove_node(nodes[0], allow_graceful=False)
         tally = running.result()
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     store.finalise()
     log = [r.unit for r in store.log.receipts()]
     lines = [json.loads(line) for line in (folder / "logs" / "cluster.jsonl").read_text().splitlines()]

@@ -18,7 +18,7 @@ import torch
 
 from eocube.errors import SourceError
 from eocube.ground.grid import CubeGrid, Window, grids_for
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.base import Models
 from eocube.products.eo_vae_document import Encoding, latents
@@ -32,7 +32,7 @@ from eocube.sensors import get_sensor
 from eocube.store.fence import Fence
 from eocube.store.lease import SETTLE, Lease
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 CORE, HALO, SHARD, CHANNELS, STRIDE = 6, 2, 12, 3, 8
 SENSOR = get_sensor("S2L2A").subset(["B02"])
@@ -58,7 +58,7 @@ class Death:
         """Every target made inside is under it."""
         with pytest.MonkeyPatch.context() as patch:
             for name in WRITES:
-                patch.setattr(Target, name, self._deadly(getattr(Target, name)))
+                patch.setattr(Objects, name, self._deadly(getattr(Objects, name)))
             yield self
 
     def _deadly(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,14 +173,14 @@ def drive(
 ) -> Reader:
     """One run of the driver, as `eocube.run.job` makes it: lease, plans, stores, what is left, log, finalise."""
     reader, given = reader or Reader(), storage_options
-    with Lease(Target(url, given), run_id, settle=settle) as lease:
-        frozen = [Plan.from_json(t) for t in LatentStore.stored_plans(url, storage_options=given)]
+    with Lease(Objects(url, given), run_id, settle=settle) as lease:
+        frozen = [Plan.from_json(t) for t in CubeStore.stored_plans(url, storage_options=given)]
         if frozen and frozen[0].request == asked.request:
             plan = frozen[0]
         else:
             plan = grow_plans(url, frozen, [asked])[0] if frozen else asked
-        store = LatentStore.create(url, plan, storage_options=given, fence=lease)
-        at_actor = LatentStore.open(url, storage_options=given, fence=Fence.of(lease.to_pass, given))
+        store = CubeStore.create(url, plan, storage_options=given, fence=lease)
+        at_actor = CubeStore.open(url, storage_options=given, fence=Fence.of(lease.to_pass, given))
         left = Remaining(plan, store.log.latest(), retry)
         models = Models({"fp32": lambda: encoder}, lambda z: z, lambda p: next(iter(p.values())))  # type: ignore[arg-type,return-value]
         runner = UnitRunner(plan, at_actor, models, Limits(read_threads=1), run_id=run_id)
@@ -197,14 +197,14 @@ def drive(
         finally:
             runner.close()
         if lease.took_over and not lease.exact:
-            LatentStore.made_again(url, plan, storage_options=given, fence=lease)
+            CubeStore.made_again(url, plan, storage_options=given, fence=lease)
         store.finalise()
     return reader
 
 
 def objects(url: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     """Every object of a store but the log's segments and the lease, which hold times of day, run ids and order."""
-    target = Target(url, storage_options)
+    target = Objects(url, storage_options)
     found = {}
     for key in target.keys(""):
         if not (key.startswith("commits/") and key != "commits/plan.json" and key != "commits/layout.json"):
@@ -221,7 +221,7 @@ def receipts(url: str) -> list[dict[str, Any]]:
             "unit": r.unit, "sha256": r.sha256, "windows": r.windows, "moments": r.moments, "precision": r.precision,
             "bytes_out": r.bytes_out,
         }
-        for r in LatentStore.open(url).receipts()
+        for r in CubeStore.open(url).receipts()
     ]  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def check_readable(url: str) -> bool:
     """
     import xarray as xr
 
-    if Target(url).get("zarr.json") is None:
+    if Objects(url).get("zarr.json") is None:
         return False
     ds = xr.open_zarr(url, mask_and_scale=False, decode_times=True).load()
     status, latent = ds.status.values, ds.latent.values

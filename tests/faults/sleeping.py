@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store import fence, lease
 from eocube.store.fence import Fence
 from eocube.store.lease import Lease
@@ -65,7 +65,7 @@ class Sleep:
         """At a call of a target: before anything is asked, or when all is done."""
         with self._patched() as patch:
             for name in WRITES:
-                patch.setattr(Target, name, self._guarded(getattr(Target, name)))
+                patch.setattr(Objects, name, self._guarded(getattr(Objects, name)))
             yield self
 
     @contextmanager
@@ -99,7 +99,7 @@ class Sleep:
             yield patch
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(target: Target, key: str, *args: Any, **how: Any) -> Any:
+        def guarded(target: Objects, key: str, *args: Any, **how: Any) -> Any:
             if not self._is_sleepers(target.fence):
                 return call(target, key, *args, **how)
             with self._lock:  # nothing else of it runs meanwhile
@@ -121,14 +121,14 @@ class Sleep:
 
     def _sleep(self, where: str) -> None:
         self.slept, self.where = True, where
-        end_lease(Target(self.url, self.options))
+        end_lease(Objects(self.url, self.options))
         self.clock.ahead += _LONG
         self.other()
         if self.options is not None:  # storage tells what came later by the second
             time.sleep(1.1)
 
 
-def end_lease(target: Target) -> None:
+def end_lease(target: Objects) -> None:
     """Make the lease of the last term one of another machine that has run out, unless it was given back."""
     terms = terms_of(target)
     note = json.loads(target.get(lease_key(terms[-1])) or b"{}") if terms else {}

@@ -30,7 +30,7 @@ from eocube.run.options import Limits
 from eocube.run.ray_session import ray_session
 from eocube.scenes import search as catalog
 from eocube.scenes.scene import Scene
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.weights import load_weights
 from tests.eocube.cubes import make_weights, sensor_of
 
@@ -92,7 +92,7 @@ def main(folder: Path, catalog_json: str, bucket: str, options: dict[str, Any], 
     logging.getLogger("eocube").setLevel(logging.WARNING)
     url = f"s3://{bucket}/cube.zarr"
     plan = soak_plan(folder, catalog_json, s3fs.S3FileSystem(**options), bucket, units)
-    LatentStore.create(url, plan, storage_options=options)
+    CubeStore.create(url, plan, storage_options=options)
     todo = [(0, unit) for unit in plan.units()]
     given = EngineOptions(
         actors=1, limits=Limits(read_threads=4), storage_options=options, source_options=options, quiet=True,
@@ -103,7 +103,7 @@ def main(folder: Path, catalog_json: str, bucket: str, options: dict[str, Any], 
         watch = Watch()
         tally = engine.run([Cube(plan, url)], given, iter(todo), "soak", actor_class=engine.EncodeActor)
         curve = watch.stop()
-    store = LatentStore.open(url, storage_options=options)
+    store = CubeStore.open(url, storage_options=options)
     logged = [r.unit for r in store.log.receipts()]
     return {
         "units": len(todo),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory
 from tests.faults.proxy import FaultProxy, Faults
@@ -94,7 +94,7 @@ def test_a_tenth_of_all_requests_fails_and_nothing_is_different(
     assert kept[0].keys() == kept[1].keys()
     different = {key: (kept[0][key], kept[1][key]) for key in kept[0] if kept[0][key] != kept[1][key]}
     assert not different
-    assert not LatentStore.open(f"s3://{s3.bucket}/rough/cube.zarr", storage_options=s3.direct).verify()
+    assert not CubeStore.open(f"s3://{s3.bucket}/rough/cube.zarr", storage_options=s3.direct).verify()
 
 
 def is_history(key: str) -> bool:

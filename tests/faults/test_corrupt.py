@@ -13,10 +13,10 @@ import pytest
 
 from eocube.cli import main
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.run.request import Exit
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import Reader, drive, plan_of, scene
 
 SMALL, LARGER = (11.500, 48.100, 11.512, 48.108), (11.500, 48.100, 11.518, 48.112)
@@ -32,15 +32,15 @@ class Sound:
     def damaged(self, key: str, data: bytes | None) -> str:
         """A copy of the store with one object replaced or removed: its URL."""
         url = f"memory://corrupt-{uuid.uuid4().hex}/cube.zarr"
-        fs = Target(url).fs
+        fs = Objects(url).fs
         for name, content in self.objects.items():
             if name != key or data is not None:
-                fs.pipe_file(f"{Target(url).path}/{name}", data if name == key and data is not None else content)
+                fs.pipe_file(f"{Objects(url).path}/{name}", data if name == key and data is not None else content)
         return url
 
 
 def everything(url: str) -> dict[str, bytes]:
-    target = Target(url)
+    target = Objects(url)
     return {key: target.get(key) or b"" for key in target.keys("")}
 
 
@@ -54,7 +54,7 @@ def sound() -> Sound:
     before = everything(url)
     drive(url, plan_of(LARGER, [scene(10), scene(15)], (10, 15)), retry=[State.READ_FAILED], commit_every=1)
     after = everything(url)
-    assert LatentStore.open(url).verify() == []
+    assert CubeStore.open(url).verify() == []
     return Sound(after, before)
 
 
@@ -84,7 +84,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
 def findings(url: str) -> list[tuple[str, str]]:
     """What `verify` says, or what opening says when there is nothing to verify."""
     try:
-        return [(f.path, f.what) for f in LatentStore.open(url).verify()]
+        return [(f.path, f.what) for f in CubeStore.open(url).verify()]
     except StoreError as error:
         return [("zarr.json", str(error))]
 

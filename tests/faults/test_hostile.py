@@ -21,7 +21,7 @@ import eocube
 from eocube.cli import encode_main, main
 from eocube.errors import InputError, SourceError, StoreError
 from eocube.ground.grid import Lattice, Window
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.trust import check_href
 from eocube.plan.plan import footprint
 from eocube.read.reader import WindowReader
@@ -32,7 +32,7 @@ from eocube.scenes.search import parse_interval, search
 from eocube.scenes.stac import Found
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import drive, plan_of, scene
 
 SENSOR = get_sensor("S2L2A").subset(["B02"])
@@ -307,17 +307,17 @@ def test_a_stores_metadata_lead_to_nothing_outside_it(tmp_path: Path) -> None:
     del layout["check"]
     (tmp_path / "cube.zarr/commits/layout.json").write_text(json.dumps({**layout, "check": _hash(layout)}))
     with pytest.raises(StoreError, match="leads out of the store"):
-        LatentStore.open(url).verify()
+        CubeStore.open(url).verify()
     root = json.loads((tmp_path / "cube.zarr/zarr.json").read_text())
     root["attributes"]["eocube"]["zones"] = ["../other"]
     (tmp_path / "cube.zarr/zarr.json").write_text(json.dumps(root))
     with pytest.raises(StoreError, match="leads out of the store"):
-        LatentStore.stored_plans(url)
+        CubeStore.stored_plans(url)
 
 
 @pytest.mark.parametrize("key", ["../x", "latent/../../x", "a/.."])
 def test_no_key_leads_out_of_a_target(key: str, tmp_path: Path) -> None:
-    target = Target(tmp_path / "a" / ".." / "cube.zarr")  # the user's own path may have them
+    target = Objects(tmp_path / "a" / ".." / "cube.zarr")  # the user's own path may have them
     for act in (target.get, target.delete, target.keys, lambda k: target.put(k, b""), lambda k: target.create(k, b"")):
         with pytest.raises(StoreError, match="leads out of the store"):
             act(key)

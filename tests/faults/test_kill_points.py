@@ -19,12 +19,12 @@ import xarray as xr
 
 from eocube.cli import encode_main
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan
 from eocube.run.request import Exit
 from eocube.store.lease import lease_key
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import Death, Killed, Reader, check_readable, drive, objects, plan_of, receipts, scene
 
 SMALL = (11.500, 48.100, 11.518, 48.112)
@@ -87,19 +87,19 @@ def calm(story: Story) -> Calm:
     with Death().hanging_over() as watch:
         drive(url, story.asked[-1])
     assert check_readable(url)
-    assert LatentStore.open(url).verify() == []
+    assert CubeStore.open(url).verify() == []
     return Calm(before, watch.calls, objects(url), receipts(url))
 
 
 def everything(url: str) -> dict[str, bytes]:
-    target = Target(url)
+    target = Objects(url)
     return {key: target.get(key) or b"" for key in target.keys("")}
 
 
 def copy_of(before: dict[str, bytes]) -> str:
     """A store with these objects: its URL."""
     url = fresh_url()
-    target = Target(url)
+    target = Objects(url)
     for key, data in before.items():
         target.put(key, data)
     return url
@@ -125,7 +125,7 @@ def dies(url: str, asked: Plan, at: int, after: bool) -> bool:
 
 
 def forget_lease(url: str) -> None:
-    target = Target(url)
+    target = Objects(url)
     for key in target.keys("commits"):
         if key.startswith("commits/lease-"):
             target.delete(key)
@@ -197,7 +197,7 @@ def test_an_extended_store_holds_what_a_fresh_one_holds() -> None:
     xr.testing.assert_identical(a.drop_attrs(), b.drop_attrs())
     assert a.attrs["eocube"]["space_id"] == b.attrs["eocube"]["space_id"]
     assert a.attrs["eocube"]["moments"]["count"] == b.attrs["eocube"]["moments"]["count"]
-    assert LatentStore.open(url).verify() == []
+    assert CubeStore.open(url).verify() == []
 
 
 ALL_ROUND_AND_SOUTH_EAST = (11.480, 48.080, 11.545, 48.125)
@@ -209,7 +209,7 @@ def test_retry_does_the_failed_windows_again_and_no_others() -> None:
     drive(calm_url, asked)
     windows = [(w.row, w.col) for w in asked.grid.requested_windows()]
     first = drive(url, asked, reader=Reader(failing=frozenset(windows[1:3])))
-    assert LatentStore.open(url).status_counts()[State.READ_FAILED] == 4
+    assert CubeStore.open(url).status_counts()[State.READ_FAILED] == 4
     assert drive(url, asked).reads == []
     again = drive(url, asked, retry=[State.READ_FAILED])
     assert sorted({(r, c) for _, r, c in again.reads}) == sorted(windows[1:3]) and len(again.reads) == 4
@@ -225,7 +225,7 @@ def test_a_shard_that_is_not_the_logged_one_is_encoded_whole() -> None:
     windows = [(w.row, w.col) for w in asked.grid.requested_windows()]
     drive(url, asked, reader=Reader(failing=frozenset(windows[:1])))
     key = next(k for k in objects(url) if k.startswith("latent/c/0/"))
-    Target(url).put(key, objects(calm_url)[key])
+    Objects(url).put(key, objects(calm_url)[key])
     drive(url, asked, retry=[State.READ_FAILED])
     assert objects(url) == objects(calm_url) and receipts(url) == receipts(calm_url)
 
@@ -253,7 +253,7 @@ def test_sigkill_of_the_driver_and_of_an_actor(tmp_path: Path, demo_catalog: Pat
         assert encode_main([*words, str(cube)]) == Exit.DONE
     a, b = ({k: v for k, v in objects(str(u)).items() if k.startswith(("latent", "status"))} for u in (calm, out))
     assert a == b and len(a) > 3
-    assert LatentStore.open(str(out)).verify() == []
+    assert CubeStore.open(str(out)).verify() == []
 
 
 def wait_for(happened: Any, seconds: float) -> None:

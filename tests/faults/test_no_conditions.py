@@ -10,7 +10,7 @@ import pytest
 
 from eocube.errors import LeaseError, StoreError
 from eocube.net.network import Network, NetworkLimits
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.fence import Conditions
 from eocube.store.lease import Lease
 from tests.faults.conftest import ProxiedS3
@@ -21,8 +21,8 @@ QUICK = NetworkLimits(first_wait=0.01, first_pause=0.05, longest_pause=0.1, pati
 RACES, DRIVERS, SETTLE = 20, 3, 1.0
 
 
-def target(s3: ProxiedS3, name: str) -> Target:
-    return Target(f"s3://{s3.bucket}/{name}.zarr", s3.options, Network(QUICK))
+def target(s3: ProxiedS3, name: str) -> Objects:
+    return Objects(f"s3://{s3.bucket}/{name}.zarr", s3.options, Network(QUICK))
 
 
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.base import Models
 from eocube.run import repair as repairing
@@ -24,7 +24,7 @@ from eocube.store.commit_log import PLAN
 from eocube.store.existing import gathered
 from eocube.store.fence import Fence
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore, finalise_root
+from eocube.store.store import CubeStore, finalise_root
 from eocube.store.survey import survey
 from tests.faults.killing import Death, Killed, Reader, drive, encoder, plan_of, scene
 from tests.faults.test_corrupt import DAMAGE, everything, flip, kinds
@@ -59,7 +59,7 @@ class Engine:
         tally = RunTally()
         for k, unit in todo:
             self.units.append(unit.key)
-            plan, store = cubes[k].plan, LatentStore.open(cubes[k].url, fence=fence)
+            plan, store = cubes[k].plan, CubeStore.open(cubes[k].url, fence=fence)
             if unit.empty:
                 receipt = empty_receipt(plan, unit, run_id)
             else:
@@ -101,7 +101,7 @@ class Sound:
     def copy(self, changes: dict[str, bytes | None]) -> str:
         """A copy with some objects replaced or gone: its URL."""
         url = f"memory://repair-{uuid.uuid4().hex}/cube.zarr"
-        target = Target(url)
+        target = Objects(url)
         for key, data in {**self.objects, **changes}.items():
             if data is not None:
                 target.put(key, data)
@@ -119,8 +119,8 @@ def sound() -> Sound:
     before = everything(url)
     asked = plan_of(LARGER, [scene(10), scene(15)], (10, 15))
     drive(url, asked, reader=reader, retry=[State.READ_FAILED], commit_every=1)
-    assert LatentStore.open(url).verify() == []
-    return Sound(everything(url), before, Plan.from_json((Target(url).get(PLAN) or b"").decode()), states(url))
+    assert CubeStore.open(url).verify() == []
+    return Sound(everything(url), before, Plan.from_json((Objects(url).get(PLAN) or b"").decode()), states(url))
 
 
 @pytest.fixture(autouse=True)
@@ -144,14 +144,14 @@ def mended(url: str, sound: Sound, **how: Any) -> Repaired:
     assert survey(url) == []
     assert whole(everything(url)) == whole(sound.objects)
     assert states(url) == sound.states
-    Target(url).fs.rm(
+    Objects(url).fs.rm(
         url.removeprefix("memory:/"), recursive=True
     )  # a listing of any store walks all that are in memory
     return found
 
 
 def states(url: str) -> list[tuple[str, str | None, Any]]:
-    return [(r.unit, r.sha256, r.windows) for r in LatentStore.open(url).receipts()]
+    return [(r.unit, r.sha256, r.windows) for r in CubeStore.open(url).receipts()]
 
 
 @pytest.mark.faults
@@ -232,9 +232,9 @@ def test_a_repair_killed_at_any_storage_call_goes_on(sound: Sound, engine: Engin
                 repair(url, say=lambda line: None)
         except Killed:  # an object that is there already is not written: one life may have fewer calls than another
             killed += 1
-        for key in Target(url).keys("commits"):
+        for key in Objects(url).keys("commits"):
             if "lease" in key:
-                Target(url).delete(key)  # its process would be seen to be dead
+                Objects(url).delete(key)  # its process would be seen to be dead
         mended(url, sound)
     assert killed > watch.calls // 4
 
@@ -257,7 +257,7 @@ def test_strays_are_named_and_left(sound: Sound, engine: Engine) -> None:
     url = sound.copy({"notes.txt": b"mine", "latent/c/9/0/0/0": b"?"})
     found = repair(url, say=lambda line: None)
     assert {path for path, _ in found.left} == {"notes.txt", "latent/c/9/0/0/0"} and found.exit == Exit.RETRYABLE
-    assert Target(url).get("notes.txt") == b"mine"
+    assert Objects(url).get("notes.txt") == b"mine"
 
 
 def test_what_is_whole_of_a_damaged_segment_stays(sound: Sound, engine: Engine) -> None:
@@ -266,9 +266,9 @@ def test_what_is_whole_of_a_damaged_segment_stays(sound: Sound, engine: Engine) 
     both = sound.objects[segments[-2]] + sound.objects[segments[-1]]
     merged = {segments[-2]: both, segments[-1]: None}
     url = sound.copy(merged)
-    LatentStore.open(url).finalise()
+    CubeStore.open(url).finalise()
     assert survey(url) == []
-    Target(url).put(segments[-2], both[:-40])
+    Objects(url).put(segments[-2], both[:-40])
     repair(url, say=lambda line: None)
     assert len(engine.units) == 1 and whole(everything(url)) == whole(sound.objects)
 
@@ -278,7 +278,7 @@ def test_a_plan_that_no_search_gives_again_is_one_line(sound: Sound, engine: Eng
     other = plan_of(SMALL, [scene(11)], (11, 11))
     with pytest.raises(StoreError, match=r"commits/plan\.json is missing.*put that object back"):
         repair(url, say=lambda line: None, search=lambda request: [other])
-    assert Target(url).get(PLAN) is None
+    assert Objects(url).get(PLAN) is None
 
 
 def test_a_plan_that_the_search_gives_again_is_put_back(sound: Sound, engine: Engine) -> None:
@@ -303,18 +303,18 @@ def zones(sound: Sound) -> str:
     """Two zones under one root."""
     url = f"memory://repair-{uuid.uuid4().hex}/cube.zarr"
     for name in ("utm32", "utm33"):
-        target = Target(f"{url}/{name}")
+        target = Objects(f"{url}/{name}")
         for key, data in sound.objects.items():
             if "lease" not in key:
                 target.put(key, data)
-    Target(url).put("zarr.json", gathered(Target(url), ["utm32", "utm33"]))
+    Objects(url).put("zarr.json", gathered(Objects(url), ["utm32", "utm33"]))
     finalise_root(url)
     return url
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_the_root_over_several_zones_is_named_and_mended(zones: str, engine: Engine, how: str) -> None:
-    target = Target(zones)
+    target = Objects(zones)
     data = target.get("zarr.json") or b""
     bad = WAYS[how](data)
     target.delete("zarr.json") if bad is None else target.put("zarr.json", bad)
@@ -324,7 +324,7 @@ def test_the_root_over_several_zones_is_named_and_mended(zones: str, engine: Eng
 
 
 def test_a_zones_own_damage_is_mended_through_the_root(zones: str, engine: Engine) -> None:
-    target = Target(zones)
+    target = Objects(zones)
     before = {k: v for k, v in everything(zones).items() if "lease" not in k and ".jsonl" not in k}
     shard = next(k for k in before if k.startswith("utm33/latent/c/"))
     target.put(shard, b"")

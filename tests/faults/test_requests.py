@@ -15,12 +15,12 @@ from affine import Affine
 from eocube.errors import SourceError, StoreError
 from eocube.ground.grid import Lattice, Window
 from eocube.net.network import Network, NetworkLimits
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults import killing
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory
@@ -33,8 +33,8 @@ LATTICE, WINDOW = Lattice(32633, 10), Window(-2760, 209)
 SENSOR = get_sensor("S2L2A").subset(["B02"])
 
 
-def target(s3: ProxiedS3, network: Network | None = None) -> Target:
-    return Target(f"s3://{s3.bucket}/cube.zarr", s3.options, network or Network(QUICK))
+def target(s3: ProxiedS3, network: Network | None = None) -> Objects:
+    return Objects(f"s3://{s3.bucket}/cube.zarr", s3.options, network or Network(QUICK))
 
 
 def once(kind: Kind, method: str) -> Faults:
@@ -82,8 +82,8 @@ def test_a_lost_reply_does_not_make_ones_own_create_anothers(s3_behind_proxy: Pr
 def test_arrays_that_a_store_reads_of_itself_are_asked_for_by_the_same_rules(s3_behind_proxy: ProxiedS3) -> None:
     s3, plan = s3_behind_proxy, killing.plan_of((11.500, 48.100, 11.518, 48.112), [killing.scene(10)])
     url = f"s3://{s3.bucket}/cube.zarr"
-    LatentStore.create(url, plan, storage_options=s3.direct)
-    store = LatentStore.open(url, storage_options=s3.options)
+    CubeStore.create(url, plan, storage_options=s3.direct)
+    store = CubeStore.open(url, storage_options=s3.options)
     store.target.network = network = Network(QUICK)
     s3.proxy.faults = once("503", "GET")
     s3.proxy.forget()

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pytest
 
 from eocube.errors import LeaseError, StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.conftest import ProxiedS3
 from tests.faults.killing import check_readable, drive, plan_of, scene
 from tests.faults.sleeping import SLEEPER, Sleep
@@ -50,8 +50,8 @@ STORIES = (SAME, MORE, ELSE, NEW)
 
 def everything(url: str, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     """All objects that count: not who had the lease when, nor what a late owner wrote to the log."""
-    target = Target(url, options)
-    counted = LatentStore.open(url, storage_options=options).log.latest().segments
+    target = Objects(url, options)
+    counted = CubeStore.open(url, storage_options=options).log.latest().segments
     found = {}
     for key in target.keys(""):
         history = key.startswith(("commits/lease-", "commits/fence"))
@@ -119,14 +119,14 @@ def check(told: Told, url: str, options: Mapping[str, Any] | None = None) -> Non
     now = everything(url, options)
     differing = sorted(key for key in now.keys() | told.left.keys() if now.get(key) != told.left.get(key))
     assert not differing, (where, differing, told.refused)
-    assert LatentStore.open(url, storage_options=options).verify() == [], where
+    assert CubeStore.open(url, storage_options=options).verify() == [], where
     assert drive(url, told.plan, storage_options=options, settle=0.0).reads == [], where
 
 
 def copies_of(story: Story) -> dict[str, bytes]:
     url = fresh_url()
     before(story, url)
-    target = Target(url)
+    target = Objects(url)
     return {key: target.get(key) or b"" for key in target.keys("")}
 
 
@@ -141,7 +141,7 @@ def test_asleep_at_any_call(story: Story) -> None:
     def copy() -> str:
         url = fresh_url()
         for key, data in there.items():
-            Target(url).put(key, data)
+            Objects(url).put(key, data)
         return url
 
     calls = tell(story, copy(), None, False).sleep.calls
@@ -219,5 +219,5 @@ def test_requests_on_their_way_where_conditions_are_ignored_are_told_and_found(
     now = everything(s3_url, s3.direct)
     assert {key for key in told.left if now.get(key) != told.left[key]} == {"commits/plan.json"}
     assert "commits/plan.json was being written just then: eocube verify" in str(told.refused)
-    findings = LatentStore.open(s3_url, storage_options=s3.direct).verify()
+    findings = CubeStore.open(s3_url, storage_options=s3.direct).verify()
     assert [finding.path for finding in findings] == ["commits/plan.json"]

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from eocube.run.request import Exit
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from jobs.finetune import Plan, planned, work
 from model.training.checkpoint import Store
 from model.training.distributed import Team
@@ -106,7 +106,7 @@ def test_the_job_runs_unchanged_under_ray_job_submit(head: Head, tmp_path: Path,
         "--bands", "B02,B03,B04,B08",
     )  # fmt: skip
     assert job.returncode == Exit.DONE, job.stdout[-3000:] + job.stderr[-1000:]
-    store = LatentStore.open(str(out))
+    store = CubeStore.open(str(out))
     assert store.done_units() and store.verify() == []
     assert not (head.home / ".ray" / "auth_token").exists()
 

@@ -14,7 +14,7 @@ from eocube.cli import encode_main, main
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.errors import StoreError
 from eocube.ground.grid import grids_for
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import build_plan
 from eocube.products.eo_vae_document import latents
 from eocube.report.info import status
@@ -91,7 +91,7 @@ def test_another_request_is_refused_with_its_difference(
         assert encode(out, demo_catalog, where, when, *more) == Exit.BAD_INPUT
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1, error
-    with Lease(Target(out), "another-run"):
+    with Lease(Objects(out), "another-run"):
         assert encode(out, demo_catalog, box, SUMMER) == Exit.BAD_INPUT
         assert "is being written by run another-run" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in kept} == kept

@@ -15,7 +15,7 @@ import pytest
 import eocube
 from eocube.demo.catalogue import DEMO_BBOX
 from eocube.run.request import Exit
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.products.conftest import install
 from tests.faults.test_corrupt import flip
 
@@ -62,10 +62,10 @@ def test_a_foreign_product_goes_the_whole_way(kind: str, demo_catalog: Path, tmp
     for when in (MAY, SUMMER):  # gone on with, then extended by the other date
         done = call(command(kind, demo_catalog, out, when), site)
         assert done.returncode == Exit.DONE, done.stderr
-    shards = [{r.unit: r.sha256 for r in LatentStore.open(str(url)).receipts()} for url in (whole, out)]
+    shards = [{r.unit: r.sha256 for r in CubeStore.open(str(url)).receipts()} for url in (whole, out)]
     assert shards[0] == shards[1] and len(shards[0]) == 2 and all(shards[0].values())
 
-    array = LatentStore.open(str(out)).array
+    array = CubeStore.open(str(out)).array
     damaged = next(p for p in sorted((out / array / "c").rglob("*")) if p.is_file())
     sound = damaged.read_bytes()
     damaged.write_bytes(flip(sound))

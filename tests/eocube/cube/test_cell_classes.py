@@ -21,7 +21,7 @@ from eocube.run.options import Limits
 from eocube.run.request import EncodeOptions, Request, make_plans
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.training.sources.splits import BlockSplit
 from tests.eocube.cubes import CORE, make_plan, make_store, make_weights
 
@@ -37,7 +37,7 @@ def encode(catalog: Path, bbox: Sequence[float], interval: str, out: Path) -> st
     )  # fmt: skip
     loaded = load("nano")
     (plan,) = make_plans(Request.parse(asked, on_gpu=False), loaded, None)
-    store = LatentStore.create(asked.out, plan)
+    store = CubeStore.create(asked.out, plan)
     runner = UnitRunner(plan, store, models_for(plan, loaded, "cpu"), Limits(encode_threads=1))
     store.commit([runner.run(unit) for unit in plan.units() if not unit.empty])
     runner.close()

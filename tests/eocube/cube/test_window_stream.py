@@ -20,7 +20,7 @@ from eocube.cube.window_stream import WindowBatches, WindowStream, torch_dataset
 from eocube.cube.windows import CubeWindows
 from eocube.errors import InputError, StoreError
 from eocube.ground.grid import grids_for
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from tests.eocube.cube.test_windows import SIX
 from tests.eocube.cubes import BBOX, CORE, SHARD, Made, make_plan, make_store, make_weights
 
@@ -90,13 +90,13 @@ def test_a_stream_taken_up_again_goes_on_with_the_very_next_patch(windows: CubeW
 
 def test_each_object_is_read_once_an_epoch(made: Made, windows: CubeWindows, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: Counter[str] = Counter()
-    get = Target.get
+    get = Objects.get
 
-    def counted(self: Target, key: str) -> bytes | None:
+    def counted(self: Objects, key: str) -> bytes | None:
         asked[key] += 1
         return get(self, key)
 
-    monkeypatch.setattr(Target, "get", counted)
+    monkeypatch.setattr(Objects, "get", counted)
     objects = {str(p.relative_to(made.url)) for p in (Path(made.url) / "latent" / "c").rglob("*") if p.is_file()}
     for epoch in (1, 2):
         stream = WindowStream(windows, epochs=epoch, open_units=3, threads=4)

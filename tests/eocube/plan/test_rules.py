@@ -27,7 +27,7 @@ from eocube.run.unit import UnitRunner
 from eocube.scenes.search import parse_interval, search
 from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import CORE, HALO, SHARD, make_weights
 from tests.eocube.scenes.test_offset_settled import BOX, catalogue, raised
 
@@ -57,7 +57,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def cube(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The plan carried out by the worker that a run's actors are made of."""
     url = str(tmp_path_factory.mktemp("cube") / "cube.zarr")
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     runner = UnitRunner(
         plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=0.0)
     )
@@ -87,7 +87,7 @@ def test_the_plan_says_the_rule_and_the_reason_of_every_scene(plan: Plan) -> Non
 
 
 def test_a_units_receipt_says_the_rules_it_read_by(plan: Plan, cube: str) -> None:
-    receipts = list(LatentStore.open(cube).log.receipts())
+    receipts = list(CubeStore.open(cube).log.receipts())
     for receipt in receipts:
         (scene,) = plan.scenes_at(receipt.time)
         assert receipt.rules == {scene.id: SAID[scene.id]}
@@ -97,7 +97,7 @@ def test_a_units_receipt_says_the_rules_it_read_by(plan: Plan, cube: str) -> Non
 
 def test_receipts_grow_by_little(plan: Plan, cube: str) -> None:
     """A million units of two scenes: some hundred megabytes more at most, beside two thousand."""
-    receipt = next(LatentStore.open(cube).log.receipts())
+    receipt = next(CubeStore.open(cube).log.receipts())
     name = "S2A_MSIL2A_20230815T100031_N0509_R122_T32UPU_20230815T162009"
     scenes = [replace(s, id=f"{name}{k}") for k, s in enumerate(plan.scenes[:2])]
     more = len(replace(receipt, rules=read_by(scenes)).to_json()) - len(replace(receipt, rules={}).to_json())
@@ -105,7 +105,7 @@ def test_receipts_grow_by_little(plan: Plan, cube: str) -> None:
 
 
 def test_windows_that_stay_keep_the_rules_they_were_read_by(plan: Plan, cube: str, tmp_path: Path) -> None:
-    store = LatentStore.open(cube)
+    store = CubeStore.open(cube)
     receipt = next(r for r in store.log.receipts() if any(w.state is State.OK for w in r.windows))
     kept = replace(receipt, rules={"earlier": "-0.1 pixels"})
     unit = next(u for u in plan.units() if u.key == receipt.unit)
@@ -133,7 +133,7 @@ def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> N
     text = lines([figures])
     assert "read as    -0.1 metadata (1 of 3)" in text and "silent: 0 pixels: dark tail B02" in text
     html = Path(write_page(cube, tmp_path / "report.html")).read_text()
-    units = sum(bool(r.rules) for r in LatentStore.open(cube).log.receipts())
+    units = sum(bool(r.rules) for r in CubeStore.open(cube).log.receipts())
     for said in ("0 stated", "stated by hand, offset 0", "-0.1 metadata", f"of {units} units"):
         assert said in html
     assert "not recorded" not in html
@@ -142,7 +142,7 @@ def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> N
 def test_verify_names_a_unit_that_was_read_by_another_rule(cube: str, tmp_path: Path) -> None:
     assert verify(cube)["findings"] == []
     other = str(shutil.copytree(cube, tmp_path / "cube.zarr"))
-    store = LatentStore.open(other)
+    store = CubeStore.open(other)
     receipt = next(r for r in store.log.receipts() if "silent" in r.rules)
     store.log.append([replace(receipt, rules={"silent": "-0.1 metadata"}, created="2099-01-01T00:00:00Z")])
     store.finalise()
@@ -159,7 +159,7 @@ def old(tmp_path: Path) -> str:
 
 def test_plans_of_version_0_1_say_what_they_recorded_and_no_more(plan: Plan, old: str) -> None:
     assert all(text.startswith(("0 metadata", "-0.1 metadata")) for text in info(old)["rules"].values())
-    assert not any(r.rules for r in LatentStore.open(old).log.receipts()) and verify(old)["findings"] == []
+    assert not any(r.rules for r in CubeStore.open(old).log.receipts()) and verify(old)["findings"] == []
     document = json.loads(plan.to_json())
     for scene in document["scenes"]:
         for source in scene["sources"]:

@@ -28,7 +28,7 @@ from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product
 from eocube.run.resume import Remaining
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import Receipt, State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from eocube.store.survey import survey
 from tests.eocube.products.toys import CORE, LEVELS
 from tests.faults.test_corrupt import DAMAGE, everything, kinds
@@ -50,9 +50,9 @@ def plan_for(kind: str, catalog: Path, out: Path, **more: Any) -> Plan:
     return plan
 
 
-def run(plan: Plan, url: str) -> LatentStore:
+def run(plan: Plan, url: str) -> CubeStore:
     """Carry out in this process what the store lacks of a plan, and finalise."""
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     runner = UnitRunner(
         plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=1.0)
     )
@@ -78,13 +78,13 @@ def made(
 def test_the_plan_knows_its_product_again(made: tuple[Plan, str]) -> None:
     plan, url = made
     assert Plan.from_json(plan.to_json()) == plan
-    (stored,) = (Plan.from_json(text) for text in LatentStore.stored_plans(url))
+    (stored,) = (Plan.from_json(text) for text in CubeStore.stored_plans(url))
     assert stored.product == plan.product and stored.space_id == plan.space_id == plan.product.space_id
 
 
 def test_every_window_is_made_and_nothing_is_wrong(made: tuple[Plan, str]) -> None:
     plan, url = made
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     counts = store.status_counts()
     asked = sum(1 for _ in plan.grid.requested_windows()) * len(plan.times)
     assert counts[State.OK] == asked > 4 and survey(url) == []
@@ -162,7 +162,7 @@ def test_info_status_and_the_page_say_what_it_is(made: tuple[Plan, str], tmp_pat
     page = Path(write_page(url, str(tmp_path / "page.html"))).read_text()
     assert plan.space_id in page
     if plan.product.summary == "histogram":
-        counted = sum(r.histogram.count for r in LatentStore.open(url).receipts() if r.histogram is not None)
+        counted = sum(r.histogram.count for r in CubeStore.open(url).receipts() if r.histogram is not None)
         assert said["histogram"]["count"] == counted == 144 * now["windows"]["ok"]
         assert 1 < said["histogram"]["codes"][0] <= LEVELS and 0 < said["histogram"]["entropy"][0] < 6
     else:
@@ -174,7 +174,7 @@ def test_info_status_and_the_page_say_what_it_is(made: tuple[Plan, str], tmp_pat
 
 def test_receipts_hold_what_was_counted(made: tuple[Plan, str]) -> None:
     _, url = made
-    for receipt in LatentStore.open(url).receipts():
+    for receipt in CubeStore.open(url).receipts():
         assert Receipt.from_json(receipt.to_json()) == receipt
 
 
@@ -198,7 +198,7 @@ def test_a_killed_run_is_gone_on_with(made: tuple[Plan, str], tmp_path: Path) ->
     """A shard that was written and not logged, a window that failed: the same bytes in the end."""
     plan, url = made
     other = str(tmp_path / "cube.zarr")
-    store = LatentStore.create(other, plan)
+    store = CubeStore.create(other, plan)
     runner = UnitRunner(plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits())
     first = next(iter(plan.units()))
     receipt = runner.run(first)
@@ -212,7 +212,7 @@ def test_a_killed_run_is_gone_on_with(made: tuple[Plan, str], tmp_path: Path) ->
     again.close()
     store.commit(done)
     store.finalise()
-    assert [r.sha256 for r in store.receipts()] == [r.sha256 for r in LatentStore.open(url).receipts()]
+    assert [r.sha256 for r in store.receipts()] == [r.sha256 for r in CubeStore.open(url).receipts()]
     assert survey(other) == []
 
 
@@ -220,7 +220,7 @@ def test_other_products_never_mix(made: tuple[Plan, str], demo_catalog: Path) ->
     plan, url = made
     other = plan_for(next(kind for kind in KINDS if kind != plan.product.kind), demo_catalog, Path(url))
     with pytest.raises(StoreError, match="write to another target"):
-        LatentStore.create(url, other)
+        CubeStore.create(url, other)
 
 
 def test_an_unknown_kind_is_one_line(foreign: Path, demo_catalog: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from eocube.plan.plan import Plan
 from eocube.products.identity import digest, refuse_edited, signed
 from eocube.run.request import Exit
 from eocube.store.document import read_info
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 
 STORES = Path(__file__).parents[2] / "data" / "stores"
@@ -72,13 +72,13 @@ def test_an_edited_store_is_refused_wherever_it_is_opened(made: Made, tmp_path: 
     for opening in (
         lambda: eocube.open(str(url)),
         lambda: eocube.open(str(url), expect_space_id=made.plan.space_id),
-        lambda: LatentStore.open(url),
-        lambda: LatentStore.create(url, made.plan),
+        lambda: CubeStore.open(url),
+        lambda: CubeStore.create(url, made.plan),
     ):
         with pytest.raises(StoreError, match=said) as refused:
             opening()
         assert "\n" not in str(refused.value)
-    assert next(f.path for f in LatentStore.open(url, check=False).verify()) in ("zarr.json", "commits/layout.json")
+    assert next(f.path for f in CubeStore.open(url, check=False).verify()) in ("zarr.json", "commits/layout.json")
 
 
 def test_verify_names_the_edit(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_a_store_of_version_0_1_is_held_to_its_space_id(name: str, tmp_path: Pat
         packed.extractall(tmp_path / "old.zarr")
     assert eocube.open(str(tmp_path / "old.zarr")).eocube.space_id
     url = edited(tmp_path / "old.zarr", tmp_path / "edited.zarr", std)
-    for opening in (lambda: eocube.open(str(url)), lambda: LatentStore.open(url)):
+    for opening in (lambda: eocube.open(str(url)), lambda: CubeStore.open(url)):
         with pytest.raises(StoreError, match="latent space has the digest"):
             opening()
 
@@ -130,7 +130,7 @@ def test_int8_codes_of_version_0_1_are_held_to_their_coordinates_and_plan(tmp_pa
     with pytest.raises(StoreError, match="the scale of the int8 codes"):
         eocube.open(str(url))
     # The plan beside it is what the run goes by: the same command writes the root anew from it.
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     store.finalise()
     assert store.document["quantisation"] == plan.document()["quantisation"] and store.verify() == []
     assert eocube.open(str(url)).eocube.space_id == plan.space_id

@@ -35,7 +35,7 @@ from eocube.read.coverage import (
     unseen,
 )
 from eocube.store.receipts import Receipt, State, WindowResult
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import CORE, Made, make_plan, make_store, make_weights
 
 STRIDE = 8
@@ -166,7 +166,7 @@ def test_ground_covered_whole_has_no_bits_and_radar_no_cloud(weights: Path, tmp_
     made = make_store(str(tmp_path / "cube.zarr"), make_plan(weights, "S1RTC"))
     for name in ("missing", "cloud", "shadow"):
         assert [p.name for p in (tmp_path / "cube.zarr" / name).iterdir()] == ["zarr.json"]
-    assert LatentStore.open(made.url).verify() == []
+    assert CubeStore.open(made.url).verify() == []
     assert (xr.open_zarr(made.url).cloud == 255).all() and not xr.open_zarr(made.url).missing.any()
 
 
@@ -174,7 +174,7 @@ def test_ground_covered_whole_has_no_bits_and_radar_no_cloud(weights: Path, tmp_
 def test_verify_names_what_is_wrong_beside_the_latents(made: Made, tmp_path: Path, name: str) -> None:
     url = tmp_path / "cube.zarr"
     shutil.copytree(made.url, url)
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     assert store.verify() == []
     objects = sorted(p for p in (url / name / "c").rglob("*") if p.is_file())
     key = objects[0].relative_to(url).as_posix()
@@ -194,7 +194,7 @@ def test_verify_names_what_is_wrong_beside_the_latents(made: Made, tmp_path: Pat
 def test_windows_done_again_whole_take_their_bits_away(made: Made, tmp_path: Path) -> None:
     url = tmp_path / "cube.zarr"
     shutil.copytree(made.url, url)
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     assert list((url / "missing" / "c").rglob("0"))
     store.commit(
         [
@@ -221,7 +221,7 @@ def unpacked(name: str, folder: Path) -> Path:
 def test_an_old_store_goes_on_without_the_arrays_and_gets_them_as_it_grows(name: str, tmp_path: Path) -> None:
     url = unpacked(name, tmp_path / "cube.zarr")
     plan = Plan.from_json((url / "commits" / "plan.json").read_text())
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     store.finalise()
     assert store.verify() == [] and not (url / "missing").exists()
     before = eocube.open(str(url))
@@ -230,7 +230,7 @@ def test_an_old_store_goes_on_without_the_arrays_and_gets_them_as_it_grows(name:
     step = plan.times[-1]
     more = TimeStep("2031-01-01T00:00:00Z", step.platform, "later", ())
     grown = replace(plan, times=(*plan.times, more), extends=(*plan.extends, plan.hash))
-    store = LatentStore.create(url, grown)
+    store = CubeStore.create(url, grown)
     store.finalise()
     assert store.verify() == []
     after = eocube.open(str(url))

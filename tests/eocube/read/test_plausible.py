@@ -22,7 +22,7 @@ from eocube.run.unit import UnitRunner
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
 from eocube.store.receipts import Receipt, State, WindowResult
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest, make_plan, make_weights
 from tests.eocube.rasters import s2, tif
 from tests.eocube.run.test_unit import Means
@@ -43,8 +43,8 @@ def test_dark_is_almost_all_of_a_window_in_every_band() -> None:
     assert not is_dark(backscatter, get_sensor("S1RTC"))
 
 
-def encoded(plan: Plan, folder: Path) -> tuple[LatentStore, Receipt]:
-    store = LatentStore.create(folder / "cube.zarr", plan)
+def encoded(plan: Plan, folder: Path) -> tuple[CubeStore, Receipt]:
+    store = CubeStore.create(folder / "cube.zarr", plan)
     runner = UnitRunner(plan, store, Models({"fp32": Means}, None, None), Limits(encode_threads=2))  # type: ignore[arg-type]
     receipt = runner.run(WorkUnit(0, *fullest(plan)))
     runner.close()

@@ -18,7 +18,7 @@ from eocube.read.reader import WindowReader
 from eocube.run import driver as engine
 from eocube.run.driver import Cube, EncodeActor, EngineOptions
 from eocube.run.options import Limits
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest, make_plan, make_weights
 from tests.eocube.rasters import LATTICE, WINDOW, digital, ground, over, s2, tif
 from tests.eocube.run.test_unit import over as over_files
@@ -98,10 +98,10 @@ def test_a_defect_in_an_actor_ends_the_run_and_is_not_tried_again(ray_local: obj
     plan = over_files(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
     plan = replace(plan, numerics={})
     url = str(tmp_path / "cube.zarr")
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     todo = [(0, WorkUnit(0, *fullest(plan)))]
     options = EngineOptions(actors=1, limits=Limits(max_cloud=None), quiet=True)
     with pytest.raises(TypeError, match="a part that was changed"):
         engine.run([Cube(plan, url)], options, todo, "run-1", actor_class=Defective)
     assert (tmp_path / "calls").read_text().splitlines() == [todo[0][1].key]
-    assert len(LatentStore.open(url).log.latest()) == 0
+    assert len(CubeStore.open(url).log.latest()) == 0

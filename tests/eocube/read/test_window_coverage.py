@@ -29,7 +29,7 @@ from eocube.run.selfcheck import SelfCheck
 from eocube.run.unit import UnitRunner
 from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.read.test_reader import LATTICE, LEFT, TOP, around, cog, noise, read, s2, scene
 from tests.eocube.run.test_unit import Means, over
@@ -118,7 +118,7 @@ def test_a_unit_carries_both_to_the_store(tmp_path: Path) -> None:
     y, x = np.mgrid[: len(image), : len(image)]
     image[x > 150 + 0.4 * (y - 100)] = 0  # a swath's edge, over all of the shard
     cog(tmp_path / "band.tif", image, transform, plan.grid.lattice.epsg)
-    store = LatentStore.create(tmp_path / "cube.zarr", plan)
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
     runner = UnitRunner(plan, store, Models({"fp32": Means}, None, None), Limits(encode_threads=2))  # type: ignore[arg-type]
     receipts = [runner.run(WorkUnit(0, *shard)) for shard in plan.grid.shards()]
     runner.close()

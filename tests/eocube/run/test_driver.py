@@ -20,7 +20,7 @@ from eocube.run.driver import Cube, EngineOptions, empty_receipt, interruptible,
 from eocube.run.placement import Ended, Node, Place, here, placements
 from eocube.run.pool import UNITS_PER_ACTOR, ActorPool
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Mortal, Writer, receipt_of
 
@@ -252,7 +252,7 @@ def cube(tmp_path: Path) -> Cube:
     """A store without anything in it yet."""
     plan = make_plan(make_weights(tmp_path / "w.safetensors"))
     url = str(tmp_path / "cube.zarr")
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     return Cube(plan, url)
 
 
@@ -264,7 +264,7 @@ def units_of(cube: Cube) -> list[tuple[int, WorkUnit]]:
 def test_a_run_logs_every_unit_once_and_marks_the_lost(ray_local: object, cube: Cube, tmp_path: Path) -> None:
     todo = units_of(cube)
     tally = engine.run([cube], EngineOptions(actors=1, quiet=True), iter(todo), "r", actor_class=Writer)
-    store = LatentStore.open(cube.url)
+    store = CubeStore.open(cube.url)
     assert [r.unit for r in store.log.receipts()] and tally.units == len(todo) and tally.lost == []
     assert sorted(r.unit for r in store.log.receipts()) == sorted(u.key for _, u in todo)
     store.finalise()
@@ -280,7 +280,7 @@ def test_a_lost_unit_is_marked_in_the_store_and_done_by_the_next_run(
     options = EngineOptions(actors=1, quiet=True, log_dir=str(tmp_path / "logs"))
     tally = engine.run([cube], options, todo, "first", actor_class=Writer)
     assert tally.lost == [todo[1][1].key] and tally.units == len(todo) - 1 and tally.deaths == 3
-    store = LatentStore.open(cube.url)
+    store = CubeStore.open(cube.url)
     (marked,) = (r for r in store.receipts() if not r.complete)
     assert marked.unit == tally.lost[0] and {w.state for w in marked.windows} == {State.NOT_ATTEMPTED}
     assert all("died 3 times" in (w.reason or "") for w in marked.windows)
@@ -288,7 +288,7 @@ def test_a_lost_unit_is_marked_in_the_store_and_done_by_the_next_run(
     (Path(cube.url) / "kill").unlink()
     again = engine.run([cube], options, [todo[1]], "second", actor_class=Writer)
     assert again.lost == [] and again.units == 1
-    assert LatentStore.open(cube.url).done_units() == {u.key for _, u in todo}
+    assert CubeStore.open(cube.url).done_units() == {u.key for _, u in todo}
 
 
 def test_a_driver_that_may_not_write_any_more_logs_nothing(ray_local: object, cube: Cube) -> None:
@@ -297,7 +297,7 @@ def test_a_driver_that_may_not_write_any_more_logs_nothing(ray_local: object, cu
 
     with pytest.raises(LeaseError, match="took over"):
         engine.run([cube], EngineOptions(actors=1, quiet=True), units_of(cube), "r", check=refuse, actor_class=Writer)
-    assert list(LatentStore.open(cube.url).log.receipts()) == []
+    assert list(CubeStore.open(cube.url).log.receipts()) == []
 
 
 def test_an_actor_says_where_it_is(ray_local: Any) -> None:

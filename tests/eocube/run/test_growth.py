@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import eocube
 from eocube.errors import InputError, StoreError
 from eocube.ground.grid import CubeGrid, Lattice, grids_for
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.cost import plan_summary
 from eocube.plan.plan import Plan, build_plan, stored_extent
 from eocube.products.eo_vae_document import latents
@@ -29,7 +29,7 @@ from eocube.run.request import EncodeOptions, Request
 from eocube.store.existing import zoned
 from eocube.store.layout import template
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from eocube.store.tables import _asked
 from tests.faults import killing
 from tests.faults.killing import ENCODING, SENSOR, Death, Killed, drive, request_of, scene
@@ -47,7 +47,7 @@ def fresh_url() -> str:
 
 
 def contents(url: str | Path) -> dict[str, bytes | None]:
-    target = Target(url)
+    target = Objects(url)
     return {key: target.get(key) for key in target.keys("") if "lease" not in key}
 
 
@@ -215,7 +215,7 @@ def test_the_store_itself_refuses_another_corner_and_smaller_arrays() -> None:
         (replace(stored.grid, shard_rows=stored.grid.shard_rows - 1), "arrays of a store never shrink"),
     ):
         with pytest.raises(StoreError, match=says):
-            LatentStore.create(url, replace(stored, grid=grid, extends=(stored.hash,)))
+            CubeStore.create(url, replace(stored, grid=grid, extends=(stored.hash,)))
     assert contents(url) == before
 
 
@@ -224,9 +224,9 @@ def test_an_extent_gets_larger_in_the_south_and_east_and_never_smaller() -> None
     drive(url, plan(SMALL, extent=ROOM))
     larger = (ROOM[0], 48.060, 11.560, ROOM[3])
     assert drive(url, plan(SMALL, extent=larger)).reads == []
-    grid = Plan.from_json(LatentStore.stored_plans(url)[0]).grid
-    assert LatentStore.open(url).values.shape[2:] == grid.shape > plan(SMALL, extent=ROOM).grid.shape
-    assert LatentStore.open(url).verify() == []
+    grid = Plan.from_json(CubeStore.stored_plans(url)[0]).grid
+    assert CubeStore.open(url).values.shape[2:] == grid.shape > plan(SMALL, extent=ROOM).grid.shape
+    assert CubeStore.open(url).verify() == []
     for fewer in (ROOM, None):
         with pytest.raises(StoreError, match=r"has room for the extent .* leave --extent out"):
             grow_plans(url, [plan(SMALL, extent=larger)], [plan(SMALL, (10, 15, 20), fewer)])
@@ -238,9 +238,9 @@ def test_reserved_ground_holds_no_objects_and_is_outside() -> None:
     drive(roomy, plan(SMALL, extent=ROOM))
     shards = [[v for k, v in contents(u).items() if k.startswith("latent/c")] for u in (bare, roomy)]
     assert sorted(filter(None, shards[0])) == sorted(filter(None, shards[1]))
-    store = LatentStore.open(roomy)
-    assert store.verify() == [] and store.requested.sum() == LatentStore.open(bare).requested.sum()
-    assert store.requested.size > 4 * LatentStore.open(bare).requested.size
+    store = CubeStore.open(roomy)
+    assert store.verify() == [] and store.requested.sum() == CubeStore.open(bare).requested.sum()
+    assert store.requested.size > 4 * CubeStore.open(bare).requested.size
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_windows_of_wide_reserved_ground_are_outside_and_cost_no_memory() -> Non
     url, wide = fresh_url(), (11.0, 47.8, 12.0, 48.4)
     asked = plan((11.500, 48.100, 11.530, 48.112), (10,), wide)
     drive(url, asked)
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     assert store.verify() == [] and (np.array(store.requested.shape) > 130).all()
     ds = xr.open_zarr(url, mask_and_scale=False)[["status", "valid_percent", "psnr"]].load()
     mask = asked.grid.requested_mask
@@ -288,16 +288,16 @@ def cubes_of(url: str, asked: list[Plan]) -> list[str]:
 def test_a_zone_that_the_extent_reaches_comes_later(tmp_path: Path) -> None:
     url, west = str(tmp_path / "cube.zarr"), (11.97, 48.03, 11.98, 48.04)
     assert cubes_of(url, plans(west, BORDER)) == [f"{url}/utm32"]
-    corner = LatentStore.open(f"{url}/utm32").document["grid"]["transform"]
+    corner = CubeStore.open(f"{url}/utm32").document["grid"]["transform"]
     assert groups_of(url, None) == ["utm32"] and plan_of(f"{url}/utm32", None).grid.name == "utm32"
     with pytest.raises(StoreError, match="one cube a zone: add --group with one of utm32"):
         plan_of(url, None)
-    stored = [Plan.from_json(t) for t in LatentStore.stored_plans(url)]
+    stored = [Plan.from_json(t) for t in CubeStore.stored_plans(url)]
     assert stored_extent(stored) == (BORDER,) and zoned(url, stored, None) and not zoned(f"{url}/utm32", stored, None)
     grown = grow_plans(url, stored, plans((11.965, 48.03, 12.03, 48.05), BORDER))
     assert [p.grid.name for p in grown] == ["utm32", "utm33"]
     assert cubes_of(url, list(grown)) == [f"{url}/utm32", f"{url}/utm33"]
-    assert LatentStore.open(f"{url}/utm32").document["grid"]["transform"] == corner
+    assert CubeStore.open(f"{url}/utm32").document["grid"]["transform"] == corner
     # The second zone's own corner is that of the extent's part in it.
     ((_, room),) = [
         (g.name, g) for g in grids_for(BORDER, 10, core_px=48, halo_px=16, shard_px=96) if g.name == "utm33"
@@ -313,7 +313,7 @@ def test_killed_while_a_zone_comes_later_the_same_command_ends_alike() -> None:
 
     def made(url: str, death: Death) -> dict[str, bytes | None]:
         with death.hanging_over():
-            stored = [Plan.from_json(text) for text in LatentStore.stored_plans(url)]
+            stored = [Plan.from_json(text) for text in CubeStore.stored_plans(url)]
             cubes_of(url, list(grow_plans(url, stored, wide)))
         return contents(url)
 
@@ -329,7 +329,7 @@ def test_killed_while_a_zone_comes_later_the_same_command_ends_alike() -> None:
             url = begun()
             with pytest.raises(Killed):
                 made(url, Death(at, after=after))
-            assert LatentStore.open(f"{url}/utm32").verify() is not None  # opens at any moment
+            assert CubeStore.open(f"{url}/utm32").verify() is not None  # opens at any moment
             assert made(url, Death()) == calm, (at, after)
 
 
@@ -346,15 +346,15 @@ def test_a_store_of_one_zone_takes_no_extent_over_several() -> None:
 def test_a_store_left_half_moved_is_named_with_the_way_out(tmp_path: Path) -> None:
     url, asked = str(tmp_path / "cube.zarr"), plan(SMALL)
     drive(url, asked)
-    target = Target(url)
+    target = Objects(url)
     target.put("commits/moving.json", b"{}")
     drive(url, asked)  # the note outlived the move: nothing is wrong
     target.delete("zarr.json")
     before = contents(url)
     for attempt in (
-        lambda: LatentStore.open(url),
-        lambda: LatentStore.create(url, asked),
-        lambda: LatentStore.stored_plans(url),
+        lambda: CubeStore.open(url),
+        lambda: CubeStore.create(url, asked),
+        lambda: CubeStore.stored_plans(url),
         lambda: plan_of(url, None),
         lambda: eocube.open(url),
     ):

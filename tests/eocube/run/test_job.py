@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from eocube.errors import LeaseError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.run import job as run
 from eocube.run.driver import Cube, EngineOptions
 from eocube.store.lease import Lease, lease_key
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import objects, plan_of, scene
 
 
 def test_a_run_that_lost_its_lease_finalises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "cube.zarr")
     plan = plan_of((11.500, 48.100, 11.510, 48.106), [scene(10)])
-    target, request = Target(url), SimpleNamespace(retry=(), out=url, mend=False)
+    target, request = Objects(url), SimpleNamespace(retry=(), out=url, mend=False)
     with Lease(target, "run-a") as lease:
-        LatentStore.create(url, plan)
+        CubeStore.create(url, plan)
         before = objects(url)
 
         def overtaken(*_: Any, check: Any, **__: Any) -> None:
@@ -33,7 +33,7 @@ def test_a_run_that_lost_its_lease_finalises_nothing(tmp_path: Path, monkeypatch
             check()
 
         monkeypatch.setattr(run, "run_engine", overtaken)
-        monkeypatch.setattr(LatentStore, "finalise", lambda self: pytest.fail("finalised without a lease"))
+        monkeypatch.setattr(CubeStore, "finalise", lambda self: pytest.fail("finalised without a lease"))
         with pytest.raises(LeaseError, match=r"run-b .* took over"):
             run.carry_out([Cube(plan, url)], request, EngineOptions(), "run-a", lease)  # type: ignore[arg-type]
         assert objects(url) == before

@@ -24,7 +24,7 @@ from eocube.run.pool import UNITS_PER_ACTOR
 from eocube.run.unit import UnitRunner
 from eocube.scenes.search import Scene
 from eocube.sensors import get_sensor
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest
 
 LIMITS = Limits(read_threads=4, encode_threads=2, ahead=8)
@@ -73,7 +73,7 @@ def encode(pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
     return first.mean(dim=(1, 2, 3), keepdim=True).expand(-1, 4, 32, 32).contiguous()
 
 
-def peak(plan: Plan, store: LatentStore, units: Sequence[WorkUnit]) -> int:
+def peak(plan: Plan, store: CubeStore, units: Sequence[WorkUnit]) -> int:
     """Bytes at the worst moment while the units are done, as many at once as an actor does."""
     models = Models({"fp32": lambda: encode}, None, None)  # type: ignore[arg-type,dict-item]
     runner = UnitRunner(plan, store, models, LIMITS)
@@ -91,7 +91,7 @@ def peak(plan: Plan, store: LatentStore, units: Sequence[WorkUnit]) -> int:
 
 
 def test_memory_is_bounded_whatever_the_number_of_units(plan: Plan, tmp_path: Path) -> None:
-    store = LatentStore.create(tmp_path / "cube.zarr", plan)
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
     place = fullest(plan)
     units = [WorkUnit(t, *place) for t in range(TIMES)]
     few, many = peak(plan, store, units[:2]), peak(plan, store, units)

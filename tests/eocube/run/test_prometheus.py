@@ -15,7 +15,7 @@ from eocube.run import driver as engine
 from eocube.run import prometheus
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.prometheus import BusyClock
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer
 
@@ -74,7 +74,7 @@ def scrape(ray: Any) -> str:
 def test_prometheus_sees_what_a_run_did(ray_local: Any, tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "w.safetensors"))
     url = str(tmp_path / "cube.zarr")
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     units = [(0, WorkUnit(t, r, c)) for t in range(len(plan.times)) for r, c in sorted(plan.grid.shards())]
     run = f"scraped{time.monotonic_ns()}"
     options = EngineOptions(actors=1, quiet=True, source_options={"seconds": 0.2})

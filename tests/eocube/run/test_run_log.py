@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import run_log as runlog
 from eocube.run.driver import Cube, EngineOptions
 from eocube.run.run_log import FileSink, JsonLines, Kept, RunLog, StoreSink, attached, event, of_unit
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer
 
@@ -50,7 +50,7 @@ def test_every_line_is_json_with_the_run_and_no_secret(tmp_path: Path) -> None:
 
 def test_segments_in_a_store_hold_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runlog, "SEGMENT_LINES", 10)
-    log = RunLog("r", StoreSink(Target(tmp_path), "r"))
+    log = RunLog("r", StoreSink(Objects(tmp_path), "r"))
     with attached(log):
         for k in range(35):
             event("step", k=k)
@@ -59,7 +59,7 @@ def test_segments_in_a_store_hold_every_line_once(tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "commits" / "runs" / "r").iterdir())) > 1
 
 
-class Broken(Target):
+class Broken(Objects):
     """A target that refuses every write."""
 
     def put(self, key: str, data: bytes) -> None:
@@ -91,7 +91,7 @@ def test_an_actor_keeps_the_newest_lines_until_they_are_taken() -> None:
 def test_a_run_leaves_its_log_in_the_store_beside_the_commits(ray_local: object, tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "w.safetensors"))
     url = str(tmp_path / "cube.zarr")
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     unit = WorkUnit(0, *min(plan.grid.shards()))
     engine.run([Cube(plan, url)], EngineOptions(actors=1, quiet=True), [(0, unit)], "abc", actor_class=Writer)
     found = lines_of(Path(url) / "commits" / "runs" / "abc")
@@ -99,7 +99,7 @@ def test_a_run_leaves_its_log_in_the_store_beside_the_commits(ray_local: object,
     events = [line["event"] for line in found]
     assert events[0] == "run_started" and events[-1] == "run_ended" and "actor_started" in events
     assert found[-1]["units"] == 1
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     assert len(list(store.receipts())) == 1
     store.finalise()
     assert store.verify() == []

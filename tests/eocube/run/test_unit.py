@@ -25,13 +25,13 @@ from eocube.scenes.scene import BandSource
 from eocube.scenes.search import Scene
 from eocube.sensors.radiometry import Radiometry
 from eocube.store.receipts import Receipt, State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest, make_plan, make_weights
 
 
 def test_threads_that_start_together_build_one_encoder(tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "w.safetensors"))
-    store = LatentStore.create(tmp_path / "cube.zarr", plan)
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
     made: list[object] = []
     together = threading.Barrier(4)
 
@@ -101,7 +101,7 @@ def test_how_windows_are_read_shows_neither_in_the_shard_nor_in_the_receipt(
     monkeypatch.setattr(WindowReader, "read_strip", noted)
     for length in (1, 2):
         monkeypatch.setattr(worker, "STRIP", length)
-        store = LatentStore.create(tmp_path / f"{length}.zarr", plan)
+        store = CubeStore.create(tmp_path / f"{length}.zarr", plan)
         models = Models({"fp32": Means}, None, None)  # type: ignore[arg-type]
         runner = UnitRunner(plan, store, models, Limits(encode_threads=2, max_cloud=max_cloud))
         assert runner._readers is runner._encoders  # local files: read where windows are encoded

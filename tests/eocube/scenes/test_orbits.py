@@ -15,7 +15,7 @@ from eocube.plan.plan import Acquisition, Plan, TimeStep
 from eocube.run.extend import grown
 from eocube.scenes.items import orbit_of
 from eocube.scenes.scene import Scene
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 
 STORES = Path(__file__).parents[2] / "data" / "stores"
@@ -103,13 +103,13 @@ def test_a_plan_of_version_0_1_keeps_its_hash(name: str) -> None:
 
 
 def test_the_time_axis_says_orbit_and_moments_and_so_do_decoded_pixels(plan: Plan, tmp_path: Path) -> None:
-    LatentStore.create(tmp_path / "cube.zarr", plan).finalise()
+    CubeStore.create(tmp_path / "cube.zarr", plan).finalise()
     ds = eocube.open(str(tmp_path / "cube.zarr"))
     for array in (ds, ds.eocube.decode(bands="B04")):
         assert list(array.orbit_state.values) == ["descending", ""] and list(array.relative_orbit.values) == [122, 0]
         assert array.item_datetimes.values[0].split("\n") == ["2023-08-15T10:00:01.024Z", "2023-08-15T10:00:04.024Z"]
     assert ds.sel(time=ds.orbit_state == "descending").sizes["time"] == 1
-    assert LatentStore.open(tmp_path / "cube.zarr").verify() == []
+    assert CubeStore.open(tmp_path / "cube.zarr").verify() == []
 
 
 def test_a_store_that_grows_learns_the_orbits_of_what_it_has(plan: Plan) -> None:

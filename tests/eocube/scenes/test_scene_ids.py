@@ -26,7 +26,7 @@ from eocube.run.request import EncodeOptions, Request
 from eocube.scenes.scene_ids import distinct, doubled
 from eocube.scenes.search import Scene, parse_interval, search
 from eocube.sensors import get_sensor
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")
 SENSOR = get_sensor("RGBN").subset(["B04"])
@@ -153,7 +153,7 @@ def test_a_store_of_version_0_1_that_mixed_them_up_is_named(tmp_path: Path) -> N
         times=tuple(replace(t, scene_ids=("scene",)) for t in plan.times),
     )
     url = str(tmp_path / "cube.zarr")
-    LatentStore.create(url, old)
+    CubeStore.create(url, old)
     assert any("several items are called 'scene'" in finding for finding in verify(url)["findings"])
     w, s, e, n = (str(v) for v in box_at(EAST))
     options = EncodeOptions(bbox=(w, s, e, n), datetime=f"{FIRST}/{SECOND}", sensor="RGBN", bands="B04", out=url)

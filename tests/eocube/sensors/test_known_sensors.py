@@ -27,7 +27,7 @@ from eocube.scenes.scene import Scene
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from model.sensors import SENSORS, own_names
 from tests.eocube.cubes import BBOX, CORE, HALO, SHARD
 
@@ -100,7 +100,7 @@ def test_every_sensor_that_nano_claims_it_takes(name: str, nano: LoadedWeights, 
 def test_its_cubes_decode_to_the_sensors_own_band_names(name: str, nano: LoadedWeights, tmp_path: Path) -> None:
     sensor = fit_sensor(get_sensor(name), nano)
     plan = plan_of(sensor, nano, tmp_path)
-    store = LatentStore.create(tmp_path / "cube.zarr", plan)
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
     runner = UnitRunner(
         plan, store, models_of(registry.open(plan.product), "cpu", plan.numerics), Limits(verify_fraction=0.0)
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from eocube.errors import StoreError
-from eocube.net.objects import MAX_OBJECT, Target
+from eocube.net.objects import MAX_OBJECT, Objects
 from eocube.plan.plan import Plan
 from eocube.store.commit_log import CommitLog, segment_key
 from eocube.store.existing import read_root
@@ -48,7 +48,7 @@ def test_a_receipt_of_absurd_numbers_is_none(change: dict[str, Any], tmp_path: P
     line = f'{body[:-1]},"crc32":"{crc32(body.encode()):08x}"}}'
     with pytest.raises(ValueError, match="not a receipt"):
         Receipt.from_json(line)
-    target = Target(tmp_path / "cube.zarr")
+    target = Objects(tmp_path / "cube.zarr")
     target.put(segment_key(0), f"{line}\n{with_check(document())}\n".encode())
     if "time" in change or "shard" in change:  # what finding the last receipts looks at
         with pytest.raises(StoreError, match="line 1 is damaged") as caught:
@@ -70,7 +70,7 @@ def test_a_plan_that_is_none_is_one_line(text: str) -> None:
 def test_metadata_nested_without_end_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text('{"attributes": ' + '{"a": ' * 100_000)
     with pytest.raises(StoreError, match="not those of an eocube store"):
-        read_root(Target(tmp_path))
+        read_root(Objects(tmp_path))
 
 
 @pytest.mark.parametrize("key", ["zarr.json", "commits/plan.json", "commits/00000000.jsonl"])
@@ -80,7 +80,7 @@ def test_an_object_of_absurd_size_is_not_read(key: str, tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(MAX_OBJECT + 1)  # sparse: it takes no room
     with pytest.raises(StoreError, match="more than any object of a store") as caught:
-        Target(tmp_path).get(key)
+        Objects(tmp_path).get(key)
     assert "\n" not in str(caught.value)
 
 

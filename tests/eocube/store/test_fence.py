@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eocube.errors import LeaseError, StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.run import job as run
 from eocube.store import fence as fences
 from eocube.store.commit_log import CommitLog
@@ -22,7 +22,7 @@ from eocube.store.fence import Conditions, Fence
 from eocube.store.lease import Lease, lease_key
 from eocube.store.lease_note import LOCK
 from eocube.store.receipts import Receipt, State, WindowResult
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import plan_of, scene
 from tests.faults.sleeping import end_lease
 
@@ -30,20 +30,20 @@ SMALL = (11.500, 48.100, 11.510, 48.106)
 
 
 @pytest.fixture(params=["disk", "memory", pytest.param("s3", marks=pytest.mark.slow)])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     if request.param == "disk":
-        return Target(tmp_path / "cube.zarr")
+        return Objects(tmp_path / "cube.zarr")
     if request.param == "memory":
-        return Target(f"memory://{tmp_path.name}/cube.zarr")
+        return Objects(f"memory://{tmp_path.name}/cube.zarr")
     server = request.getfixturevalue("s3_server")
-    return Target(f"s3://{server.bucket()}/cube.zarr", server.storage_options)
+    return Objects(f"s3://{server.bucket()}/cube.zarr", server.storage_options)
 
 
-def fenced(target: Target, fence: Fence) -> Target:
-    return Target(target.url, target.options, fence=fence)
+def fenced(target: Objects, fence: Fence) -> Objects:
+    return Objects(target.url, target.options, fence=fence)
 
 
-def taken(target: Target, run_id: str) -> Lease:
+def taken(target: Objects, run_id: str) -> Lease:
     """The lease, taken from whoever has it and is asleep."""
     end_lease(target)
     lease = Lease(target, run_id)
@@ -55,7 +55,7 @@ def receipt(sha: str, *, time: int = 0, term: int | None = None) -> Receipt:
     return Receipt(f"t{time:05d}/r0000/c0000", time, (0, 0), (WindowResult(0, 0, State.OK),), sha256=sha, term=term)
 
 
-def test_a_driver_that_was_taken_over_writes_nothing_more(target: Target) -> None:
+def test_a_driver_that_was_taken_over_writes_nothing_more(target: Objects) -> None:
     lease = Lease(target, "a")
     lease.acquire()
     mine = fenced(target, lease)
@@ -75,7 +75,7 @@ def test_a_driver_that_was_taken_over_writes_nothing_more(target: Target) -> Non
     other.put("b", b"goes on")
 
 
-def test_an_actor_of_an_old_term_stops_and_its_shard_never_wins(target: Target) -> None:
+def test_an_actor_of_an_old_term_stops_and_its_shard_never_wins(target: Objects) -> None:
     lease = Lease(target, "a")
     lease.acquire()
     actor = Fence.of(lease.to_pass, target.options)
@@ -96,7 +96,7 @@ def test_an_actor_of_an_old_term_stops_and_its_shard_never_wins(target: Target) 
         at_newer.put("latent/c/2", b"late")
 
 
-def test_where_the_clock_was_set_on_the_lease_is_read(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_clock_was_set_on_the_lease_is_read(target: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused virtual machine: its clock of seconds stood still, the calendar went on."""
     lease = Lease(target, "a")
     lease.acquire()
@@ -114,7 +114,7 @@ def test_where_the_clock_was_set_on_the_lease_is_read(target: Target, monkeypatc
 # -- the log
 
 
-def test_receipts_of_an_old_owner_behind_a_newer_ones_beginning_do_not_count(target: Target) -> None:
+def test_receipts_of_an_old_owner_behind_a_newer_ones_beginning_do_not_count(target: Objects) -> None:
     log = CommitLog(target)
     log.append([receipt("aa", time=0, term=1), receipt("ab", time=1, term=1)])
     log.begin(2)
@@ -129,7 +129,7 @@ def test_receipts_of_an_old_owner_behind_a_newer_ones_beginning_do_not_count(tar
     assert [r.sha256 for r in log.latest()] == ["ba", "ab", "ee"]
 
 
-def test_a_segment_carries_the_term_that_it_was_written_under(target: Target) -> None:
+def test_a_segment_carries_the_term_that_it_was_written_under(target: Objects) -> None:
     with Lease(target, "a"):
         pass
     lease = Lease(target, "b")
@@ -138,12 +138,12 @@ def test_a_segment_carries_the_term_that_it_was_written_under(target: Target) ->
     assert [r.term for r in CommitLog(target).latest()] == [1, 0]
 
 
-def test_only_who_takes_over_says_so_in_the_log(target: Target) -> None:
+def test_only_who_takes_over_says_so_in_the_log(target: Objects) -> None:
     plan = plan_of(SMALL, [scene(10)])
 
     def segments_after(lease: Lease) -> int:
-        LatentStore.create(target.url, plan, storage_options=target.options, fence=lease)
-        LatentStore.create(target.url, plan, storage_options=target.options, fence=lease)
+        CubeStore.create(target.url, plan, storage_options=target.options, fence=lease)
+        CubeStore.create(target.url, plan, storage_options=target.options, fence=lease)
         return len(CommitLog(target).segments())
 
     with Lease(target, "a") as lease:
@@ -160,7 +160,7 @@ def test_only_who_takes_over_says_so_in_the_log(target: Target) -> None:
 def test_a_fresh_shard_is_one_request_and_one_that_is_there_is_left(
     s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = Target(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
+    target = Objects(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
     with Lease(target, "a") as lease:
         there = fenced(target, lease)
         asked: list[str] = []
@@ -188,12 +188,12 @@ def test_a_fresh_shard_is_one_request_and_one_that_is_there_is_left(
 @pytest.mark.slow
 def test_a_write_behind_ones_back_is_looked_at_again_and_written_over(s3_server: Any) -> None:
     """Not a lease's matter: somebody's copy, or an older write of one's own that came late."""
-    target = Target(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
+    target = Objects(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
     with Lease(target, "a") as lease:
-        there, look = fenced(target, lease), Target.look
+        there, look = fenced(target, lease), Objects.look
         turns = iter((b"x", b"y"))
 
-        def meanwhile(self: Target, key: str) -> Any:
+        def meanwhile(self: Objects, key: str) -> Any:
             seen = look(self, key)
             if self is there and (data := next(turns, None)) is not None:
                 target.put(key, data)
@@ -201,7 +201,7 @@ def test_a_write_behind_ones_back_is_looked_at_again_and_written_over(s3_server:
 
         target.put("zarr.json", b"before")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Target, "look", meanwhile)
+            patch.setattr(Objects, "look", meanwhile)
             there.put("zarr.json", b"after")
         assert target.get("zarr.json") == b"after"
 
@@ -210,7 +210,7 @@ def test_a_write_behind_ones_back_is_looked_at_again_and_written_over(s3_server:
 
 
 def test_a_writer_that_was_stopped_while_it_wrote_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = Target(tmp_path / "cube.zarr")
+    target = Objects(tmp_path / "cube.zarr")
     lease = Lease(target, "a")
     lease.acquire()
     monkeypatch.setattr(fences, "_LOCK_PATIENCE", 0.0)
@@ -239,29 +239,29 @@ def test_a_zone_and_its_root_share_one_lease(tmp_path: Path) -> None:
             run.holding(second, "b", None),
         ):
             pass
-    with Lease(Target(zone), "older"), pytest.raises(LeaseError, match="run older"), run.holding(root, "b", None):
+    with Lease(Objects(zone), "older"), pytest.raises(LeaseError, match="run older"), run.holding(root, "b", None):
         pass
     with run.holding(zone, "b", None):
-        assert not Target(zone).get(lease_key(1))
+        assert not Objects(zone).get(lease_key(1))
 
 
 def test_a_root_that_another_wrote_over_is_made_again_by_its_own_plan(tmp_path: Path) -> None:
     """What an old owner can do where storage keeps no conditions: the plan and the layout say whose the store is."""
     url, plan = str(tmp_path / "cube.zarr"), plan_of(SMALL, [scene(10)])
-    LatentStore.create(url, plan)
-    target = Target(url)
+    CubeStore.create(url, plan)
+    target = Objects(url)
     mine = target.get("zarr.json") or b""
-    LatentStore.create(str(tmp_path / "other.zarr"), plan_of(SMALL, [scene(10), scene(15)]))
-    target.put("zarr.json", Target(tmp_path / "other.zarr").get("zarr.json") or b"")
-    assert LatentStore.create(url, plan).verify() == [] and target.get("zarr.json") == mine
+    CubeStore.create(str(tmp_path / "other.zarr"), plan_of(SMALL, [scene(10), scene(15)]))
+    target.put("zarr.json", Objects(tmp_path / "other.zarr").get("zarr.json") or b"")
+    assert CubeStore.create(url, plan).verify() == [] and target.get("zarr.json") == mine
     layout = json.loads(target.get("commits/layout.json") or b"")
     target.put("commits/layout.json", json.dumps({**layout, "plan_hash": "0"}).encode())
-    target.put("zarr.json", Target(tmp_path / "other.zarr").get("zarr.json") or b"")
+    target.put("zarr.json", Objects(tmp_path / "other.zarr").get("zarr.json") or b"")
     with pytest.raises(StoreError, match="is a store of"):
-        LatentStore.create(url, plan)
+        CubeStore.create(url, plan)
 
 
-def test_conditions_are_tried_once_a_run(target: Target) -> None:
+def test_conditions_are_tried_once_a_run(target: Objects) -> None:
     with Lease(target, "a") as lease:
         s3 = target.url.startswith("s3")
         assert lease.conditions == Conditions(s3, s3) and lease.exact is not s3

@@ -14,37 +14,37 @@ from typing import Any
 import pytest
 
 from eocube.errors import LeaseError, StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.lease import Lease, is_lease, lease_key
 
 LONG_AGO = "2020-01-01T00:00:00Z"
 
 
 @pytest.fixture(params=["disk", "s3"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     if request.param == "disk":
-        return Target(tmp_path / "cube.zarr")
+        return Objects(tmp_path / "cube.zarr")
     server = request.getfixturevalue("s3_server")
-    return Target(f"s3://{server.bucket()}/cube.zarr", server.storage_options)
+    return Objects(f"s3://{server.bucket()}/cube.zarr", server.storage_options)
 
 
-def note(target: Target, term: int = 0) -> dict[str, Any]:
+def note(target: Objects, term: int = 0) -> dict[str, Any]:
     data = target.get(lease_key(term))
     assert data is not None
     found: dict[str, Any] = json.loads(data)
     return found
 
 
-def write(target: Target, term: int, **changes: Any) -> None:
+def write(target: Objects, term: int, **changes: Any) -> None:
     target.put(lease_key(term), json.dumps({**note(target, term), **changes}).encode())
 
 
-def elsewhere(target: Target, **changes: Any) -> None:
+def elsewhere(target: Objects, **changes: Any) -> None:
     """Makes the lease of term 0 one of another machine."""
     write(target, 0, host="node7", process="", **changes)
 
 
-def test_the_second_driver_is_refused_and_told_who_and_until_when(target: Target) -> None:
+def test_the_second_driver_is_refused_and_told_who_and_until_when(target: Objects) -> None:
     with Lease(target, "run-a"):
         held = note(target)
         with pytest.raises(LeaseError, match=f"run-a of .* until {held['expires']}"):
@@ -55,7 +55,7 @@ def test_the_second_driver_is_refused_and_told_who_and_until_when(target: Target
         assert second.held and note(target, 1)["run"] == "run-b"
 
 
-def test_an_expired_lease_is_taken_over_and_its_owner_stops(target: Target) -> None:
+def test_an_expired_lease_is_taken_over_and_its_owner_stops(target: Objects) -> None:
     first = Lease(target, "run-a", renew=0.05)
     first.acquire()
     elsewhere(target, expires=LONG_AGO)
@@ -74,7 +74,7 @@ def test_an_expired_lease_is_taken_over_and_its_owner_stops(target: Target) -> N
         second.check()
 
 
-def test_a_machine_a_little_behind_does_not_take_over(target: Target) -> None:
+def test_a_machine_a_little_behind_does_not_take_over(target: Objects) -> None:
     Lease(target, "run-a").acquire()
     just = datetime.now(UTC) - timedelta(seconds=5)
     elsewhere(target, expires=just.isoformat(timespec="seconds").replace("+00:00", "Z"))
@@ -82,7 +82,7 @@ def test_a_machine_a_little_behind_does_not_take_over(target: Target) -> None:
         Lease(target, "run-b").acquire()
 
 
-def test_of_many_that_find_it_expired_one_gets_it(target: Target) -> None:
+def test_of_many_that_find_it_expired_one_gets_it(target: Objects) -> None:
     Lease(target, "run-a").acquire()
     elsewhere(target, expires=LONG_AGO)
     gate = threading.Barrier(8)
@@ -100,10 +100,10 @@ def test_of_many_that_find_it_expired_one_gets_it(target: Target) -> None:
 
 
 def test_an_owner_on_this_machine_that_is_dead_is_taken_over_at_once(tmp_path: Path) -> None:
-    target = Target(tmp_path / "cube.zarr")
+    target = Objects(tmp_path / "cube.zarr")
     code = (
-        "import os, sys; from eocube.store.lease import Lease; from eocube.net.objects import Target;"
-        "Lease(Target(sys.argv[1]), 'killed').acquire(); os.kill(os.getpid(), 9)"
+        "import os, sys; from eocube.store.lease import Lease; from eocube.net.objects import Objects;"
+        "Lease(Objects(sys.argv[1]), 'killed').acquire(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "cube.zarr")], check=False)
     assert note(target)["run"] == "killed" and not note(target)["released"]
@@ -116,7 +116,7 @@ def test_an_owner_on_this_machine_that_is_dead_is_taken_over_at_once(tmp_path: P
 def test_an_owner_that_cannot_renew_stops_before_its_lease_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = Target(tmp_path / "cube.zarr")
+    target = Objects(tmp_path / "cube.zarr")
     lease = Lease(target, "run-a", term=100.0, margin=15.0)
     lease.acquire()
 
@@ -136,7 +136,7 @@ def test_a_lost_reply_to_ones_own_create_is_believed_after_reading_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write succeeds, its reply is lost, and the client's own retry finds the object there."""
-    target = Target(f"memory://lease-{tmp_path.name}/cube.zarr")
+    target = Objects(f"memory://lease-{tmp_path.name}/cube.zarr")
     real = target.fs.pipe_file
 
     def lossy(path: str, data: bytes, **options: Any) -> None:
@@ -151,7 +151,7 @@ def test_a_lost_reply_to_ones_own_create_is_believed_after_reading_back(
         Lease(target, "run-b").acquire()
 
 
-def test_a_damaged_lease_is_not_taken_for_a_free_one(target: Target) -> None:
+def test_a_damaged_lease_is_not_taken_for_a_free_one(target: Objects) -> None:
     Lease(target, "run-a").acquire()
     target.put(lease_key(0), b'{"owner": "')
     with pytest.raises(LeaseError, match=r"lease-00000000.json is damaged"):
@@ -159,7 +159,7 @@ def test_a_damaged_lease_is_not_taken_for_a_free_one(target: Target) -> None:
 
 
 def test_old_terms_do_not_pile_up(tmp_path: Path) -> None:
-    target = Target(tmp_path / "cube.zarr")
+    target = Objects(tmp_path / "cube.zarr")
     for k in range(5):
         with Lease(target, f"run-{k}"):
             pass

@@ -14,22 +14,22 @@ from typing import Any
 import pytest
 
 from eocube.errors import LeaseError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store import lease_note
 from eocube.store.lease import Lease, lease_key
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
-    return Target(tmp_path / "cube.zarr")
+def target(tmp_path: Path) -> Objects:
+    return Objects(tmp_path / "cube.zarr")
 
 
-def rewrite(target: Target, **changes: Any) -> None:
+def rewrite(target: Objects, **changes: Any) -> None:
     note = json.loads(target.get(lease_key(0)) or b"")
     target.put(lease_key(0), json.dumps({**note, **changes}).encode())
 
 
-def test_a_process_that_cannot_be_looked_at_is_not_dead(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_looked_at_is_not_dead(target: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hidepid`: another user's process has no readable /proc/PID/stat, or none at all, and signals are not allowed."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         try:
@@ -75,7 +75,7 @@ def test_a_process_that_cannot_be_looked_at_is_not_dead(target: Target, monkeypa
     ],
     ids=["a year ahead", "no zone", "a number", "no date", "process", "released", "owner"],
 )
-def test_a_note_that_no_run_wrote_is_named_with_its_file(target: Target, changes: dict[str, Any]) -> None:
+def test_a_note_that_no_run_wrote_is_named_with_its_file(target: Objects, changes: dict[str, Any]) -> None:
     Lease(target, "run-a").acquire()
     rewrite(target, **changes)
     with pytest.raises(LeaseError, match=r"cube.zarr/commits/lease-00000000\.json .*remove that object"):
@@ -83,13 +83,13 @@ def test_a_note_that_no_run_wrote_is_named_with_its_file(target: Target, changes
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"expires"', "{}", "[" * 100_000], ids=str.__len__)
-def test_something_else_in_its_place_is_named_with_its_file(target: Target, text: str) -> None:
+def test_something_else_in_its_place_is_named_with_its_file(target: Objects, text: str) -> None:
     target.put(lease_key(0), text.encode())
     with pytest.raises(LeaseError, match=r"lease-00000000\.json is damaged"):
         Lease(target, "run-b").acquire()
 
 
-def test_process_names_that_no_run_wrote_are_not_dead(target: Target) -> None:
+def test_process_names_that_no_run_wrote_are_not_dead(target: Objects) -> None:
     own = lease_note.process_name().split("/")
     for process in ("/".join([*own[:2], "x", "1"]), "/".join([*own[:2], "1" * 40, "1"]), "a/b", "/".join(own[:3])):
         Lease(target, "run-a").acquire()
@@ -99,10 +99,10 @@ def test_process_names_that_no_run_wrote_are_not_dead(target: Target) -> None:
         shutil.rmtree(target.local or "")
 
 
-def test_a_store_that_was_removed_ends_its_run_and_stays_removed(target: Target) -> None:
+def test_a_store_that_was_removed_ends_its_run_and_stays_removed(target: Objects) -> None:
     lease = Lease(target, "run-a")
     lease.acquire()
-    fenced = Target(target.url, fence=lease)
+    fenced = Objects(target.url, fence=lease)
     fenced.put("a", b"1")
     assert target.local is not None
     shutil.rmtree(target.local)
@@ -114,7 +114,7 @@ def test_a_store_that_was_removed_ends_its_run_and_stays_removed(target: Target)
 
 @pytest.mark.slow
 def test_a_store_that_was_removed_is_not_made_again_by_the_renewal(s3_server: Any) -> None:
-    there = Target(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
+    there = Objects(f"s3://{s3_server.bucket()}/cube.zarr", s3_server.storage_options)
     lease = Lease(there, "run-a")
     lease.acquire()
     there.delete(lease_key(0))

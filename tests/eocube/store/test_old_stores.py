@@ -16,7 +16,7 @@ from eocube.errors import StoreError
 from eocube.ground.grid import CubeGrid
 from eocube.plan.plan import Plan
 from eocube.run.extend import grow_plans
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 
 STORES = Path(__file__).parents[2] / "data" / "stores"
 FACTS: dict[str, dict[str, Any]] = json.loads((STORES / "facts.json").read_text())
@@ -33,7 +33,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str,
 
 def test_opens_verifies_and_keeps_its_bytes(old: tuple[Path, dict[str, Any]]) -> None:
     folder, facts = old
-    store = LatentStore.open(folder)
+    store = CubeStore.open(folder)
     assert store.document["space_id"] == facts["space_id"]
     assert store.document["plan_hash"] == facts["plan_hash"]
     assert store.verify() == []
@@ -48,12 +48,12 @@ def test_opens_verifies_and_keeps_its_bytes(old: tuple[Path, dict[str, Any]]) ->
 def test_grows_south_and_in_time_and_nothing_moves(old: tuple[Path, dict[str, Any]]) -> None:
     folder, facts = old
     url, before = str(folder), {str(p): p.read_bytes() for p in folder.glob("latent/c/*/*/*/*")}
-    (stored,) = (Plan.from_json(t) for t in LatentStore.stored_plans(url))
+    (stored,) = (Plan.from_json(t) for t in CubeStore.stored_plans(url))
     asked = larger(stored, south=0.4)
     (grown,) = grow_plans(url, [stored], [asked])
     assert (grown.grid.shard_row0, grown.grid.shard_col0) == (stored.grid.shard_row0, stored.grid.shard_col0)
     assert grown.grid.shard_rows > stored.grid.shard_rows and grown.extends[-1] == stored.hash
-    store = LatentStore.create(url, grown)
+    store = CubeStore.create(url, grown)
     store.finalise()
     assert store.verify() == [] and store.values.shape[2:] == grown.grid.shape
     assert {r.unit: r.sha256 for r in store.receipts() if r.sha256} == facts["shards"]

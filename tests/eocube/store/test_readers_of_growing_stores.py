@@ -13,10 +13,10 @@ import pytest
 import xarray as xr
 
 import eocube
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.plan.plan import Plan
 from eocube.store.receipts import State
-from eocube.store.store import LatentStore
+from eocube.store.store import CubeStore
 from tests.faults.killing import CORE, WRITES, check_readable, drive, plan_of, scene
 
 ROOM = (11.465, 48.080, 11.550, 48.140)
@@ -45,7 +45,7 @@ def test_who_opened_before_reads_the_same_ground_afterwards() -> None:
     readers = Readers(url)
     drive(url, plan((11.490, 48.100, 11.518, 48.118), extent, 10))
     readers.look()
-    assert readers.looks == 1 and LatentStore.open(url).verify() == []
+    assert readers.looks == 1 and CubeStore.open(url).verify() == []
 
 
 class Readers:
@@ -85,7 +85,7 @@ def after_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def watch(step: int, look: Any) -> None:
         lock, calls = threading.RLock(), iter(range(10**9))
         for name in WRITES:
-            call = getattr(Target, name)
+            call = getattr(Objects, name)
 
             def watched(*args: Any, call: Any = call, **how: Any) -> Any:
                 with lock:
@@ -94,7 +94,7 @@ def after_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                         look()
                     return done
 
-            monkeypatch.setattr(Target, name, watched)
+            monkeypatch.setattr(Objects, name, watched)
 
     yield watch
 
@@ -107,13 +107,13 @@ def test_who_opened_before_reads_the_same_ground_all_along(url: str, how: str, a
     drive(url, plan(small, extent, 10, 15))
     readers = Readers(url)
     assert int((readers.was.status == State.OK).sum()) >= 12
-    corner = LatentStore.open(url).document["grid"]["transform"]
+    corner = CubeStore.open(url).document["grid"]["transform"]
 
     after_writes(20, readers.look)
     drive(url, plan(large, extent, 5, 10, 15, 20))
     readers.look(dask=True)
     assert readers.looks >= 6 and check_readable(url)
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     assert store.document["grid"]["transform"] == corner and store.verify() == []
     # New ground is seen by who opens it now, not by who opened it before.
     assert xr.open_zarr(url).sizes["time"] == 4 and readers.was.sizes["time"] == 2

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eocube.errors import StoreError
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.store.commit_log import CommitLog, segment_key
 from eocube.store.moments import Moments
 from eocube.store.receipts import STATES, Receipt, State, WindowResult, pack_mask, unpack_mask, with_check
@@ -55,8 +55,8 @@ def receipts(draw: st.DrawFn, places: int = 4) -> Receipt:
     )  # fmt: skip
 
 
-def memory_target() -> Target:
-    return Target(f"memory://{uuid.uuid4().hex}")
+def memory_target() -> Objects:
+    return Objects(f"memory://{uuid.uuid4().hex}")
 
 
 @given(receipts())
@@ -257,6 +257,6 @@ def test_damage_inside_a_segment_is_named() -> None:
 
 
 def test_nothing_to_log_writes_nothing(tmp_path: Path) -> None:
-    log = CommitLog(Target(tmp_path / "c"))
+    log = CommitLog(Objects(tmp_path / "c"))
     assert log.append([]) is None
     assert not (tmp_path / "c").exists()

@@ -29,7 +29,7 @@ from odc.geo.geobox import GeoBox
 
 from eocube.errors import StoreError
 from eocube.ground.grid import CubeGrid, grids_for
-from eocube.net.objects import Target
+from eocube.net.objects import Objects
 from eocube.net.redaction import redacted
 from eocube.plan.plan import Acquisition
 from eocube.products.eo_vae_document import Encoding, latents
@@ -40,7 +40,7 @@ from eocube.store.layout import array_specs, inner_side
 from eocube.store.moments import Moments
 from eocube.store.receipts import STATES, Receipt, State, WindowResult, pack_mask
 from eocube.store.shard_codec import ShardCodec
-from eocube.store.store import LatentStore, create_root, finalise_root
+from eocube.store.store import CubeStore, create_root, finalise_root
 from eocube.store.verify import Finding
 
 BOX = (15.3, 46.15, 15.48, 46.27)
@@ -155,7 +155,7 @@ def make_unit(plan: FakePlan, place: tuple[int, int, int]) -> tuple[np.ndarray, 
     return shard, tuple(results)
 
 
-def do_unit(store: LatentStore, plan: FakePlan, place: tuple[int, int, int], *, seconds: float = 1.0) -> Receipt:
+def do_unit(store: CubeStore, plan: FakePlan, place: tuple[int, int, int], *, seconds: float = 1.0) -> Receipt:
     """Write a unit's shard and give its receipt, as an actor would."""
     shard, results = make_unit(plan, place)
     size, sha = store.write_shard(*place, store.storage.pack(shard))
@@ -166,7 +166,7 @@ def do_unit(store: LatentStore, plan: FakePlan, place: tuple[int, int, int], *, 
     )  # fmt: skip
 
 
-def fill(store: LatentStore, plan: FakePlan) -> list[Receipt]:
+def fill(store: CubeStore, plan: FakePlan) -> list[Receipt]:
     receipts = [do_unit(store, plan, place) for place in shards_of(plan)]
     store.commit(receipts)
     store.finalise()
@@ -175,7 +175,7 @@ def fill(store: LatentStore, plan: FakePlan) -> list[Receipt]:
 
 def contents(url: str | Path, *, log: bool = False) -> dict[str, bytes]:
     """Every object of a store by key, without the commit log's segments and their sums unless asked for."""
-    target = Target(url)
+    target = Objects(url)
     keys = [k for k in target.keys("") if log or not k.endswith((".jsonl", "segments.json"))]
     return dict(zip(keys, target.get_many(keys), strict=True))
 
@@ -185,7 +185,7 @@ def contents(url: str | Path, *, log: bool = False) -> dict[str, bytes]:
 
 def test_plain_xarray_reads_what_was_written(url: str) -> None:
     plan = FakePlan()
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     fill(store, plan)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -214,7 +214,7 @@ def test_plain_xarray_reads_what_was_written(url: str) -> None:
 
 def test_coordinates_flags_and_attributes(disk: Path) -> None:
     plan = FakePlan()
-    fill(LatentStore.create(disk, plan), plan)
+    fill(CubeStore.create(disk, plan), plan)
     ds = xr.open_zarr(disk)
     np.testing.assert_array_equal(ds.x, plan.grid.x)
     np.testing.assert_array_equal(ds.y, plan.grid.y)
@@ -255,11 +255,11 @@ def test_coordinates_flags_and_attributes(disk: Path) -> None:
 
 def test_moments_are_those_of_the_stored_latents(disk: Path) -> None:
     plan = FakePlan()
-    store = LatentStore.create(disk, plan)
+    store = CubeStore.create(disk, plan)
     fill(store, plan)
     values = np.moveaxis(xr.open_zarr(disk).latent.values, 1, 0).reshape(CHANNELS, -1).astype(np.float64)
     values = values[:, np.isfinite(values).all(0)]
-    found = LatentStore.open(disk).document["moments"]
+    found = CubeStore.open(disk).document["moments"]
     assert found["count"] == values.shape[1]
     np.testing.assert_allclose(found["mean"], values.mean(1), rtol=1e-9)
     np.testing.assert_allclose(found["std"], values.std(1), rtol=1e-9)
@@ -267,7 +267,7 @@ def test_moments_are_those_of_the_stored_latents(disk: Path) -> None:
 
 def test_rioxarray_and_odc_geo_find_the_ground(disk: Path) -> None:
     plan = FakePlan()
-    LatentStore.create(disk, plan)
+    CubeStore.create(disk, plan)
     for ds in (xr.open_zarr(disk), xr.open_zarr(disk, decode_coords="all")):
         assert ds.rio.crs.to_epsg() == 32633
         assert ds.latent.rio.crs.to_epsg() == 32633
@@ -279,7 +279,7 @@ def test_rioxarray_and_odc_geo_find_the_ground(disk: Path) -> None:
 
 
 def test_the_store_opens_without_eocube(disk: Path) -> None:
-    fill(LatentStore.create(disk, FakePlan()), FakePlan())
+    fill(CubeStore.create(disk, FakePlan()), FakePlan())
     script = (
         "import sys, xarray as xr; ds = xr.open_zarr(sys.argv[1]); ds.load();"
         "assert not any(m.split('.')[0] == 'eocube' for m in sys.modules); print(ds.latent.shape)"
@@ -292,7 +292,7 @@ def test_the_store_opens_without_eocube(disk: Path) -> None:
 
 
 def test_the_item_beside_the_store_is_stac(disk: Path) -> None:
-    LatentStore.create(disk, FakePlan())
+    CubeStore.create(disk, FakePlan())
     item = pystac.Item.from_file(str(disk / "stac.json"))
     assert item.id == "cube"
     assert item.properties["start_datetime"] == "2023-08-15T09:57:57Z"
@@ -305,7 +305,7 @@ def test_the_item_beside_the_store_is_stac(disk: Path) -> None:
 
 def test_the_item_of_a_cube_on_the_antimeridian_wraps(disk: Path) -> None:
     plan = FakePlan(grid=grids_for((179.9, 10.0, 180.0, 10.1), 10, core_px=192, shard_px=768)[0], times=TIMES[:1])
-    LatentStore.create(disk, plan)
+    CubeStore.create(disk, plan)
     item = json.loads((disk / "stac.json").read_text())
     west, _, east, _ = item["bbox"]
     assert 179 < west < 180 and -180 < east < -179
@@ -328,7 +328,7 @@ def test_default_chunks_follow_the_core() -> None:
 
 def test_shard_bytes_are_zarrs_own_and_deterministic(disk: Path) -> None:
     plan = FakePlan()
-    store = LatentStore.create(disk, plan)
+    store = CubeStore.create(disk, plan)
     latents = store.storage.pack(make_unit(plan, (0, 1, 1))[0])
     size, sha = store.write_shard(0, 1, 1, latents)
     ours = (disk / "latent/c/0/0/1/1").read_bytes()
@@ -345,7 +345,7 @@ def test_shard_bytes_are_zarrs_own_and_deterministic(disk: Path) -> None:
 
 
 def test_every_nan_is_stored_alike(disk: Path) -> None:
-    store = LatentStore.create(disk, FakePlan())
+    store = CubeStore.create(disk, FakePlan())
     odd = np.full((CHANNELS, 4, 4), np.nan, np.float32)
     odd.view(np.uint32)[:] |= 0x1234
     odd[0, 0, 0] = -np.inf
@@ -355,7 +355,7 @@ def test_every_nan_is_stored_alike(disk: Path) -> None:
 
 
 def test_int8_is_affine_per_channel(disk: Path) -> None:
-    store = LatentStore.create(disk, INT8)
+    store = CubeStore.create(disk, INT8)
     latents = np.array([[[0.0, 1.26, 99.0]], [[1.0, np.nan, -99.0]], [[-2.0, np.inf, -2.05]]], np.float32)
     codes = store.storage.pack(latents)
     assert codes.dtype == np.int8
@@ -375,7 +375,7 @@ def test_int8_is_affine_per_channel(disk: Path) -> None:
 
 
 def test_all_fill_leaves_no_object_and_removes_a_stale_one(url: str) -> None:
-    store = LatentStore.create(url, FakePlan())
+    store = CubeStore.create(url, FakePlan())
     empty = np.full((CHANNELS, 96, 96), np.nan, np.float16)
     assert store.write_shard(0, 0, 0, empty) == (0, None)
     store.write_shard(0, 0, 0, np.ones_like(empty))
@@ -386,7 +386,7 @@ def test_all_fill_leaves_no_object_and_removes_a_stale_one(url: str) -> None:
 
 
 def test_wrong_shards_are_refused(disk: Path) -> None:
-    store = LatentStore.create(disk, FakePlan())
+    store = CubeStore.create(disk, FakePlan())
     good = np.zeros((CHANNELS, 96, 96), np.float16)
     for wrong in (good.astype(np.float32), good[:2], good[:, :48]):
         with pytest.raises(ValueError, match="shard of"):
@@ -398,8 +398,8 @@ def test_wrong_shards_are_refused(disk: Path) -> None:
 
 def test_actors_and_threads_write_different_shards_at_once(disk: Path) -> None:
     plan = FakePlan()
-    store = LatentStore.create(disk, plan)
-    actors = [LatentStore.open(disk) for _ in range(2)]
+    store = CubeStore.create(disk, plan)
+    actors = [CubeStore.open(disk) for _ in range(2)]
     places = shards_of(plan)
     with ThreadPoolExecutor(8) as pool:
         receipts = list(pool.map(lambda k: do_unit(actors[k % 2], plan, places[k]), range(len(places))))
@@ -407,7 +407,7 @@ def test_actors_and_threads_write_different_shards_at_once(disk: Path) -> None:
     store.finalise()
     assert store.verify() == []
     calm = disk.parent / "calm.zarr"
-    fill(LatentStore.create(calm, plan), plan)
+    fill(CubeStore.create(calm, plan), plan)
     assert _without_name(contents(disk)) == _without_name(contents(calm))
 
 
@@ -419,7 +419,7 @@ def _without_name(objects: dict[str, bytes]) -> dict[str, bytes]:
 def test_one_put_a_shard_on_s3(s3_server: Any) -> None:
     url = f"s3://{s3_server.bucket()}/cube.zarr"
     plan = FakePlan()
-    LatentStore.create(url, plan)
+    CubeStore.create(url, plan)
     requests: list[str] = []
 
     def seen(request: Any, **_: Any) -> None:
@@ -434,7 +434,7 @@ def test_one_put_a_shard_on_s3(s3_server: Any) -> None:
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
     fs.connect()
     fs.s3.meta.events.register("before-send.s3", seen)
-    store = LatentStore.open(url)
+    store = CubeStore.open(url)
     store.target.fs = fs
     shard = store.storage.pack(make_unit(plan, (0, 1, 1))[0])
     assert counted("a shard", lambda: store.write_shard(0, 1, 1, shard)) == ["PUT"]
@@ -449,7 +449,7 @@ def test_one_put_a_shard_on_s3(s3_server: Any) -> None:
 
 def test_an_fsspec_mapper_opens_as_well(s3_server: Any) -> None:
     url = f"s3://{s3_server.bucket()}/cube.zarr"
-    store = LatentStore.create(url, FakePlan(), storage_options=s3_server.storage_options)
+    store = CubeStore.create(url, FakePlan(), storage_options=s3_server.storage_options)
     receipt = do_unit(store, FakePlan(), (0, 1, 1))
     store.commit([receipt])
     store.finalise()
@@ -461,7 +461,7 @@ def test_an_fsspec_mapper_opens_as_well(s3_server: Any) -> None:
 
 
 def test_a_failing_write_leaves_nothing_half_written(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = LatentStore.create(disk, FakePlan())
+    store = CubeStore.create(disk, FakePlan())
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -479,15 +479,15 @@ def test_a_failing_write_leaves_nothing_half_written(disk: Path, monkeypatch: py
 
 def test_the_same_plan_resumes(url: str) -> None:
     plan = FakePlan()
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     receipts = [do_unit(store, plan, place) for place in shards_of(plan)[:3]]
     store.commit(receipts)
     before = contents(url, log=True)
-    again = LatentStore.create(url, plan)
+    again = CubeStore.create(url, plan)
     assert contents(url, log=True) == before
     assert {r.unit for r in again.receipts() if r.complete} == {r.unit for r in receipts}
-    assert LatentStore.stored_plans(url) == (plan.to_json(),)
-    assert str(LatentStore.open(url).values) == str(store.values)
+    assert CubeStore.stored_plans(url) == (plan.to_json(),)
+    assert str(CubeStore.open(url).values) == str(store.values)
 
 
 @pytest.mark.parametrize(
@@ -512,20 +512,20 @@ def test_the_same_plan_resumes(url: str) -> None:
     ],
 )
 def test_another_plan_is_refused_with_the_difference(disk: Path, other: FakePlan, said: str) -> None:
-    LatentStore.create(disk, FakePlan())
+    CubeStore.create(disk, FakePlan())
     before = contents(disk)
     with pytest.raises(StoreError, match=said) as caught:
-        LatentStore.create(disk, other)
+        CubeStore.create(disk, other)
     assert "\n" not in str(caught.value)
     assert contents(disk) == before
 
 
 def test_what_is_no_eocube_store_is_left_alone(url: str) -> None:
-    target = Target(url)
+    target = Objects(url)
     target.put("thesis.txt", b"years of work")
     for attempt in (
-        lambda: LatentStore.create(url, FakePlan()),
-        lambda: LatentStore.stored_plans(url),
+        lambda: CubeStore.create(url, FakePlan()),
+        lambda: CubeStore.stored_plans(url),
         lambda: create_root(url, ["utm32"], {}),
     ):
         with pytest.raises(StoreError, match=r"exists and is no eocube store \(it holds thesis.txt\)"):
@@ -538,76 +538,76 @@ def test_another_zarr_store_a_file_and_no_place_at_all(tmp_path: Path) -> None:
     (tmp_path / "file.zarr").write_text("a file")
     for path, said in (("other.zarr", "not those of an eocube store"), ("file.zarr", "cannot open")):
         with pytest.raises(StoreError, match=said):
-            LatentStore.create(tmp_path / path, FakePlan())
+            CubeStore.create(tmp_path / path, FakePlan())
     with pytest.raises(StoreError, match=r"cannot write /proc/nowhere/cube\.zarr"):
-        LatentStore.create("/proc/nowhere/cube.zarr", FakePlan())
+        CubeStore.create("/proc/nowhere/cube.zarr", FakePlan())
     with pytest.raises(StoreError, match="no eocube store at"):
-        LatentStore.open(tmp_path / "nothing.zarr")
+        CubeStore.open(tmp_path / "nothing.zarr")
     with pytest.raises(StoreError, match="cannot open nothing"):
-        LatentStore.open("nothing://x/cube.zarr")
-    assert LatentStore.stored_plans(tmp_path / "nothing.zarr") == ()
+        CubeStore.open("nothing://x/cube.zarr")
+    assert CubeStore.stored_plans(tmp_path / "nothing.zarr") == ()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.zarr", "other.zarr"]
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server: Any) -> None:
     with pytest.raises(StoreError, match=r"cannot write s3://no-such-bucket-here/c.zarr/commits/plan.json: ") as caught:
-        LatentStore.create("s3://no-such-bucket-here/c.zarr", FakePlan())
+        CubeStore.create("s3://no-such-bucket-here/c.zarr", FakePlan())
     assert "\n" not in str(caught.value)
 
 
 def test_messages_carry_no_secrets() -> None:
     assert redacted("s3://AKIA:secret@bucket/x?sig=abc&y failed") == "s3://bucket/x failed"
-    assert str(Target("memory://user:pw@host/cube")) == "memory://host/cube"
+    assert str(Objects("memory://user:pw@host/cube")) == "memory://host/cube"
 
 
 @pytest.mark.parametrize("at", range(0, 40, 3))
 def test_killed_in_the_making_is_made_again(tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, hurt = tmp_path / "a" / "cube.zarr", tmp_path / "b" / "cube.zarr"
-    LatentStore.create(whole, FakePlan())
+    CubeStore.create(whole, FakePlan())
     (tmp_path / "b").mkdir()
     hurt.mkdir()  # there before: so that nothing is cleared away, as when the process is killed
-    put, left = Target.put, iter(range(at))
+    put, left = Objects.put, iter(range(at))
 
-    def dying(self: Target, key: str, data: bytes, **how: Any) -> None:
+    def dying(self: Objects, key: str, data: bytes, **how: Any) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
         put(self, key, data, **how)
 
-    monkeypatch.setattr(Target, "put", dying)
+    monkeypatch.setattr(Objects, "put", dying)
     try:
-        LatentStore.create(hurt, FakePlan())
+        CubeStore.create(hurt, FakePlan())
     except KeyboardInterrupt:
         assert not (hurt / "zarr.json").exists()
         with pytest.raises(StoreError, match="no eocube store"):
-            LatentStore.open(hurt)
-    monkeypatch.setattr(Target, "put", put)
+            CubeStore.open(hurt)
+    monkeypatch.setattr(Objects, "put", put)
     if at and not (hurt / "zarr.json").exists():
-        assert LatentStore.stored_plans(hurt) == (FakePlan().to_json(),)
+        assert CubeStore.stored_plans(hurt) == (FakePlan().to_json(),)
         with pytest.raises(StoreError, match="half made for another plan"):
-            LatentStore.create(hurt, FakePlan(salt=1))
-    LatentStore.create(hurt, FakePlan())
+            CubeStore.create(hurt, FakePlan(salt=1))
+    CubeStore.create(hurt, FakePlan())
     assert contents(hurt) == contents(whole)
 
 
 def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = Target.put
+    put = Objects.put
 
-    def full(self: Target, key: str, data: bytes, **how: Any) -> None:
+    def full(self: Objects, key: str, data: bytes, **how: Any) -> None:
         if key.startswith("status"):
             raise StoreError("no space")
         put(self, key, data, **how)
 
-    monkeypatch.setattr(Target, "put", full)
+    monkeypatch.setattr(Objects, "put", full)
     with pytest.raises(StoreError, match="no space"):
-        LatentStore.create(tmp_path / "new" / "cube.zarr", FakePlan())
+        CubeStore.create(tmp_path / "new" / "cube.zarr", FakePlan())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unfinished_writes_are_cleared_on_resume(disk: Path) -> None:
-    LatentStore.create(disk, FakePlan())
+    CubeStore.create(disk, FakePlan())
     (disk / ".tmp").mkdir(exist_ok=True)
     (disk / ".tmp" / "left").write_bytes(b"half a shard")
-    LatentStore.create(disk, FakePlan())
+    CubeStore.create(disk, FakePlan())
     assert not (disk / ".tmp").exists()
 
 
@@ -620,19 +620,19 @@ def test_zones_are_groups_of_a_root(url: str) -> None:
     assert names == ["utm32", "utm33"]
     create_root(url, names, {"request": {}})
     create_root(url, names, {"request": {}})
-    assert LatentStore.stored_plans(url) == ()
+    assert CubeStore.stored_plans(url) == ()
     for grid in grids:
-        LatentStore.create(f"{url}/{grid.name}", FakePlan(grid=grid))
-    assert LatentStore.stored_plans(url) == tuple(FakePlan(grid=g).to_json() for g in grids)
+        CubeStore.create(f"{url}/{grid.name}", FakePlan(grid=grid))
+    assert CubeStore.stored_plans(url) == tuple(FakePlan(grid=g).to_json() for g in grids)
     with pytest.raises(StoreError, match=r"holds several zones: open one of .*/utm32, .*/utm33"):
-        LatentStore.open(url)
+        CubeStore.open(url)
     with pytest.raises(StoreError, match="of the zones utm32, utm33, not of utm32"):
         create_root(url, ["utm32"], {})
     with pytest.raises(StoreError, match="several zones"):
-        LatentStore.create(url, FakePlan())
+        CubeStore.create(url, FakePlan())
     with pytest.raises(StoreError, match="store of one zone"):
         create_root(f"{url}/utm32", names, {})
-    fill(LatentStore.open(f"{url}/utm33"), FakePlan(grid=grids[1]))
+    fill(CubeStore.open(f"{url}/utm33"), FakePlan(grid=grids[1]))
     finalise_root(url)
     finalise_root(f"{url}/utm33")
     create_root(url, names, {"request": {}})
@@ -665,7 +665,7 @@ def test_any_history_of_receipts_ends_in_the_same_store(data: st.DataObject, cal
     url = f"memory://{uuid.uuid4().hex}/cube.zarr"
     places = shards_of(plan)
     order = data.draw(st.permutations(places + data.draw(st.lists(st.sampled_from(places), max_size=5))))
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     left = list(order)
     while left:
         size = data.draw(st.integers(1, len(left)))
@@ -677,7 +677,7 @@ def test_any_history_of_receipts_ends_in_the_same_store(data: st.DataObject, cal
         if data.draw(st.booleans()):  # killed, and resumed
             if left:
                 do_unit(store, plan, left[0])
-            store = LatentStore.create(url, plan)
+            store = CubeStore.create(url, plan)
     store.finalise()
     assert contents(url) == calm_objects
     assert store.verify() == []
@@ -687,13 +687,13 @@ def test_any_history_of_receipts_ends_in_the_same_store(data: st.DataObject, cal
 def calm_objects() -> dict[str, bytes]:
     """The objects of a run that nothing disturbed."""
     url = f"memory://{uuid.uuid4().hex}/cube.zarr"
-    fill(LatentStore.create(url, FakePlan()), FakePlan())
+    fill(CubeStore.create(url, FakePlan()), FakePlan())
     return contents(url)
 
 
 def test_finalise_is_idempotent_and_shows_what_is_left(url: str) -> None:
     plan = FakePlan()
-    store = LatentStore.create(url, plan)
+    store = CubeStore.create(url, plan)
     place = (0, 1, 1)
     store.commit([do_unit(store, plan, place)])
     summary = store.finalise()
@@ -714,7 +714,7 @@ def test_finalise_is_idempotent_and_shows_what_is_left(url: str) -> None:
 
 def test_finalising_and_verifying_read_each_receipt_once(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = FakePlan()
-    store = LatentStore.create(disk, plan)
+    store = CubeStore.create(disk, plan)
     units = [r.unit for r in fill(store, plan)]
     read: list[str] = []
     parse = Receipt.from_json
@@ -735,7 +735,7 @@ def test_finalising_and_verifying_read_each_receipt_once(disk: Path, monkeypatch
 
 def test_a_retry_replaces_what_was_there(disk: Path) -> None:
     plan = FakePlan()
-    store = LatentStore.create(disk, plan)
+    store = CubeStore.create(disk, plan)
     receipts = fill(store, plan)
     failed = {r.unit for r in receipts if any(w.state is State.READ_FAILED for w in r.windows)}
     failures = store.summary().failures
@@ -755,7 +755,7 @@ def test_a_retry_replaces_what_was_there(disk: Path) -> None:
 
 
 def test_a_unit_with_a_window_not_attempted_is_not_done(disk: Path) -> None:
-    store = LatentStore.create(disk, FakePlan())
+    store = CubeStore.create(disk, FakePlan())
     store.commit([Receipt("u", 0, (0, 0), (WindowResult(2, 2, State.NOT_ATTEMPTED),))])
     assert not any(r.complete for r in store.receipts())
 
@@ -764,8 +764,8 @@ def test_a_unit_with_a_window_not_attempted_is_not_done(disk: Path) -> None:
 
 
 @pytest.fixture
-def sound(disk: Path) -> Iterator[LatentStore]:
-    store = LatentStore.create(disk, FakePlan())
+def sound(disk: Path) -> Iterator[CubeStore]:
+    store = CubeStore.create(disk, FakePlan())
     fill(store, FakePlan())
     assert store.verify() == []
     yield store
@@ -775,7 +775,7 @@ def _objects(root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
 
 
-def test_verify_names_a_flipped_bit_in_any_object(sound: LatentStore, disk: Path) -> None:
+def test_verify_names_a_flipped_bit_in_any_object(sound: CubeStore, disk: Path) -> None:
     keys = _objects(disk)
     shards = [k for k in keys if k.startswith("latent/c")]
     rng = np.random.default_rng(0)
@@ -795,7 +795,7 @@ def test_verify_names_a_flipped_bit_in_any_object(sound: LatentStore, disk: Path
     assert sound.verify() == []
 
 
-def test_verify_compares_states_with_contents(sound: LatentStore, disk: Path) -> None:
+def test_verify_compares_states_with_contents(sound: CubeStore, disk: Path) -> None:
     receipt = next(r for r in sound.receipts() if r.shard == (1, 1) and r.time == 0)
     latents = sound.read_shard(0, 1, 1)
     key = "latent/c/0/0/1/1"
@@ -815,7 +815,7 @@ def test_verify_compares_states_with_contents(sound: LatentStore, disk: Path) ->
 
 
 def test_verify_names_shards_the_log_does_not_know(disk: Path) -> None:
-    store = LatentStore.create(disk, FakePlan())
+    store = CubeStore.create(disk, FakePlan())
     store.write_shard(0, 1, 1, np.ones((CHANNELS, 96, 96), np.float16))
     assert [f.path for f in store.verify()] == ["latent/c/0/0/1/1"]
     store.commit([Receipt("u", 0, (1, 1), (WindowResult(4, 4, State.NODATA),))])
