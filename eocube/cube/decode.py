@@ -16,7 +16,6 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from eocube.products.storage import known, none_of
-from eocube.raster.warp import mirror_sources
 from eocube.read.coverage import fine, unseen
 
 Floats = npt.NDArray[np.float32]
@@ -170,6 +169,8 @@ def mirror_fill(window: Floats, there: npt.NDArray[np.bool_]) -> Floats:
     """Fill (z, h, w) where `there` (h, w) is False, as `mirror_sources` says; the window itself where nothing lacks."""
     if there.all():
         return window
+    from eocube.raster.warp import mirror_sources  # GDAL with it: not before something is decoded
+
     filled: Floats = window.copy()
     gaps, sources = mirror_sources(there)
     filled[:, *gaps] = window[:, *sources]
