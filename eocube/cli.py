@@ -1,4 +1,4 @@
-"""The `eocube` command, and the parsing that the job scripts share: a command calls the library, returns a code."""
+"""Runs the `eocube` command, and parses for the job scripts: a command calls the library, returns a code."""
 
 from __future__ import annotations
 

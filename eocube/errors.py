@@ -1,4 +1,4 @@
-"""The package's few error classes: each message is one line that names the thing and the way out."""
+"""Defines the package's few error classes: each message is one line that names the thing and the way out."""
 
 
 class EocubeError(Exception):

@@ -1,4 +1,4 @@
-"""Latent cubes in xarray: `eocube.open`, and `ds.eocube` to decode, count and picture them."""
+"""Opens cubes in xarray: `eocube.open`, and `ds.eocube` to give their values, decode, count and picture them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class NdviClasses:
                 raise InputError(
                     f"NDVI needs {RED} and {NEAR_INFRARED}: the cubes' sensor has no {' and '.join(lacking)}"
                 )
-        self._held: dict[tuple[int, int], NDArray[np.int8]] = {}
+        self._held: dict[tuple[int, int], NDArray[np.int16]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -78,7 +78,7 @@ class NdviClasses:
         row, col, side = int(index.rows[patch]), int(index.cols[patch]), index.side
         return held[row : row + side, col : col + side].astype(np.int64)
 
-    def _classes(self, cube: int, time: int) -> NDArray[np.int8]:
+    def _classes(self, cube: int, time: int) -> NDArray[np.int16]:
         ds = self._cubes[cube].isel(time=[time])
         decoded = ds.eocube.decode(bands=[RED, NEAR_INFRARED], device=self._device, crop=False)
         red, infrared = decoded.values[0]
@@ -87,7 +87,7 @@ class NdviClasses:
         ny, nx = ds.sizes["y"], ds.sizes["x"]
         cells = ndvi.reshape(ny, len(ndvi) // ny, nx, ndvi.shape[1] // nx)
         mean = cells.mean(axis=(1, 3))  # NaN where a pixel is: a cell is whole or has no class
-        found: NDArray[np.int8] = np.digitize(mean, self._thresholds).astype(np.int8)
+        found: NDArray[np.int16] = np.digitize(mean, self._thresholds).astype(np.int16)
         found[~np.isfinite(mean)] = NONE
         return found
 

@@ -1,4 +1,4 @@
-"""Pixels and latents as colours: which bands make red, green and blue, and the one stretch pictures share."""
+"""Gives pixels and values colours: which bands make red, green and blue, and the one stretch pictures share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents back to pixels, lazily: one task a window's decoding, one a core that blends the windows over it."""
+"""Decodes values to pixels, lazily: one task a window's decoding, one a core that blends the windows over it."""
 
 from __future__ import annotations
 

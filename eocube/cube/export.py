@@ -1,4 +1,4 @@
-"""Decoded pixels out of a cube into files other tools open: GeoTIFF and Zarr."""
+"""Exports decoded pixels into files other tools open: GeoTIFF and Zarr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches of source pixels for training, straight from a search or by a cube's plan: read as the encoder's are.
+"""Cuts patches of source pixels for training, from a search or by a cube's plan: read as the encoder's are.
 
 A patch is a window of the lattice without halo, read by `WindowReader`, so that offsets, mosaics, resampling and nodata
 are those of an encoding. Nothing here knows of training: the patches are arrays on known ground.

@@ -1,4 +1,4 @@
-"""The quicklook: source, decoded, error, latents and window states of one time step, in one picture."""
+"""Draws the quicklook: source, decoded, error, values and window states of one time step, in one picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded catalogue: small made-up scenes, written on the spot, for trying eocube without network or data.
+"""Makes the embedded catalogue: small made-up scenes, written on the spot, to try eocube without network or data.
 
 A stretch of farmland with a river, woods and a town, seen by "Sentinel-2" on two dates (two overlapping tiles each) and
 by "Sentinel-1" once. It is drawn from a seed, not measured: every item says `eocube:synthetic`. Same seed and same

@@ -1,4 +1,4 @@
-"""The demo landscape's geography at 5 m, the same on every date: relief, water, forest, fields, town, roads."""
+"""Draws the demo landscape at 5 m, the same on every date: relief, water, forest, fields, town, roads."""
 
 from __future__ import annotations
 

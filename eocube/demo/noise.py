@@ -1,4 +1,4 @@
-"""Seeded randomness for the demo landscape: fractal fields, per-cell random numbers, small image helpers."""
+"""Gives the demo landscape its seeded randomness: fractal fields, numbers per cell, small image helpers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a sensor sees the demo landscape on a date: seasons, sun, haze, clouds and shadows, optics, noise, speckle."""
+"""Shows the demo landscape as a sensor sees it on a date: seasons, sun, haze, clouds, shadows, optics, speckle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo landscape is made of: reflectance of each cover in the 12 S2 bands, its radar backscatter, its seasons.
+"""Lists what the demo landscape is made of: reflectance of each cover in 12 S2 bands, its backscatter, its seasons.
 
 The values are typical ones chosen by hand after the shapes of published spectral libraries (red edge and water
 absorption of leaves, soils that rise towards the short-wave infrared, black water, flat clouds); none is measured.

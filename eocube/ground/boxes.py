@@ -1,4 +1,4 @@
-"""Boxes and intervals as users type them, and footprints on the globe: antimeridian, swapped axes, overlap."""
+"""Reads boxes and intervals as users type them, and footprints: antimeridian, swapped axes, overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UTM zones: which part of a longitude/latitude box belongs to which zone, and the way between the two."""
+"""Finds UTM zones: which part of a longitude/latitude box belongs to which, and the way between the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failures of a request may pass: throttling, server errors, timeouts, cut connections; not a wrong request."""
+"""Judges which failures of a request may pass: throttling, server errors, timeouts; not a wrong request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this process treats a host: retries with jittered waits, a limit on requests, a circuit breaker for outages."""
+"""Treats hosts well: retries with jittered waits, a limit on requests, a circuit breaker for outages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store's objects go: whole objects by key, on local disk or anything fsspec reaches."""
+"""Keeps a store's objects: whole ones by key, on local disk or anything fsspec reaches."""
 
 from __future__ import annotations
 

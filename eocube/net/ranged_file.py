@@ -1,4 +1,4 @@
-"""A remote file as seekable bytes, for GDAL's opener: every range is one request by the rules of the network."""
+"""Reads a remote file as seekable bytes, for GDAL's opener: every range is one request by the network's rules."""
 
 from __future__ import annotations
 

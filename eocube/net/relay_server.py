@@ -1,4 +1,4 @@
-"""A SOCKS5 proxy on loopback that connects to addresses which may be asked; a process of its own runs it.
+"""Relays by SOCKS5 on loopback to addresses which may be asked; a process of its own runs it.
 
 Of its own, for GDAL waits for the network in many places (overviews, side cars) while it holds the lock that
 every Python thread of its process needs: a proxy in a thread of the same process would never answer.

@@ -1,4 +1,4 @@
-"""Options of remote storage: as the user writes them, from the environment, and which of them a URL takes."""
+"""Reads options of remote storage, of the user and the environment, and tells which of them a URL takes."""
 
 from __future__ import annotations
 

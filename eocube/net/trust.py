@@ -1,4 +1,4 @@
-"""What catalogues and files from elsewhere may not do: lead to this machine's files, take memory without bounds."""
+"""Bounds what catalogues and files from elsewhere may do: they lead to no local file, take no memory without end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will take, before a pixel is read: bytes in and out, device hours, dollars."""
+"""Says what a run will take, before a pixel is read: bytes in and out, device hours, dollars."""
 
 from __future__ import annotations
 

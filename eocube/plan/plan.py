@@ -1,4 +1,4 @@
-"""The frozen plan of a run: what is read, on which lattice, by which encoder; written before a pixel is read."""
+"""Freezes a run's plan: what is read, on which lattice, into which product; written before a pixel is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many windows a second a machine does: from recorded benchmarks, or measured on windows of the plan."""
+"""Tells how many windows a second a machine does: from recorded benchmarks, or measured on windows of the plan."""
 
 from __future__ import annotations
 

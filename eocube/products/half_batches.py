@@ -1,4 +1,4 @@
-"""An encoder that goes on with half its batch when the device's memory runs out, once, and says so."""
+"""Goes on with half an encoder's batch when the device's memory runs out, once, and says so."""
 
 from __future__ import annotations
 

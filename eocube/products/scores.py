@@ -1,4 +1,4 @@
-"""How near decoded pixels come to their source: PSNR, RMSE, spectral angle, and how visible the seams are.
+"""Measures how near decoded pixels come to their source: PSNR, RMSE, spectral angle, how visible seams are.
 
 Bands come first: arrays are (C, ...) in physical units. Pixels that are not finite in either array do not count.
 """

@@ -1,4 +1,4 @@
-"""Rasters kept open: a local file's handle shared by all threads, a remote one's by none; both bounded."""
+"""Keeps rasters open: a local file's handle shared by all threads, a remote one's by none; both bounded."""
 
 from __future__ import annotations
 

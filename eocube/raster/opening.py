@@ -1,4 +1,4 @@
-"""Opening rasters: GDAL's own fast path for local, https and s3, any other fsspec URL."""
+"""Opens rasters: by GDAL's own fast path for local, https and s3, else by any fsspec URL."""
 
 from __future__ import annotations
 

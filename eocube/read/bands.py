@@ -1,4 +1,4 @@
-"""One file's bands on a window's grid: read, resampled where the grids differ, in travelling form, valid or not."""
+"""Reads one file's bands on a window's grid: resampled where the grids differ, in travelling form, valid or not."""
 
 from __future__ import annotations
 

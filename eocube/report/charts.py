@@ -1,4 +1,4 @@
-"""The report page's charts as inline SVG: histograms and bars over time, coloured by the page's own style sheet."""
+"""Draws the report page's charts as inline SVG: histograms and bars over time, in the page's own colours."""
 
 from __future__ import annotations
 

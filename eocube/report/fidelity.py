@@ -1,4 +1,4 @@
-"""The quality of a stored cube on a sample of its windows: decoded as a reader decodes, against sources read again."""
+"""Measures the quality of a stored cube on a sample of its windows, decoded, against sources read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report page's pictures as data URIs: window states, decoded ground, sources, latents."""
+"""Draws the report page's pictures as data URIs: window states, decoded ground, sources, values."""
 
 from __future__ import annotations
 

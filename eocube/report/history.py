@@ -1,4 +1,4 @@
-"""How a cube came to be, run by run, from its receipts: its rate, and throughput over time."""
+"""Tells how a cube came to be, run by run, from its receipts: its rate, and throughput over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cube says of itself: info, status, verification and pictures, as plain documents."""
+"""Says what a cube is: info, status, verification and pictures, as plain documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's report: one self-contained HTML page on a cube, how its windows ended, how good they are, what it took."""
+"""Writes the run's report: one self-contained HTML page on how a cube's windows ended and how good they are."""
 
 from __future__ import annotations
 

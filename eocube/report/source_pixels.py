@@ -1,4 +1,4 @@
-"""The source pixels of a cube, read again by its plan onto the decoded grid: what decoded pixels are compared with."""
+"""Reads a cube's source pixels again by its plan, on the decoded grid, for decoded ones to be compared with."""
 
 from __future__ import annotations
 

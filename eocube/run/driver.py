@@ -1,4 +1,4 @@
-"""The engine around Ray: actors that read, encode and write; dispatch, commit log, progress, interruption."""
+"""Drives a run on Ray: actors that read, encode and write; dispatch, commit log, progress, interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier run left in a shard: windows that are done stay, to the byte, when others are done again."""
+"""Keeps what an earlier run left in a shard: windows that are done stay, to the byte, when others are done again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor holds at most, whatever the number of units and of windows in each: the bound, as a formula."""
+"""Bounds what an actor holds, whatever the number of units and of windows in each: as a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bounds an actor's work: threads, windows read ahead, and the choices that a run makes about them."""
+"""Defines what bounds an actor's work: threads, windows read ahead, and a run's choices about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eocube plan`: the frozen plans of a request in figures, as JSON or as a few lines."""
+"""Shows `eocube plan`: the frozen plans of a request in figures, as JSON or as a few lines."""
 
 from __future__ import annotations
 

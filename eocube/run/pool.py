@@ -1,4 +1,4 @@
-"""Encoding actors wherever the cluster has room: placed, watched, replaced; few units in flight on each."""
+"""Keeps encoding actors wherever the cluster has room: placed, watched, replaced; few units in flight on each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Shows a run's progress: a live bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 

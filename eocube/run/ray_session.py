@@ -1,4 +1,4 @@
-"""Ray for a run: the session in place, the cluster of RAY_ADDRESS, else a private one; one line where there is none."""
+"""Finds Ray for a run: the session in place, the cluster of RAY_ADDRESS, else a private one; or says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job: a region's scenes in, a latent cube out. Validates, searches, freezes the plan, runs the engine."""
+"""Checks the main job's request, searches its scenes and freezes its plans, one a zone."""
 
 from __future__ import annotations
 

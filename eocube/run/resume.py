@@ -1,4 +1,4 @@
-"""What of a plan is still to be done, by the commit log: whole units, and windows of units that are done in part."""
+"""Finds what of a plan is still to be done, by the commit log: whole units, and windows of those done in part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON line an event, with the run's id, from the driver and from every actor."""
+"""Writes structured logs: one JSON line an event, with the run's id, from the driver and from every actor."""
 
 from __future__ import annotations
 

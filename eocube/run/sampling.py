@@ -1,4 +1,4 @@
-"""Which windows of a cube are decoded again as they are made, and which core borders are looked at; always the same."""
+"""Chooses which windows of a cube are decoded again as they are made, and which borders are looked at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run checks itself: sampled windows are decoded as they are made, scored, and compared across their borders."""
+"""Checks a run as it goes: sampled windows are decoded as they are made, scored, compared across their borders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receipts on their way into the commit logs: gathered, and written in segments by a thread of the one driver."""
+"""Gathers receipts on their way into the commit logs, and writes them in segments by a thread of the one driver."""
 
 from __future__ import annotations
 

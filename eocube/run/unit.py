@@ -1,4 +1,4 @@
-"""One work unit, start to end, in one process: read windows, encode them, write one shard, give one receipt."""
+"""Carries out one work unit, start to end: reads windows, encodes them, writes one shard, gives one receipt."""
 
 from __future__ import annotations
 

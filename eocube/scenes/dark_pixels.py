@@ -1,4 +1,4 @@
-"""The dark tail of the pixels: whether the +1000 of baseline 04.00 is in them, where metadata do not settle it."""
+"""Tells from the darkest pixels whether the +1000 of baseline 04.00 is in them, where metadata leave it open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One STAC item -> one Scene: identity of the acquisition, assets of the bands, radiometry, geometry."""
+"""Makes one Scene of one STAC item: identity of the acquisition, assets of the bands, radiometry, geometry."""
 
 from __future__ import annotations
 

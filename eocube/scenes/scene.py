@@ -1,4 +1,4 @@
-"""Scene and BandSource: one acquisition of one tile, frozen into the plan, and where its pixels lie."""
+"""Defines Scene and BandSource: one acquisition of one tile, frozen into the plan, and where its pixels lie."""
 
 from __future__ import annotations
 

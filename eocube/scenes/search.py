@@ -1,4 +1,4 @@
-"""Catalogue search: STAC items from an API or a static catalogue -> frozen, de-duplicated scenes."""
+"""Searches a catalogue: STAC items from an API or a static catalogue -> frozen, de-duplicated scenes."""
 
 from __future__ import annotations
 

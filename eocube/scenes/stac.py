@@ -1,4 +1,4 @@
-"""Where STAC items come from: API endpoints (paged fully, retried) and static catalogues on any fsspec URL."""
+"""Finds STAC items: API endpoints (paged fully, retried) and static catalogues on any fsspec URL."""
 
 from __future__ import annotations
 

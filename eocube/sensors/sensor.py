@@ -1,4 +1,4 @@
-"""Sensors and bands: names, wavelengths, sampling, statistics, asset keys and the form pixels travel in."""
+"""Defines sensors and bands: names, wavelengths, sampling, statistics, asset keys, the form pixels travel in."""
 
 from __future__ import annotations
 

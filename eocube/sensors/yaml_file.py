@@ -1,4 +1,4 @@
-"""A user's own sensor from a small YAML file.
+"""Reads a user's own sensor from a small YAML file.
 
 The file's keys (`bands`, `name` and `unit` are required):
 

@@ -1,4 +1,4 @@
-"""Why an existing store is not the one a plan asks for, in words."""
+"""Says in words why an existing store is not the one a plan asks for."""
 
 from __future__ import annotations
 

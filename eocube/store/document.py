@@ -1,4 +1,4 @@
-"""What a store says of itself in its `eocube` attribute, read back into types."""
+"""Reads what a store says of itself in its `eocube` attribute into types."""
 
 from __future__ import annotations
 

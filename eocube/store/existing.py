@@ -1,4 +1,4 @@
-"""A store's root: its zarr.json, what lies there instead, and the group over several zones."""
+"""Reads a store's root: its zarr.json, what lies there instead, and the group over several zones."""
 
 from __future__ import annotations
 

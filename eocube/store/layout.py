@@ -1,4 +1,4 @@
-"""What a new store holds before a shard is written: arrays, coordinates, and the attributes that plain xarray reads."""
+"""Lays out a new store before a shard is written: arrays, coordinates, and attributes that plain xarray reads."""
 
 from __future__ import annotations
 

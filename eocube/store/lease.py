@@ -1,4 +1,4 @@
-"""One driver a store: a lease with an owner and an expiry, renewed while the run lives, taken over once it has expired.
+"""Lets one driver at a store: a lease with an owner and an expiry, renewed while the run lives, taken over after it.
 
 The lease of a store is the object `commits/lease-<term>.json` of the highest term. A term is begun by creating its
 object, which only one driver can: conditionally where the target can, read back and compared where a reply got lost.

@@ -1,4 +1,4 @@
-"""Per-channel moments of latents that merge without the data: count, mean and sum of squared deviations."""
+"""Computes per-channel moments that merge without the data: count, mean and sum of squared deviations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished work unit tells the driver: window states, results and receipts, one JSON line each."""
+"""Holds what a finished work unit tells the driver: window states, results and receipts, one JSON line each."""
 
 from __future__ import annotations
 

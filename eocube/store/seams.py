@@ -1,4 +1,4 @@
-"""How visible core borders are: the ground that two windows share is encoded by both, and both are compared.
+"""Measures how visible core borders are: ground that two windows share is encoded by both, and both are compared.
 
 Neighbouring windows overlap by twice the halo, so the latents of that strip are there twice without further work. The
 **seam ratio** of a border is the root mean square step between the two values either side of it, each from its own

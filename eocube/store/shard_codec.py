@@ -1,4 +1,4 @@
-"""Between an array block and the bytes of its one Zarr object, with no store in between."""
+"""Packs an array block into the bytes of its one Zarr object and back, with no store in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The STAC Item that a store carries beside its arrays: where, when, and how its cube is laid out."""
+"""Writes the STAC Item that a store carries beside its arrays: where, when, and how its cube is laid out."""
 
 from __future__ import annotations
 

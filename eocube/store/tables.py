@@ -1,4 +1,4 @@
-"""What the commit log says, as arrays and figures: status and its companions, counts, scores, failures, moments."""
+"""Turns the commit log into arrays and figures: status and its companions, counts, scores, failures, moments."""
 
 from __future__ import annotations
 
