@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 import xarray as xr
 from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterWindow
 
 from eocube.cube.accessor import open as open_cube
 from eocube.errors import InputError
+from eocube.net.objects import storing
+from eocube.net.storage_options import filesystem_for, options_for
+from eocube.net.trust import scheme
 
-TILE = 256
+TILE = 512
 """Side of a GeoTIFF's tiles."""
 
 
@@ -27,7 +33,7 @@ def export(
     group: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Decode a cube into `out`: `.tif` takes one time step, `.zarr` all of them. Returns what was written, in a line.
+    """Decode a cube into `out`: `.tif` (a COG) takes one time step, `.zarr` all of them. Returns a line on it.
 
     Raises:
         InputError: another ending, or no such time step or band.
@@ -37,7 +43,7 @@ def export(
     if out.endswith(".tif"):
         if not 0 <= time < decoded.sizes["time"]:
             raise InputError(f"--time {time}: the cube has time steps 0 to {decoded.sizes['time'] - 1}")
-        write_geotiff(decoded.isel(time=time), out)
+        write_geotiff(decoded.isel(time=time), out, storage_options)
     elif out.endswith(".zarr"):
         decoded.to_dataset(name=str(decoded.name or "decoded")).to_zarr(out, mode="w-", zarr_format=3)
     else:
@@ -45,18 +51,43 @@ def export(
     return f"{out}: {' x '.join(f'{n} {d}' for d, n in decoded.sizes.items())}"
 
 
-def write_geotiff(image: xr.DataArray, out: str) -> None:
-    """A (band, y, x) image as a tiled, compressed float32 GeoTIFF, NaN as nodata, written a row of tiles at a time."""
+def write_geotiff(image: xr.DataArray, out: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Write a (band, y, x) image as a cloud-optimised GeoTIFF: float32, NaN as nodata, tiled, with averaged overviews.
+
+    It is decoded a row of cores at a time into a plain file, of which GDAL's COG driver makes the other: memory holds
+    one such row. `out` is a path or any fsspec URL; nothing is left there when the writing fails.
+    """
+    remote = scheme(out) not in ("", "file")
+    home = None if remote else Path(out.removeprefix("file://")).absolute().parent
+    if home is not None and not home.is_dir():
+        raise InputError(f"--out {out}: there is no folder {home}")
+    with TemporaryDirectory(dir=home, prefix=".eocube-") as folder:
+        plain, cog = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
+        _write_rows(image, plain)
+        options = {
+            "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": TILE, "OVERVIEW_RESAMPLING": "AVERAGE",
+            "BIGTIFF": "IF_SAFER", "NUM_THREADS": "ALL_CPUS",
+        }  # fmt: skip
+        rasterio.shutil.copy(plain, cog, driver="COG", **options)
+        if home is not None:
+            cog.replace(home / Path(out).name)
+            return
+        filesystem, path = filesystem_for(out, options_for(out, storage_options))
+        with storing("write", out):
+            filesystem.put_file(str(cog), path)
+
+
+def _write_rows(image: xr.DataArray, path: Path) -> None:
     x, y = image.x.values, image.y.values
     dx, dy = float(x[1] - x[0]), float(y[0] - y[1])
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": image.sizes["band"], "height": len(y), "width": len(x),
         "crs": image.spatial_ref.attrs["crs_wkt"], "transform": from_origin(x[0] - dx / 2, y[0] + dy / 2, dx, dy),
-        "nodata": np.nan, "tiled": True, "blockxsize": TILE, "blockysize": TILE, "compress": "deflate", "predictor": 3,
-        "BIGTIFF": "IF_SAFER",
+        "nodata": np.nan, "tiled": True, "blockxsize": TILE, "blockysize": TILE, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
     rows = max(TILE, int(image.chunksizes["y"][0]) if image.chunksizes else TILE)
-    with rasterio.open(out, "w", **profile) as target:
+    with rasterio.open(path, "w", **profile) as target:
+        target.update_tags(AREA_OR_POINT="Area")
         for k, name in enumerate(image.band.values, start=1):
             target.set_band_description(k, str(name))
         for top in range(0, len(y), rows):
