@@ -103,21 +103,30 @@ class ClassifiedBatches(Generic[B]):
     """
 
     def __init__(self, stream: WindowStream, classes: NdviClasses, make: Callable[[Values, Classes], B]) -> None:
-        self._stream, self._classes, self._make = stream, classes, make
+        self._stream, self.classes, self._make = stream, classes, make
         self._batches: WindowBatches | None = None
         self._state = stream.state_dict()
 
+    @property
+    def windows(self) -> CubeWindows:
+        """Whose patches these are."""
+        return self._stream.windows
+
     def draw(self, batch_size: int, patch: int) -> B:
-        """The next `batch_size` patches; `patch` must be their side in cells, or 0. InputError where it is another."""
-        if patch not in (0, self._stream.windows.side):
-            raise InputError(f"patches of {patch} cells asked of cubes opened with side={self._stream.windows.side}")
+        """The next `batch_size` patches, of the side that they were opened with whatever `patch` says."""
         if self._batches is None or self._batches.size != batch_size:
             self.close()
             self._stream.load_state_dict(self._state)
             self._batches = WindowBatches(self._stream, batch_size)
         batch = next(self._batches)
         self._state = self._batches.state_dict()
-        return self._make(batch.values, np.stack([self._classes.of(int(index)) for index in batch.indices]))
+        return self._make(batch.values, np.stack([self.classes.of(int(index)) for index in batch.indices]))
+
+    def epoch(self, batch_size: int) -> list[B]:
+        """All of an epoch that is left: what is held out, for instance. The last batch may be smaller."""
+        left = self._stream.patches_per_epoch - int(self._state["position"])
+        whole, rest = divmod(left, batch_size)
+        return [self.draw(size, 0) for size in (*[batch_size] * whole, *[rest] * (rest > 0))]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches of this worker's share, at least one."""
