@@ -132,6 +132,10 @@ def run(options: Options) -> None:
     from model.training.ray_train import fit
 
     plan, where = planned(options), options.where()
+    opened(
+        plan, "train", 0, max(1, where.workers) if plan.recipe.division == "shares" else 1
+    )  # what cannot be is said now
+    opened(plan, "test")
     where.claim({"recipe": options.recipe, "thresholds": list(plan.thresholds), "split": list(plan.split)})
     if where.workers == 0:
         figures = work(plan, where.url, where.store(), Team.here())

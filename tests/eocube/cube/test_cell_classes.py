@@ -84,9 +84,22 @@ def test_a_linear_head_tells_vegetation_of_the_demo_on_held_out_ground(demo: str
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_train_probe_it_as_well(demo: str, tmp_path: Path, ray_local: object) -> None:
-    figures = probed([demo], tmp_path, (0.3,), 2000.0, workers=2)
-    assert figures.accuracy > figures.chance + 0.05, figures
+def test_two_workers_of_ray_train_share_the_shards(tmp_path: Path, ray_local: object) -> None:
+    made = make_store(str(tmp_path / "c.zarr"), make_plan(make_weights(tmp_path / "w.safetensors")))
+    figures = probed([made.url], tmp_path, (0.0,), 900.0, workers=2)
+    assert figures.places > 0 and 0 < figures.accuracy <= 1
+    assert {p.name for p in (tmp_path / "runs").rglob("rank-*.pt")} == {"rank-0000.pt", "rank-0001.pt"}
+
+
+def test_more_workers_than_shards_are_refused_before_a_cluster_starts(
+    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = train_probe.Options(
+        name="probe", cubes=(demo,), out=tmp_path / "out", storage=str(tmp_path / "runs"), workers=2, block=2000.0,
+        margin=0.0, held_out=0.4, recipe=str(recipe(tmp_path)),
+    )  # fmt: skip
+    assert train_probe.main(asked) == 2
+    assert "1 shards for 2 workers" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
