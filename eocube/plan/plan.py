@@ -214,8 +214,12 @@ class Plan:
     @classmethod
     def _read(cls, d: Mapping[str, Any]) -> Plan:
         grid = CubeGrid.from_dict(d["grid"])
+        product = from_plan(d, grid.lattice)
+        lattice = grid.lattice
+        if (product.cell_px, product.core_px, product.halo_px) != (lattice.cell_px, lattice.core_px, lattice.halo_px):
+            raise ValueError("its product has other windows than its lattice")
         return cls(
-            product=from_plan(d, grid.lattice),
+            product=product,
             grid=grid,
             times=tuple(TimeStep(**{**t, "scene_ids": tuple(t["scene_ids"])}) for t in d["times"]),
             scenes=tuple(Scene.from_dict(s) for s in d["scenes"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,15 @@ from eocube.products.identity import digest
 from eocube.products.storage import Storage
 from eocube.sensors.sensor import Sensor
 
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+TAKEN = frozenset(
+    {
+        "valid", "missing", "cloud", "shadow", "status", "valid_percent", "cloud_percent", "psnr", "sam", "time", "channel",
+        "y", "x", "wy", "wx", "spatial_ref", "platform", "scene_ids", "item_datetimes", "orbit_state", "relative_orbit",
+        "requested", "scale", "offset", "commits",
+    }
+)  # fmt: skip
+"""Names of what lies beside a product's array in every store."""
 Summary = Literal["moments", "histogram", "none"]
 RADIOMETRY = "eocube-radiometry-1"
 """Version of the radiometric recipe: offset rule, dB, travelling form. Part of what pixels mean."""
@@ -85,6 +95,10 @@ class Product:
             raise InputError(
                 f"product {self.kind}: {self.channels} channels, cells of {self.cell_px} px, cores of {self.core_px} "
                 f"px and a halo of {self.halo_px} px do not go together: a core is whole cells, a halo 0 px or more"
+            )
+        if not _NAME.fullmatch(self.array) or self.array in TAKEN:
+            raise InputError(
+                f"product {self.kind}: {self.array!r} cannot be the name of its array: take letters that no other has"
             )
         if not self.inputs:
             raise InputError(f"product {self.kind} reads no sensor: give it one in `inputs`")

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _READING = 4
 """Windows' worth of arrays that a thread works with while it reads one: raw, warped, their masks."""
 _SHARD_COPIES = 10
-"""Bytes a latent value of a shard takes while it is written: float32, float16, which are finite, the object."""
+"""Bytes that a value of a shard takes at most while it is put together and written: stored, packed, the object."""
 _OPEN_RASTERS = 96 * 64 * 2**10
 """Bytes of the headers of the rasters that a reading thread keeps open."""
 

@@ -336,19 +336,17 @@ def _searching(source_options: Options) -> Search:
     """A search for the plans that a store's root describes."""
 
     def search(request: Mapping[str, Any] | None) -> Sequence[Plan]:
-
         if request is None:
             raise StoreError("the store's root is damaged too: run the command that made it with --retry damaged")
         options = EncodeOptions()
         gpus = default_gpus(options)
         try:
-            said: dict[str, Any] = {
-                name: str(request[name]) for name in ("catalog", "weights", "precision", "storage", "sensor")
-            }
+            said: dict[str, Any] = {name: str(request[name]) for name in ("catalog", "weights", "precision", "sensor")}
             asked = replace(
                 options, **said, bbox=tuple(str(v) for v in request["bbox"][0]), datetime="2020-01-01",
                 bands=",".join(request["bands"]), resolution=str(request["resolution"]), out="plan.zarr",
                 storage=request.get("storage"), product=request.get("product", DEFAULT),
+                product_options=tuple(f"{k}={v}" for k, v in request.get("product_options", {}).items()),
                 max_cloud=None if request["max_cloud"] is None else str(request["max_cloud"]),
             )  # fmt: skip
             first, last = (datetime.fromisoformat(moment) for moment in request["datetime"])

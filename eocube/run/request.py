@@ -220,7 +220,8 @@ class Request:
             "max_cloud": self.max_cloud,
             "precision": self.precision,
             "storage": self.storage,
-            **({} if self.product == DEFAULT else {"product": self.product, **self.product_options}),
+            **({} if self.product == DEFAULT else {"product": self.product}),
+            **({"product_options": dict(self.product_options)} if self.product_options else {}),
             **({} if self.options.offset is None else {"offset": self.sensor.source_offset}),
         }
 

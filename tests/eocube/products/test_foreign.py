@@ -252,3 +252,27 @@ def test_the_products_page_is_true(demo_catalog: Path, tmp_path: Path, monkeypat
         assert store.verify() == [] and np.isfinite(values.values).any() and 0 < float(values.mean()) < 1
     finally:
         registry._found.cache_clear()
+
+
+@pytest.mark.parametrize("array", ["status", "../commits", "Token", "", "time", "a" * 65])
+def test_a_products_array_has_a_name_of_its_own(made: tuple[Plan, str], array: str) -> None:
+    plan, _ = made
+    with pytest.raises(InputError, match="cannot be the name of its array"):
+        replace(plan.product, array=array)
+
+
+def test_a_plan_whose_product_and_lattice_differ_is_damaged(made: tuple[Plan, str]) -> None:
+    document = json.loads(made[0].to_json())
+    document["product"]["halo_px"] += 16
+    with pytest.raises(StoreError, match=r"plan .* is damaged .*other windows than its lattice"):
+        Plan.from_json(json.dumps(document))
+
+
+def test_a_kinds_own_options_are_part_of_the_request(foreign: Path, demo_catalog: Path, tmp_path: Path) -> None:
+    plain = options("band-means", demo_catalog, tmp_path / "a.zarr")
+    chosen = replace(plain, product_options=("levels=8", "bbox=3"))
+    asked = Request.parse(chosen, on_gpu=False).document()
+    assert asked["product_options"] == {"levels": "8", "bbox": "3"} and len(asked["bbox"]) == 1
+    assert "product_options" not in Request.parse(plain, on_gpu=False).document()
+    with pytest.raises(InputError, match=r"--product-options: 'levels' is no name=value"):
+        Request.parse(replace(plain, product_options=("levels",)), on_gpu=False)
