@@ -208,7 +208,8 @@ class EoVaeKind:
         if found != product.weights_sha256:
             raise StoreError(
                 f"weights {product.weights!r} are not those the store was encoded with: sha256 {found[:16]} here, "
-                f"{product.weights_sha256[:16]} in the store; give the right ones with decode(weights=...)"
+                f"{product.weights_sha256[:16]} in the store; put the right ones there, or say where they "
+                "are with decode(weights=...)"
             )
         return EoVae(product, weights)
 

@@ -15,9 +15,9 @@ from eocube.sensors.sensor import Sensor
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 TAKEN = frozenset(
     {
-        "valid", "missing", "cloud", "shadow", "status", "valid_percent", "cloud_percent", "psnr", "sam", "time", "channel",
-        "y", "x", "wy", "wx", "spatial_ref", "platform", "scene_ids", "item_datetimes", "orbit_state", "relative_orbit",
-        "requested", "scale", "offset", "commits",
+        "valid", "missing", "cloud", "shadow", "status", "valid_percent", "cloud_percent", "psnr", "sam", "time",
+        "channel", "y", "x", "wy", "wx", "spatial_ref", "platform", "scene_ids", "item_datetimes", "orbit_state",
+        "relative_orbit", "requested", "scale", "offset", "commits",
     }
 )  # fmt: skip
 """Names of what lies beside a product's array in every store."""
