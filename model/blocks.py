@@ -1,4 +1,4 @@
-"""Building blocks of the auto-encoder body: residual block, attention, down- and upsampling (FLUX.2 autoencoder)."""
+"""Builds the auto-encoder's body: residual block, attention, down- and upsampling (FLUX.2 autoencoder)."""
 
 from __future__ import annotations
 

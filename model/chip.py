@@ -1,4 +1,4 @@
-"""What the machine's chip is good at: which precision a CPU is fastest in."""
+"""Asks what the machine's chip is good at: which precision a CPU is fastest in."""
 
 from __future__ import annotations
 

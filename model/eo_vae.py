@@ -1,4 +1,4 @@
-"""EO-VAE: one auto-encoder for any set of spectral channels, with the published network's keys, shapes and quirks.
+"""Defines EO-VAE: one auto-encoder for any set of spectral channels, with the published keys, shapes and quirks.
 
 Source: the published code of EO-VAE (nilsleh/eo-vae) and of the FLUX.2 autoencoder that it builds on.
 """

@@ -1,4 +1,4 @@
-"""The encoder and the decoder as production runs them: one sensor, frozen kernels, one precision, raw pixels.
+"""Runs encoder and decoder as production does: one sensor, frozen kernels, one precision, raw pixels.
 
 The hypernetwork runs once, at construction, and leaves plain convolutions. On a CPU images are computed one by one, so
 neither the other images of a batch nor their number change a bit; the number of threads does. On a GPU a batch is

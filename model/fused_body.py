@@ -1,4 +1,4 @@
-"""The network's two bodies laid out for a CPU: packed convolutions that add in place, and few passes over memory.
+"""Lays out the network's two bodies for a CPU: packed convolutions that add in place, and few passes over memory.
 
 What differs from `model.blocks`, and why it is the same function:
 

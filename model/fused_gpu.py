@@ -1,4 +1,4 @@
-"""The encoder and the decoder on a GPU: compiled, captured as a CUDA graph, fed through pinned double buffers."""
+"""Runs encoder and decoder on a GPU: compiled, captured as a CUDA graph, fed through pinned double buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions whose kernels a small transformer writes from the channels' wavelengths (DOFA style).
+"""Writes convolutions' kernels with a small transformer from the channels' wavelengths (DOFA style).
 
 Source: the published code of EO-VAE (nilsleh/eo-vae), which follows DOFA.
 """

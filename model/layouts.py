@@ -1,4 +1,4 @@
-"""Key layouts of foreign checkpoints, brought to EO-VAE's own names: Lightning prefixes, FLUX.2 original, diffusers."""
+"""Brings foreign checkpoints' keys to EO-VAE's own names: Lightning prefixes, FLUX.2 original, diffusers."""
 
 from __future__ import annotations
 

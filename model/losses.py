@@ -1,4 +1,4 @@
-"""Reconstruction losses in z-score space: Charbonnier, MS-SSIM, and errors weighed by each patch's own difficulty.
+"""Measures what reconstructions lose in z-score space: Charbonnier, MS-SSIM, and errors weighed by difficulty.
 
 Source of the first two: EO-VAE specification, section 8.
 """

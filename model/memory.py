@@ -1,4 +1,4 @@
-"""How many windows fit a device: a straight line through two measured batches, never trial and error."""
+"""Says how many windows fit a device: a straight line through two measured batches, never trial and error."""
 
 from __future__ import annotations
 

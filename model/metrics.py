@@ -1,4 +1,4 @@
-"""Image metrics on arrays (bands, H, W): RMSE, PSNR, SSIM, spectral angle, NDVI error.
+"""Measures images as arrays (bands, H, W): RMSE, PSNR, SSIM, spectral angle, NDVI error.
 
 Definitions: EO-VAE specification, section 11. The PSNR's data range is always an argument: a figure without it means
 nothing.

@@ -1,4 +1,4 @@
-"""The memory-bound steps between convolutions: our C++ kernels where a compiler is there, torch's own where it is not.
+"""Computes the memory-bound steps between convolutions: our C++ where a compiler is there, else torch's own.
 
 Both work on channels-last tensors of float32 or bfloat16 on the CPU. The kernels are `native_kernels.cpp`, built once a
 machine in about two seconds and kept in the user's cache folder. A library's own hash is part of its file's name and

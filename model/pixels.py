@@ -1,4 +1,4 @@
-"""Travelling pixels to what the network sees: samplings to one grid, raw numbers to physical units to z-scores."""
+"""Turns travelling pixels into what the network sees: one grid, raw numbers to physical units to z-scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TerraMind's image tokenizers as a baseline: published weights in, reconstructions of z-scored tiles out.
+"""Runs TerraMind's image tokenizers as a baseline: published weights in, reconstructions of z-scored tiles out.
 
 Source: TerraMind tokenizer specification, sections 2-7. Only the diffusion-decoded ones (S2L2A, S1RTC, S1GRD, ...).
 """

@@ -1,4 +1,4 @@
-"""The ADM-style U-Net of TerraMind's diffusion decoder and its DDIM sampler, with the published keys.
+"""Defines the ADM-style U-Net of TerraMind's diffusion decoder and its DDIM sampler, with the published keys.
 
 Source: TerraMind tokenizer specification, section 4 (terratorch's `unet_patched`, DDIM with zero terminal SNR).
 """

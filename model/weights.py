@@ -1,4 +1,4 @@
-"""Weights in and out: shipped names, files, hf:// and foreign layouts read; safetensors with metadata written.
+"""Reads and writes weights: shipped names, files, hf:// and foreign layouts read; safetensors with metadata written.
 
 A loader that matches no key, or too few, raises: nothing is filled in silently.
 """

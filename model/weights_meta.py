@@ -1,4 +1,4 @@
-"""What weights say of themselves: configuration, sensors as trained, provenance; kept in the safetensors header."""
+"""Keeps what weights say of themselves in the safetensors header: sizes, sensors as trained, provenance."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What reconstructions are worth: figures with intervals, baselines at the same size, rate-distortion, a report."""
+"""Says what reconstructions are worth: figures with intervals, baselines of one size, rate-distortion, a report."""

@@ -1,4 +1,4 @@
-"""Baselines of the same size: image codecs of GDAL at the latents' bytes, and bilinear downsampling."""
+"""Makes baselines of the same size: image codecs of GDAL at the latents' bytes, and bilinear downsampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a set of tiles, pooled as the paper does or over all, with bootstrap intervals over places."""
+"""Pools figures of a set of tiles, as the paper does or over all, with bootstrap intervals over places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published reconstruction table (EO-VAE paper, Table 1), all in z-scores, with per-batch ranges."""
+"""Holds the published reconstruction table (EO-VAE paper, Table 1), all in z-scores, with per-batch ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate against distortion: bits a pixel and band against PSNR in physical units (fixed range); curves and plot."""
+"""Draws rate against distortion: bits a pixel and band against PSNR in physical units of a fixed range."""
 
 from __future__ import annotations
 

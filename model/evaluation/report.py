@@ -1,4 +1,4 @@
-"""The evaluation as Markdown, one table a space, and its files: JSON, Markdown and the rate-distortion plot."""
+"""Writes the evaluation as Markdown, one table a space, and its files: JSON, Markdown and the rate-distortion plot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents as they are stored: fp16, int8, and the k channels that matter most; the bits each takes."""
+"""Stores latents as cubes do: fp16, int8, and the k channels that matter most; the bits each takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole evaluation: weights and baselines on held-out places, in two spaces that are never mixed."""
+"""Runs the whole evaluation: weights and baselines on held-out places, in two spaces that are never mixed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training of the shipped and of users' own weights; nothing in eocube imports it."""
+"""Trains networks, the shipped and users' own; nothing in eocube imports it."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything the next step depends on, written whole or not at all; the last few and the best."""
+"""Keeps a run's checkpoints: all that the next step depends on, whole or not at all; the last few and the best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training job is asked (where it runs, on how many workers), and how it ends on bad input."""
+"""Asks what every training job is asked (where it runs, on how many workers), and ends it on bad input."""
 
 from __future__ import annotations
 

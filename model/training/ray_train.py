@@ -1,4 +1,4 @@
-"""Runs under Ray Train: workers, storage at any fsspec URL, resuming by name, and errors in one line."""
+"""Runs a training under Ray Train: workers, storage at any fsspec URL, resuming by name, and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a history of every step, TensorBoard, Weights & Biases where installed, pictures."""
+"""Shows what a run does: a history of every step, TensorBoard, Weights & Biases where installed, pictures."""
 
 from __future__ import annotations
 

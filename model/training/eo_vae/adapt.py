@@ -1,4 +1,4 @@
-"""Stage 2: finetune whole weights, on TerraMesh as published or for a sensor of one's own, scored on other ground."""
+"""Finetunes whole weights (stage 2): on TerraMesh as published or for a sensor of one's own, scored on other ground."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch norm's statistics measured from data, once training is over."""
+"""Measures the batch norm's statistics from data, once training is over."""
 
 from __future__ import annotations
 

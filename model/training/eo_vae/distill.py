@@ -1,4 +1,4 @@
-"""Weight distillation: teach the two hypernetworks the static kernels that a start or a teacher prescribes."""
+"""Teaches the two hypernetworks the static kernels that a start or a teacher prescribes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out places: nano's reconstruction beside the KLT's, in z-scores and in physical units."""
+"""Scores held-out places: nano's reconstruction beside the KLT's, in z-scores and in physical units."""
 
 from __future__ import annotations
 

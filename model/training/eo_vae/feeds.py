@@ -1,4 +1,4 @@
-"""What a finetuning run reads: TerraMesh's shards or local rasters as batches to train on and batches held out."""
+"""Opens what a finetuning reads: TerraMesh's shards or local rasters, as batches to train on and held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nano recipe: closed-form start, stages with free kernels, generators taught, held-out figures against the KLT."""
+"""Runs the nano recipe: closed-form start, stages with free kernels, generators taught, figures against the KLT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Free kernels: while the body trains, each trained set of bands owns its first and last convolution outright.
+"""Frees kernels: while the body trains, each trained set of bands owns its first and last convolution outright.
 
 The generators share their weights between the sets, so that a step for one moves the levels of all others; kernels of
 their own do not. The generators are taught the outcome at the end (`model.training.eo_vae.subsets.teach`).

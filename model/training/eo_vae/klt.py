@@ -1,4 +1,4 @@
-"""The linear yardstick: the Karhunen-Loeve transform (PCA) of 8x8 blocks over all bands, with the latents' budget."""
+"""Fits the linear yardstick: the Karhunen-Loeve transform (PCA) of 8x8 blocks, with the latents' budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A closed-form start: the network as a linear transform near the KLT, before any training.
+"""Solves a start in closed form: the network as a linear transform near the KLT, before any training.
 
 What remains when every residual branch ends in a zeroed convolution (the skeleton) is linear up to the two final norms.
 Down: each stride-2 convolution holds the PCA of the 2x2 blocks of the level above. Up: each convolution after nearest

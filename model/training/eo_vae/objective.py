@@ -1,4 +1,4 @@
-"""Training's forward pass and its loss: posterior sample or mode, latent noise, latent equivariance, weighted terms."""
+"""Computes training's forward pass and its loss: posterior sample or mode, noise, equivariance, weighted terms."""
 
 from __future__ import annotations
 

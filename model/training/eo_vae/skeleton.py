@@ -1,4 +1,4 @@
-"""The network without its residual branches: what is left is nearly linear, cheap, and holds the closed-form start."""
+"""Runs the network without its residual branches: what is left is nearly linear and holds the closed-form start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distils a FLUX.2 autoencoder's first and last convolution into the generators, and saves the whole as one: stage 1.
+"""Distils a FLUX.2 autoencoder's first and last convolution into the generators and saves the whole: stage 1.
 
 Source: EO-VAE specification, sections 5 and 9. The sound version differs from the published script, which compared the
 decoder's bias before its second scaling (ten times too small at inference), loaded no FLUX body, and wrote keys that

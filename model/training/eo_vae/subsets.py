@@ -1,4 +1,4 @@
-"""Teach the generators every subset of bands: kernels of trained sets as they are, of other subsets by completion.
+"""Teaches the generators every subset of bands: kernels of trained sets as they are, of other subsets by completion.
 
 Training the whole network on every subset would cost a body's forward pass for each; here only the generators run.
 """

@@ -1,1 +1,1 @@
-"""Where training patches come from: shards, rasters, scenes and cubes, behind one `draw(batch_size, patch)`."""
+"""Gives training its patches: shards, rasters, scenes and cubes, behind one `draw(batch_size, patch)`."""

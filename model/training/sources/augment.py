@@ -1,4 +1,4 @@
-"""Augmentation in physical units: symmetries, brightness over 0-1.5 reflectance, spectral tilt, clouds and haze."""
+"""Augments in physical units: symmetries, brightness over 0-1.5 reflectance, spectral tilt, clouds and haze."""
 
 from __future__ import annotations
 

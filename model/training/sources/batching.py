@@ -1,4 +1,4 @@
-"""Patches to batches: one sensor a batch by chance, cut or resized, turned and mirrored, z-scored."""
+"""Makes batches of patches: one sensor a batch by chance, cut or resized, turned and mirrored, z-scored."""
 
 from __future__ import annotations
 

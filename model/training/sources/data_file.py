@@ -1,4 +1,4 @@
-"""The data of a training run from one YAML file: sources, their shares, and the geographic split they obey.
+"""Opens the data of a training run from one YAML file: sources, their shares, and the geographic split they obey.
 
     sources:
       - kind: terramesh                   # shards over any fsspec URL

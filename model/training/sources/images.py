@@ -1,4 +1,4 @@
-"""Images for training from local rasters: a YAML list of sources -> arrays in the sensors' units, NaN where invalid."""
+"""Reads images for training from local rasters: a YAML list of sources -> arrays in sensors' units, NaN if invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches that can be read in any order as a feed: shuffled, shared out, read ahead on threads, resumable."""
+"""Feeds patches that can be read in any order: shuffled, shared out, read ahead on threads, resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What could not be used, counted and named: corrupt shards, samples that lack a modality, patches without data."""
+"""Counts and names what could not be used: corrupt shards, samples that lack a modality, patches without data."""
 
 from __future__ import annotations
 

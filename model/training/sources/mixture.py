@@ -1,4 +1,4 @@
-"""Several sources of batches as one: each batch comes from one of them, by chance, the same one on every worker."""
+"""Mixes several sources of batches: each batch comes from one of them, by chance, the same one on every worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source of training data yields, a patch on known ground, and what the training loop draws from it."""
+"""Defines what every source of training data yields: patches on known ground, and batches of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches made ahead on a thread, in the very order in which they would have been drawn, state included."""
+"""Makes batches ahead on a thread, in the very order in which they would have been drawn, state included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches out of local, georeferenced rasters of any size, window by window: only what is asked for is read."""
+"""Cuts patches out of local, georeferenced rasters of any size, window by window: only what is asked for is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards over any fsspec URL: names spelt out, members of several modalities joined by key, faults told apart."""
+"""Reads tar shards over any fsspec URL: names spelt out, modalities joined by key, faults told apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geographic splits: the globe in blocks, the hash of a block decides, and what lies near another split is left out."""
+"""Splits by ground: the globe in blocks, the hash of a block decides, and what lies near another split is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of a sensor that has none: mean and standard deviation per band, streamed, mergeable, said aloud."""
+"""Measures the statistics of a sensor that has none: mean and deviation per band, streamed, mergeable, said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards as one endless, shuffled stream of samples: shared out over the workers, exactly once an epoch, resumable."""
+"""Streams shards as endless, shuffled samples: shared out over the workers, exactly once an epoch, resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TerraMesh: its published shard layout as a feed of training patches, with a geographic split where one is wanted.
+"""Reads TerraMesh: its published shard layout as a feed of patches, with a geographic split where one is wanted.
 
 Layout (data set card and EO-VAE specification, section 10): `{train,val}/{modality}/{name}_shard_{number}.tar`, members
 `{key}.zarr.zip`, each a Zarr group of format 2 with `bands` (1, C, 264, 264) at 10 m, `band`, `time`, `center_lon`,

@@ -1,4 +1,4 @@
-"""One packed sample (`*.zarr.zip`, Zarr format 2) in memory: its arrays, its band names, its time and its place."""
+"""Unpacks one sample (`*.zarr.zip`, Zarr format 2) in memory: its arrays, its band names, its time and its place."""
 
 from __future__ import annotations
 
