@@ -1,1 +1,1 @@
-"""Holds EO-VAE in torch: network, weights, production encoder, losses, training. Knows nothing of cubes or catalogues."""
+"""Holds EO-VAE in torch: network, weights, production encoder, losses, training. Knows no cube and no catalogue."""
