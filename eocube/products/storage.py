@@ -81,22 +81,23 @@ class Storage(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
-    """float16, NaN where there is no value."""
+class _Reals:
+    """Real numbers stored as they are, NaN where there is none."""
 
-    name = "fp16"
-    dtype = "float16"
+    __slots__ = ()
+    name: str
+    dtype: str
     unpacked = "float32"
     as_they_are = True
     fill = float("nan")
 
     def pack(self, values: Values) -> Stored:
-        """As float16; one bit pattern for every NaN, so that the same values are the same bytes."""
+        """In the stored dtype; one bit pattern for every NaN, so that the same values are the same bytes."""
+        dtype = np.dtype(self.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            half = np.asarray(values).astype(np.float16)
-        half[~np.isfinite(half)] = np.float16(np.nan)
-        return half
+            stored = np.asarray(values).astype(dtype)
+        stored[~np.isfinite(stored)] = dtype.type(np.nan)
+        return stored
 
     def unpack(self, stored: Stored) -> Values:
         """As float32."""
@@ -105,11 +106,6 @@ class Half:
     def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
         """Where it is finite."""
         return np.asarray(np.isfinite(stored))
-
-    def sound(self, values: torch.Tensor) -> list[bool]:
-        """Whether all are finite and within float16's range."""
-        largest = values.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
-        return [bool(v) for v in (largest <= _LARGEST_HALF).tolist()]
 
     def document(self) -> dict[str, Any]:
         """Its name."""
@@ -122,6 +118,19 @@ class Half:
     def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
         """None."""
         return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Half(_Reals):
+    """float16, NaN where there is no value."""
+
+    name = "fp16"
+    dtype = "float16"
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Whether all are finite and within float16's range."""
+        largest = values.abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+        return [bool(v) for v in (largest <= _LARGEST_HALF).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,44 +245,15 @@ class Codes:
 
 
 @dataclass(frozen=True, slots=True)
-class Raw32:
+class Raw32(_Reals):
     """float32, NaN where there is no value."""
 
     name = "fp32"
     dtype = "float32"
-    unpacked = "float32"
-    as_they_are = True
-    fill = float("nan")
-
-    def pack(self, values: Values) -> Stored:
-        """As float32; one bit pattern for every NaN."""
-        found = np.array(values, dtype=np.float32)
-        found[~np.isfinite(found)] = np.float32(np.nan)
-        return found
-
-    def unpack(self, stored: Stored) -> Values:
-        """As they are."""
-        return stored.astype(np.float32)
-
-    def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
-        """Where it is finite."""
-        return np.asarray(np.isfinite(stored))
 
     def sound(self, values: torch.Tensor) -> list[bool]:
         """Whether all are finite."""
         return [bool(v) for v in values.isfinite().flatten(1).all(1).tolist()]
-
-    def document(self) -> dict[str, Any]:
-        """Its name."""
-        return {"name": self.name}
-
-    def comment(self, array: str) -> str:
-        """Nothing."""
-        return ""
-
-    def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
-        """None."""
-        return {}
 
 
 def known(values: Values) -> npt.NDArray[np.bool_]:

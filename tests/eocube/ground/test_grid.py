@@ -268,3 +268,13 @@ def test_boxes_beyond_utm_or_without_ground_are_refused() -> None:
 
 def test_names() -> None:
     assert [zone_name(epsg) for epsg in (32601, 32660, 32701)] == ["utm01", "utm60", "utm01s"]
+
+
+@given(st.sampled_from([1, 8, 16, 192]), st.integers(1, 6), st.integers(0, 70), st.integers(1, 4))
+def test_a_lattice_comes_back_from_its_document(cell: int, core: int, halo: int, shard: int) -> None:
+    lattice = Lattice(32632, 10, cell, core * cell, halo, shard * core * cell)
+    assert Lattice.from_dict(lattice.to_dict()) == lattice
+    assert ("stride" in lattice.to_dict()) == lattice.halo_is_cells == (halo % cell == 0)
+    if not lattice.halo_is_cells:
+        with pytest.raises(InputError, match="not whole cells"):
+            lattice.halo  # noqa: B018
