@@ -284,11 +284,11 @@ def test_a_lost_unit_is_marked_in_the_store_and_done_by_the_next_run(
     (marked,) = (r for r in store.receipts() if not r.complete)
     assert marked.unit == tally.lost[0] and {w.state for w in marked.windows} == {State.NOT_ATTEMPTED}
     assert all("died 3 times" in (w.reason or "") for w in marked.windows)
-    assert store.done_units() == {u.key for _, u in todo} - {marked.unit}
+    assert {r.unit for r in store.log.latest() if r.complete} == {u.key for _, u in todo} - {marked.unit}
     (Path(cube.url) / "kill").unlink()
     again = engine.run([cube], options, [todo[1]], "second", actor_class=Writer)
     assert again.lost == [] and again.units == 1
-    assert CubeStore.open(cube.url).done_units() == {u.key for _, u in todo}
+    assert {r.unit for r in CubeStore.open(cube.url).log.latest() if r.complete} == {u.key for _, u in todo}
 
 
 def test_a_driver_that_may_not_write_any_more_logs_nothing(ray_local: object, cube: Cube) -> None:
