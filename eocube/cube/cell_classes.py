@@ -26,7 +26,7 @@ RED, NEAR_INFRARED = "B04", "B08"
 class NdviClasses:
     """Classes of the cells of patches: how many of `thresholds` the mean NDVI of a cell's decoded pixels reaches.
 
-    A time of a cube is decoded whole when its first patch asks for it; a byte a cell is kept of each. Thread-safe.
+    A time of a cube is decoded whole when its first patch asks for it; two bytes a cell are kept of each. Thread-safe.
 
     Args:
         windows: whose patches are asked for.

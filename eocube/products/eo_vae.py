@@ -136,24 +136,18 @@ class EoVae:
         """The fused decoder; `MIXED` where that is faster and as good with these weights."""
         if dtype == MIXED:
             return self._mixed(device, bands)
-        if numerics is None:
-            return self._decoder(device, getattr(torch, dtype), bands)
-        return FusedDecoder(
-            self._weights.vae.to(device), self.product.sensor, device=device, dtype=getattr(torch, dtype),
-            compile=_compile(numerics), window=self.product.window_px,
-        )  # fmt: skip
+        how = {} if numerics is None else {"compile": _compile(numerics), "window": self.product.window_px}
+        return self._decoder(device, getattr(torch, dtype), bands, **how)
 
     def truth(self, device: str) -> Truth:
         """Pixels at one sampling in physical units, as the encoder's first step makes them."""
         pixels = PixelPipeline(self.product.sensor, self._resolution, self.product.window_px, torch.device(device))
         return pixels.physical
 
-    def _decoder(
-        self, device: str, dtype: torch.dtype, bands: Sequence[str] | None, branches: torch.dtype | None = None
-    ) -> FusedDecoder:
+    def _decoder(self, device: str, dtype: torch.dtype, bands: Sequence[str] | None, **how: Any) -> FusedDecoder:
         return FusedDecoder(
             self._weights.vae.to(device), self.product.sensor, device=device, dtype=dtype,
-            bands=None if bands is None else tuple(bands), branches=branches,
+            bands=None if bands is None else tuple(bands), **how,
         )  # fmt: skip
 
     def _mixed(self, device: str, bands: Sequence[str] | None) -> FusedDecoder:
@@ -165,7 +159,7 @@ class EoVae:
         exact, fast = self._decoder(device, torch.float32, bands), fastest_cpu_dtype()
         if device != "cpu" or fast == torch.float32:
             return exact
-        mixed = self._decoder(device, torch.float32, bands, fast)
+        mixed = self._decoder(device, torch.float32, bands, branches=fast)
         z = torch.randn(1, vae.config.z_channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             z = vae.denormalise(z)

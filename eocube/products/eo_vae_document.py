@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from eocube.errors import InputError
 from eocube.ground.lattice import Lattice
-from eocube.products.spec import RADIOMETRY, RESAMPLING, Product, sensor_document
+from eocube.products.spec import Product, pixels_meaning
 from eocube.products.storage import Affine8, Half, Storage
 from eocube.sensors.sensor import Sensor
 
@@ -57,10 +57,7 @@ def latents(sensor: Sensor, encoding: Encoding, windows: Windows) -> Product:
         raise InputError(f"cores of {windows.core_px} px with a halo of {windows.halo_px} px: latents have {stride} px")
     meaning = {
         "weights": {"name": encoding.weights_name, "sha256": encoding.sha256},
-        "sensor": sensor_document(sensor),
-        "radiometry": RADIOMETRY,
-        "resampling": RESAMPLING,
-        "resolution": windows.resolution,
+        **pixels_meaning(sensor, windows.resolution),
         "stride": stride,
         "core": windows.core_px // stride,
         "halo": windows.halo_px // stride,

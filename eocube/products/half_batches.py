@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 
+from eocube.products.base import Encoder, Pixels
+
 log = logging.getLogger(__name__)
-
-
-class BatchEncoder(Protocol):
-    """What is wrapped: an encoder of fixed batches."""
-
-    channels: int
-    stride: int
-
-    def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """{sampling: (B, C_g, H_g, W_g)} -> latents (B, channels, H/stride, W/stride)."""
-        ...
 
 
 class HalfBatches:
@@ -29,12 +18,11 @@ class HalfBatches:
     batches, which is why `halved` goes into the receipts. A second failure is raised: the device is too full.
     """
 
-    def __init__(self, encoder: BatchEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self.channels, self.stride = encoder.channels, encoder.stride
         self.halved = False
 
-    def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
         batch = next(iter(pixels.values())).shape[0]
         if not self.halved:
             try:

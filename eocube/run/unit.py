@@ -147,12 +147,13 @@ class UnitRunner:
         summaries: dict[Window, Moments | Histogram | None] = {}
         borders = BorderBook()
 
-        def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
+        def keep(read: _Read, packed: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
             wy, wx = grid.place_in_status(read.window)
             mask = missing = clouds = None
-            if latents is not None:
+            if packed is not None:
                 row, col = grid.place_in_shard(read.window)
-                stored[:, row : row + lattice.core, col : col + lattice.core] = storage.pack(latents)
+                stored[:, row : row + lattice.core, col : col + lattice.core] = packed
+                summaries[read.window] = self._summary(packed)
                 if read.pixels is not None:
                     mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
                     missing = pack_missing(read.pixels.missing, lattice.stride)
@@ -176,11 +177,10 @@ class UnitRunner:
                     keep(read, None, State.ENCODE_FAILED, "latents not finite in any precision", Scores())
                 else:
                     precisions[precision] += 1
-                    keep(read, latents, State.OK, checked.scores.breach, checked.scores)
+                    keep(read, storage.pack(latents), State.OK, checked.scores.breach, checked.scores)
                     borders.add(read.window, checked)
                     if read.pixels is not None and is_dark(read.pixels.groups, plan.sensor):
                         dark.update(read.pixels.scene_ids)
-                    summaries[read.window] = self._summary(storage.pack(latents))
         for window, latents in kept.latents.items():
             row, col = grid.place_in_shard(window)
             stored[:, row : row + lattice.core, col : col + lattice.core] = latents
