@@ -362,8 +362,9 @@ class ActorPool:
             self._workers.remove(worker)
         for ref in [r for r, w in self._starting.items() if w is worker]:
             del self._starting[ref]
-        with suppress(Exception):  # dead already, or Ray is going down
-            ray.kill(worker.handle)
+        if ray.is_initialized():  # without it Ray would start a cluster of its own, just to kill in it
+            with suppress(Exception):  # dead already, or Ray is going down
+                ray.kill(worker.handle)
         if was_ready:
             self._share_out()
 
