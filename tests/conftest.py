@@ -13,7 +13,7 @@ from typing import Any
 # Set before anything imports ray: no usage reports, no token in the user's home (the cluster is loopback only).
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a call without a cluster fails, where Ray would start one of its own
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # Ray would start a cluster for a call that has none
 
 import pytest
 from hypothesis import settings
