@@ -108,25 +108,26 @@ def make_demo(directory: Path | str, *, seed: int = DEMO_SEED, bounds: Bounds = 
     return index
 
 
-def demo_reflectance(
-    seed: int, size: int | tuple[int, int] = 256, *, season: Season | None = None, sky: Sky | None = None,
-    snow: float | None = None, native: bool = True,
-) -> F32:  # fmt: skip
-    """Another landscape of the same kind for training: (12, H, W) reflectance at 10 m, bands in the order of BANDS.
+def demo_reflectance(seed: int, size: int = 256, *, snow: float | None = None, native: bool = True) -> F32:
+    """Another landscape of the same kind for training: (12, size, size) reflectance at 10 m, bands as in BANDS.
 
-    size: H and W in pixels, multiples of 6. season, sky, snow: drawn from the seed where not given (a third of the
-    draws are cloudless, a sixth lie in snow). native: the 20 m and 60 m bands are sampled as the instrument does and
-    brought back to 10 m bilinearly; otherwise all bands are sharp.
+    Season and sky are drawn from the seed; a third of the draws are cloudless.
+
+    Args:
+        seed: of the ground and of all draws.
+        size: pixels a side, a multiple of 6 and at least 48.
+        snow: share of the ground that lies in it; None draws it (a sixth of the draws has some).
+        native: the 20 m and 60 m bands are sampled as the instrument does and brought back to 10 m bilinearly;
+            otherwise all bands are sharp.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if height % 6 or width % 6 or min(height, width) < 48:
+    if size % 6 or size < 48:
         raise ValueError(f"size {size} must be multiples of 6, at least 48")
     rng = stream(seed, 90)
-    season = season or ("spring", "summer")[int(rng.integers(2))]
+    season: Season = ("spring", "summer")[int(rng.integers(2))]
     cloudy = float(rng.uniform(0.05, 0.6)) if rng.random() > 1 / 3 else 0.0
-    sky = sky or Sky(float(rng.uniform(140, 190)), float(rng.uniform(25, 62)), cloudy, float(rng.uniform(0, 1)))
+    sky = Sky(float(rng.uniform(140, 190)), float(rng.uniform(25, 62)), cloudy, float(rng.uniform(0, 1)))
     drawn = float(rng.uniform(0.5, 1)) if rng.random() < 1 / 6 else 0.0
-    ground = make_ground(seed, (2 * height, 2 * width))
+    ground = make_ground(seed, (2 * size, 2 * size))
     surface = dress(ground, season, seed, drawn if snow is None else snow)
     air = atmosphere(ground, sky, seed)
     if not native:
