@@ -259,7 +259,7 @@ def open_search(options: Mapping[str, Any]) -> ScenePatches:
     )
 
 
-def open_cube(options: Mapping[str, Any]) -> ScenePatches:
+def open_cube_sources(options: Mapping[str, Any]) -> ScenePatches:
     """`ScenePatches.from_plans` of a stored cube, all its zones, from plain values.
 
     Keys: url; size (default: the cube's own cores), max_cloud, storage_options. InputError as `open_search`.
@@ -276,7 +276,10 @@ def open_cube(options: Mapping[str, Any]) -> ScenePatches:
     )
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], ScenePatches]] = {"stac": open_search, "cube": open_cube}
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], ScenePatches]] = {
+    "stac": open_search,
+    "cube-sources": open_cube_sources,
+}
 """What a training data file calls them, and how they are opened."""
 
 

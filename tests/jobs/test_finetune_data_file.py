@@ -107,6 +107,7 @@ def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
     [
         ({"sources": []}, "lists no data"),
         ({"sources": [{"kind": "stac", "sensor": "RGBN"}]}, "catalog is missing"),
+        ({"sources": [{"kind": "cube", "url": "a.zarr"}]}, "source 1: kind 'cube' is called 'cube-sources' now"),
         ({"split": SPLIT | {"shares": {"a": 1}}}, "its split has a, but training needs one called train"),
     ],
 )

@@ -18,7 +18,7 @@
         sensor: S2L2A
         bbox: [11.3, 48.0, 11.8, 48.3]
         datetime: 2024-06-01/2024-08-31
-      - kind: cube                        # the source scenes of a cube, by its plan
+      - kind: cube-sources                # the source pixels of a cube, by its plan; not what the cube stores
         url: s3://bucket/munich.zarr
     split: {block: 50000, margin: 5000, shares: {train: 0.9, val: 0.05, test: 0.05}, seed: 0}
     fit: crop                             # or resize (published)
@@ -51,6 +51,8 @@ Opener = Callable[[Mapping[str, Any]], PatchSet]
 _COMMON = ("kind", "share", "mix", "name")
 _TERRAMESH = ("url", "modalities", "buffer", "corrected", "storage_options")
 _RASTERS = ("listing", "root", "sensor", "size", "stride")
+# What a kind was called -> what it is called: files from before are told so.
+_RENAMED: Mapping[str, str] = {"cube": "cube-sources"}
 
 
 def open_data(
@@ -70,7 +72,7 @@ def open_data(
         seed: of all order and chance; the same on every worker.
         worker: which of how many readers this is.
         sensors: sensors of one's own, over the built-in ones.
-        kinds: how sources of further kinds are opened ("stac" and "cube": `eocube.cube.patches.KINDS`).
+        kinds: how sources of further kinds are opened ("stac" and "cube-sources": `eocube.cube.patches.KINDS`).
 
     Raises:
         ValueError: a file that is no such YAML, an unknown key or kind, or data that cannot serve; one line each.
@@ -151,6 +153,8 @@ def _feed(
         )
     elif str(kind) in kinds:
         patches = kinds[str(kind)]({key: value for key, value in entry.items() if key not in _COMMON})
+    elif str(kind) in _RENAMED:
+        raise ValueError(f"{where}: kind {kind!r} is called {_RENAMED[str(kind)]!r} now: write that")
     else:
         raise ValueError(f"{where}: no kind {kind!r}: there are {', '.join(('terramesh', 'rasters', *kinds))}")
     return IndexedFeed(patches, seed, worker, rule, split)

@@ -136,7 +136,7 @@ def test_a_source_that_is_gone_names_item_and_asset(demo_catalog: Path, found: S
         ("stac", {"bbox": [-10, 30, 40, 70]}, "squares of 960 m, more than 250000: give several smaller boxes"),
         ("stac", {"sensor": "S9"}, "no sensor 'S9'"),
         ("stac", {"datetime": "2001-01-01/2001-02-01"}, "no scenes found: searched"),
-        ("cube", {}, "no eocube cube is there"),
+        ("cube-sources", {}, "no eocube cube is there"),
     ],
 )
 def test_bad_input_is_said_in_one_line(
