@@ -134,10 +134,27 @@ if TYPE_CHECKING:
 
 
 class Inputs(Protocol):
-    """What a work unit reads: scenes today; a series of dates, or another cube, by the same door."""
+    """What a work unit reads: scenes by `eocube.read.reader.WindowReader`; another source by the same door.
 
-    def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
+    Called from several threads at once.
+    """
+
+    def read(self, scenes: Sequence[Scene], window: Window, /) -> WindowPixels:
         """The pixels of a window with its halo. SourceError where a source cannot be read."""
+        ...
+
+    def read_strip(
+        self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None, /
+    ) -> Sequence[WindowPixels] | None:
+        """Windows side by side in one go, the same values as one by one; None where that cannot be done."""
+        ...
+
+    def mask(self, scenes: Sequence[Scene], window: Window, /) -> tuple[int, int, int]:
+        """Percent of a core that is valid, percent of that under cloud (255: unknown), and bytes read."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open."""
         ...
 
 

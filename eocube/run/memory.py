@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 _READING = 4
 """Windows' worth of arrays that a thread works with while it reads one: raw, warped, their masks."""
-_SHARD_COPIES = 10
-"""Bytes that a value of a shard takes at most while it is put together and written: stored, packed, the object."""
+SHARD_COPIES = 5
+"""Copies of a shard's values at most while it is put together and written: stored, packed, the object's parts."""
 _OPEN_RASTERS = 96 * 64 * 2**10
 """Bytes of the headers of the rasters that a reading thread keeps open."""
 
@@ -35,16 +35,18 @@ def window_bytes(plan: Plan) -> int:
 def actor_bytes(plan: Plan, limits: Limits, *, batch: int = 1, units: int = UNITS_PER_ACTOR) -> int:
     """Upper bound of the host memory that an actor's units take, in bytes, beside the encoder and the libraries.
 
-        units x ((ahead + STRIP + (encode_threads + 3) x batch) x window + 10 x channels x shard^2)
+        units x ((ahead + STRIP + (encode_threads + 3) x batch) x window + 5 x channels x cells^2 x bytes a value)
         + read_threads x (4 x window + open rasters) + GDAL's two caches
 
     Per unit, `ahead` windows (STRIP a reading thread, if that is more) are read and not yet taken, `encode_threads + 2`
     batches wait for the encoder or for being put into the shard, one is being gathered; windows that were read as one
-    are let go as one. Nothing in it grows with the number of units. Beside it an actor holds the plan itself, some kB
-    a scene.
+    are let go as one. `cells` are those along a shard.
+    Nothing in it grows with the number of units. Beside it an actor holds the plan itself, some kB a scene.
     """
     window = window_bytes(plan)
-    shard = _SHARD_COPIES * plan.product.channels * plan.grid.lattice.shard**2
+    product = plan.product
+    value = np.dtype(product.storage.dtype).itemsize
+    shard = SHARD_COPIES * product.channels * plan.grid.lattice.shard**2 * value
     held = max(limits.ahead, STRIP * limits.read_threads) + STRIP + (limits.encode_threads + 3) * batch
     reading = limits.read_threads * (_READING * window + _OPEN_RASTERS)
     return units * (held * window + shard) + reading + BLOCK_CACHE + CURL_CACHE

@@ -321,12 +321,18 @@ def product_of(request: Request) -> Product:
     from eocube.products import registry
     from eocube.products.base import Ask
 
-    return registry.kind(request.product).plan(
+    product = registry.kind(request.product).plan(
         Ask(
             request.sensor, request.resolution, request.weights, request.precision, request.storage, request.device,
             request.product_options,
         )
     )  # fmt: skip
+    if len(product.inputs) != 1:
+        raise InputError(
+            f"--product {request.product} reads {len(product.inputs)} sensors at once "
+            f"({', '.join(sensor.name for sensor in product.inputs)}): a run searches the scenes of one"
+        )
+    return product
 
 
 def make_plans(request: Request, product: Product, source_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:

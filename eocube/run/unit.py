@@ -21,7 +21,7 @@ from eocube.net.network import counting
 from eocube.net.trust import here
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.plan.rules import read_by
-from eocube.products.base import Encoder, Models, Pixels
+from eocube.products.base import Encoder, Inputs, Models, Pixels
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowPixels, WindowReader
@@ -81,6 +81,7 @@ class UnitRunner:
         storage_options: fsspec options of the sources.
         run_id: goes into every receipt.
         busy: measures when something is encoded; runners of one device share theirs.
+        inputs: what windows are read by, closed with the runner. By default the plan's scenes.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class UnitRunner:
         storage_options: Mapping[str, object] | None = None,
         run_id: str = "",
         busy: BusyClock | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
         self.busy = busy or BusyClock()
-        self.reader = WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
+        self._inputs: Inputs = inputs or WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
         # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
         # On a GPU two threads: while one batch is computed, the next one crosses the bus.
         threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
@@ -126,7 +128,7 @@ class UnitRunner:
         """Stop the threads and close the sources."""
         self._readers.shutdown(cancel_futures=True)
         self._encoders.shutdown(cancel_futures=True)
-        self.reader.close()
+        self._inputs.close()
 
     def run(self, unit: WorkUnit) -> Receipt:
         """Do a unit. Raises only what is a defect or concerns the target store: sources fail window by window."""
@@ -174,7 +176,7 @@ class UnitRunner:
                 if read.state is not State.OK:
                     keep(read, None, read.state, read.reason, Scores())
                 elif latents is None:
-                    keep(read, None, State.ENCODE_FAILED, "latents not finite in any precision", Scores())
+                    keep(read, None, State.ENCODE_FAILED, f"{plan.product.array} not sound in any precision", Scores())
                 else:
                     precisions[precision] += 1
                     keep(read, storage.pack(latents), State.OK, checked.scores.breach, checked.scores)
@@ -256,7 +258,7 @@ class UnitRunner:
 
     def _read_strip(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
         if len(run) > 1:
-            together = self.reader.read_strip(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
+            together = self._inputs.read_strip(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
             if together is not None:
                 return [(wanted.place, _whole(wanted.window, read)) for wanted, read in zip(run, together, strict=True)]
         return [(wanted.place, self._read(wanted.scenes, wanted.window)) for wanted in run]
@@ -265,10 +267,10 @@ class UnitRunner:
         valid, cloud, read_so_far = 0, 255, 0
         try:
             if scenes and self.limits.max_cloud is not None:
-                valid, cloud, read_so_far = self.reader.mask(scenes, window)
+                valid, cloud, read_so_far = self._inputs.mask(scenes, window)
                 if cloud != 255 and cloud > self.limits.max_cloud:
                     return _Read(window, None, State.CLOUDY, None, valid, cloud, read_so_far)
-            pixels = self.reader.read(scenes, window) if scenes else None
+            pixels = self._inputs.read(scenes, window) if scenes else None
         except SourceError as error:
             return _Read(
                 window, None, State.READ_FAILED, str(error), valid, cloud, read_so_far, error.item, error.asset

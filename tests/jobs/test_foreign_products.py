@@ -17,6 +17,7 @@ from eocube.demo.catalogue import DEMO_BBOX
 from eocube.run.request import Exit
 from eocube.store.store import CubeStore
 from tests.eocube.products.conftest import install
+from tests.eocube.products.toys import HOLD
 from tests.faults.test_corrupt import flip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 MAY, SUMMER = "2024-05-01/2024-05-31", "2024-05-01/2024-08-31"
 
 
-def environment(site: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "RAY_USAGE_STATS_ENABLED": "0"}
+def environment(site: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 def command(kind: str, catalog: Path, out: Path, when: str, *more: str) -> list[str]:
@@ -39,16 +40,22 @@ def call(line: list[str], site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, env=environment(site), capture_output=True, text=True, timeout=250)
 
 
-def killed_once_a_shard_is_logged(line: list[str], out: Path, site: Path) -> None:
-    """The whole session of a run killed with SIGKILL after its first commit."""
-    process = subprocess.Popen(line, env=environment(site), stderr=subprocess.DEVNULL, start_new_session=True)
+def killed_while_it_encodes(line: list[str], site: Path, held: Path) -> None:
+    """The whole session of a run killed with SIGKILL after some windows of a shard, before it is whole."""
+    with (held.parent / f"{held.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            line, env=environment(site, **{HOLD: str(held)}), stdout=log, stderr=log, start_new_session=True
+        )
     deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if list((out / "commits").glob("0*.jsonl")):
-            break
+    while process.poll() is None and not held.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert held.exists() and process.poll() is None, Path(log.name).read_text()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def logged(out: Path) -> dict[str, str | None]:
+    return {r.unit: r.sha256 for r in CubeStore.open(str(out)).receipts()}
 
 
 @pytest.mark.parametrize("kind", ["brightness-codes", "band-means"])
@@ -58,11 +65,12 @@ def test_a_foreign_product_goes_the_whole_way(kind: str, demo_catalog: Path, tmp
     done = call(command(kind, demo_catalog, whole, SUMMER), site)
     assert done.returncode == Exit.DONE, done.stderr
 
-    killed_once_a_shard_is_logged(command(kind, demo_catalog, out, MAY), out, site)
-    for when in (MAY, SUMMER):  # gone on with, then extended by the other date
+    for k, when in enumerate((MAY, SUMMER)):  # gone on with; then extended by the other date, and gone on with again
+        killed_while_it_encodes(command(kind, demo_catalog, out, when), site, tmp_path / f"held-{k}")
+        assert len(logged(out)) == k
         done = call(command(kind, demo_catalog, out, when), site)
         assert done.returncode == Exit.DONE, done.stderr
-    shards = [{r.unit: r.sha256 for r in CubeStore.open(str(url)).receipts()} for url in (whole, out)]
+    shards = [logged(url) for url in (whole, out)]
     assert shards[0] == shards[1] and len(shards[0]) == 2 and all(shards[0].values())
 
     array = CubeStore.open(str(out)).array

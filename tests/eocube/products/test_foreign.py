@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,29 @@ import xarray as xr
 
 import eocube
 from eocube.cli import main
+from eocube.cube.windows import CubeWindows
 from eocube.errors import InputError, StoreError
+from eocube.ground.grid import Window
 from eocube.plan.plan import Plan
 from eocube.products import registry
-from eocube.products.base import models_of
+from eocube.products.base import Ask, models_of
+from eocube.products.spec import Product
+from eocube.read.reader import WindowPixels, WindowReader
 from eocube.report.fidelity import fidelity, truth_pixels
 from eocube.report.info import info, status
 from eocube.report.page import write_page
 from eocube.report.source_pixels import read_source
+from eocube.run.memory import SHARD_COPIES
 from eocube.run.options import Limits
 from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
 from eocube.run.resume import Remaining
 from eocube.run.unit import UnitRunner
+from eocube.scenes.scene import Scene
+from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
 from eocube.store.store import CubeStore
 from eocube.store.survey import survey
-from tests.eocube.products.toys import CORE, LEVELS
+from tests.eocube.products.toys import BRIGHTNESS, CORE, LEVELS
 from tests.faults.test_corrupt import DAMAGE, everything, kinds
 
 BOX = ("9.06", "48.64", "9.09", "48.66")
@@ -214,6 +222,90 @@ def test_a_killed_run_is_gone_on_with(made: tuple[Plan, str], tmp_path: Path) ->
     store.finalise()
     assert [r.sha256 for r in store.receipts()] == [r.sha256 for r in CubeStore.open(url).receipts()]
     assert survey(other) == []
+
+
+class Counting:
+    """A source of pixels of one's own: here a plan's scenes, counted."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._reader = WindowReader(plan.sensor, plan.grid.lattice)
+        self.read_alone: list[Window] = []
+
+    def read(self, scenes: Sequence[Scene], window: Window, /) -> WindowPixels:
+        self.read_alone.append(window)
+        return self._reader.read(scenes, window)
+
+    def read_strip(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None, /) -> None:
+        return None
+
+    def mask(self, scenes: Sequence[Scene], window: Window, /) -> tuple[int, int, int]:
+        return self._reader.mask(scenes, window)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def test_a_unit_reads_by_whatever_it_is_given(made: tuple[Plan, str], tmp_path: Path) -> None:
+    plan, url = made
+    inputs = Counting(plan)
+    models = models_of(registry.open(plan.product), "cpu", plan.numerics)
+    store = CubeStore.create(str(tmp_path / "cube.zarr"), plan)
+    runner = UnitRunner(plan, store, models, Limits(), inputs=inputs)
+    unit = next(iter(plan.units()))
+    receipt = runner.run(unit)
+    runner.close()
+    assert sorted(inputs.read_alone) == sorted(w for w in plan.grid.requested_windows())
+    assert receipt.sha256 == next(r.sha256 for r in CubeStore.open(url).receipts() if r.unit == unit.key)
+
+
+def test_writing_a_shard_takes_no_more_copies_than_planned_with(made: tuple[Plan, str], tmp_path: Path) -> None:
+    plan, _ = made
+    store = CubeStore.create(str(tmp_path / "cube.zarr"), plan)
+    lattice, storage = plan.grid.lattice, store.storage
+    noise = np.random.default_rng(0).integers(0, LEVELS, (plan.product.channels, lattice.shard, lattice.shard))
+    stored = storage.pack(noise if plan.product.summary == "histogram" else noise.astype(np.float32))
+    unit = next(iter(plan.units()))
+    tracemalloc.start()
+    store.write_shard(unit.time, unit.row, unit.col, stored)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Small shards are mostly what a write takes whatever the size: half a MB.
+    assert peak + stored.nbytes <= SHARD_COPIES * stored.nbytes + 2**19
+
+
+def test_training_reads_its_values(made: tuple[Plan, str]) -> None:
+    plan, url = made
+    windows = CubeWindows(url, side=2 * plan.product.core_px // plan.product.cell_px)
+    patches = [patch for patch in map(windows.read, range(len(windows))) if patch is not None]
+    cube = eocube.open(url).eocube.values().isel(time=0).values
+    assert patches and windows.channels == plan.product.channels
+    for patch in patches:
+        row, col = int(windows.index.rows[patch.index]), int(windows.index.cols[patch.index])
+        part = cube[:, row : row + windows.side, col : col + windows.side]
+        # At the array's edge a shard goes on, with nothing in it.
+        here = patch.values[:, : part.shape[1], : part.shape[2]]
+        assert here.dtype == part.dtype
+        np.testing.assert_array_equal(here, part)
+        absent = patch.values == -1 if patch.values.dtype == np.int32 else np.isnan(patch.values)
+        assert absent.any(axis=0)[patch.valid == 0].all() and not absent.any(axis=0)[patch.valid > 0].any()
+    if plan.product.summary == "histogram":
+        with pytest.raises(InputError, match="no moments to normalise by"):
+            CubeWindows(url, side=2, normalise="moments")
+
+
+def test_a_product_of_two_sensors_is_refused(
+    foreign: Path, demo_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = BRIGHTNESS.plan
+
+    def two(self: object, ask: Ask) -> Product:
+        product = one(ask)
+        return replace(product, inputs=(*product.inputs, get_sensor("S1RTC")))
+
+    monkeypatch.setattr(type(BRIGHTNESS), "plan", two)
+    request = Request.parse(options("brightness-codes", demo_catalog, tmp_path / "a.zarr"), on_gpu=False)
+    with pytest.raises(InputError, match=r"brightness-codes reads 2 sensors at once \(S2L2A.*, S1RTC\)"):
+        product_of(request)
 
 
 def test_other_products_never_mix(made: tuple[Plan, str], demo_catalog: Path) -> None:

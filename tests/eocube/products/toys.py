@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,19 @@ from model.pixels import PixelPipeline
 
 CORE, HALO = 192, 32
 LEVELS = 64
+HOLD = "TOYS_HOLD"
+"""Environment variable: a file that the encoder makes, to wait for ever, when it has encoded `HELD_AFTER` windows."""
+HELD_AFTER = 4
+_encoded: list[None] = []
+
+
+def hold_if_asked() -> None:
+    """Stop in the middle of encoding, where a test wants to kill."""
+    if os.environ.get(HOLD):
+        _encoded.append(None)
+        if len(_encoded) > HELD_AFTER:
+            Path(os.environ[HOLD]).touch()
+            time.sleep(1e6)
 
 
 class Codec:
@@ -42,6 +58,7 @@ class BrightnessCodec(Codec):
         physical, cell = self.truth(device), self.product.cell_px
 
         def encode(pixels: Pixels) -> torch.Tensor:
+            hold_if_asked()
             mean = torch.nn.functional.avg_pool2d(physical(pixels).mean(1, keepdim=True), cell)
             return (mean * LEVELS).clamp(0, LEVELS - 1).to(torch.int32)
 
@@ -67,6 +84,7 @@ class MeansCodec(Codec):
         physical, core = self.truth(device), slice(HALO, HALO + CORE)
 
         def encode(pixels: Pixels) -> torch.Tensor:
+            hold_if_asked()
             return physical(pixels)[:, :, core, core].mean(dim=(2, 3), keepdim=True)
 
         return encode
