@@ -11,8 +11,7 @@ from rich.filesize import decimal
 from eocube.console import plain
 from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said
-from eocube.plan.asset_sizes import asset_sizes
-from eocube.plan.cost import cost, plan_summary, total
+from eocube.plan.cost import asset_sizes, cost, plan_summary, total
 from eocube.plan.plan import Plan
 from eocube.plan.rates import calibrate, recorded
 from eocube.plan.rules import counted

@@ -24,7 +24,7 @@ from eocube.net.http_client import ask
 from eocube.net.network import Network, NetworkLimits
 from eocube.net.redaction import secrets_of
 from eocube.net.storage_options import filesystem_for, options_for, parse_options, policy_of, scoped
-from eocube.plan.asset_sizes import _ask
+from eocube.plan.cost import _ask
 from eocube.read.reader import WindowPixels, WindowReader
 from eocube.scenes.dark_pixels import overview_reader
 from eocube.scenes.fetch import load_json

@@ -10,8 +10,7 @@ import pytest
 
 from eocube.cli import main
 from eocube.errors import InputError
-from eocube.plan.asset_sizes import asset_sizes
-from eocube.plan.cost import cost
+from eocube.plan.cost import asset_sizes, cost
 from eocube.plan.plan import Plan
 from eocube.plan.rates import RECORDED, Rate, machine_name, recorded
 from eocube.report.history import History
@@ -51,7 +50,7 @@ def test_the_plan_counts_bytes_hours_and_dollars(plans: tuple[Plan, ...], monkey
     assert found["device_hours"] == pytest.approx(windows / 2.0 / 3600.0, abs=1e-4)
     assert found["dollars"] == pytest.approx(found["device_hours"] * 3.0, abs=0.01)
     assert 0 < found["bytes_in"] <= sum(sizes.bytes.values())
-    monkeypatch.setattr("eocube.plan.asset_sizes._ask", lambda *asked: None)  # a server that does not say
+    monkeypatch.setattr("eocube.plan.cost._ask", lambda *asked: None)  # a server that does not say
     unasked = asset_sizes(plan)
     assert set(unasked.source) == {"uncompressed"} and sum(unasked.bytes.values()) > sum(sizes.bytes.values())
 
