@@ -202,7 +202,7 @@ def _pixels(plan: Plan) -> list[dict[int, torch.Tensor]]:
             return None
         return {gsd: torch.from_numpy(np.ascontiguousarray(block)) for gsd, block in pixels.groups.items()}
 
-    wanted = [(unit.time, w) for unit in plan.units() for w in plan.grid.windows_of_shard(unit.row, unit.col)
+    wanted = [(unit.time, w) for unit in plan.units() for w in plan.grid.windows_of_shard(*unit.shard)
               if plan.grid.requested(w)]  # fmt: skip
     with reader, ThreadPoolExecutor(READERS) as pool:
         return [groups for groups in pool.map(read, wanted) if groups is not None]

@@ -56,7 +56,7 @@ class NoOp:
 
     def run(self, cube: int, unit: WorkUnit) -> tuple[str, tuple[str, ...]]:
         window = WindowResult(unit.row, unit.col, State.NODATA)
-        return Receipt(unit.key, unit.time, (unit.row, unit.col), (window,)).to_json(), ()
+        return Receipt(unit.key, unit.time, unit.shard, (window,)).to_json(), ()
 
 
 def plan_of(units: int) -> Plan:

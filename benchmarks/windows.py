@@ -27,6 +27,7 @@ from benchmarks.storage import demo_cube, full_shard
 from benchmarks.subjects import subject
 from eocube.cube.window_stream import WindowBatches, WindowStream
 from eocube.cube.windows import CubeWindows
+from eocube.ground.lattice import ShardPlace
 from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, TimeStep
 from eocube.store.receipts import Receipt, State, WindowResult
@@ -79,7 +80,7 @@ def make_cube(folder: Path) -> str:
             for i in range(cores)
             for j in range(cores)
         )
-        store.commit([Receipt(f"{day}-{row}-{col}", day, (row, col), windows, sha256=sha256)])
+        store.commit([Receipt(f"{day}-{row}-{col}", day, ShardPlace(row, col), windows, sha256=sha256)])
     return there
 
 

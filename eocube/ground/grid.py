@@ -13,7 +13,17 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from eocube.errors import InputError
-from eocube.ground.lattice import Bounds, CoreRange, Lattice, Window, grow
+from eocube.ground.lattice import (
+    Bounds,
+    CellPlace,
+    CoreRange,
+    Lattice,
+    LatticeShard,
+    ShardPlace,
+    StatusPlace,
+    Window,
+    grow,
+)
 from eocube.ground.zones import BBox, ring, split_antimeridian, to_zone, zones_of
 
 __all__ = ["BBox", "Bounds", "CoreRange", "CubeGrid", "Lattice", "Window", "grids_for", "zones_of"]
@@ -154,29 +164,29 @@ class CubeGrid:
         inside = 0 <= row < box.row1 - box.row0 and 0 <= col < box.col1 - box.col0
         return inside and bool(_mask(self.lattice, box, self.parts)[row, col])
 
-    def place_in_status(self, window: Window) -> tuple[int, int]:
+    def place_in_status(self, window: Window) -> StatusPlace:
         """Row and column of the window in the status arrays (and all others of one value a core)."""
         n = self.lattice.cores_per_shard
-        return window.row - self.shard_row0 * n, window.col - self.shard_col0 * n
+        return StatusPlace(window.row - self.shard_row0 * n, window.col - self.shard_col0 * n)
 
     def window_at(self, row: int, col: int) -> Window:
         """The window at a place of the status arrays; the inverse of `place_in_status`."""
         n = self.lattice.cores_per_shard
         return Window(row + self.shard_row0 * n, col + self.shard_col0 * n)
 
-    def place_in_shard(self, window: Window) -> tuple[int, int]:
-        """Row and column, in latent pixels, of the core's first pixel within its shard."""
+    def place_in_shard(self, window: Window) -> CellPlace:
+        """Where the core's cells begin within its shard."""
         n, core = self.lattice.cores_per_shard, self.lattice.core
-        return window.row % n * core, window.col % n * core
+        return CellPlace(window.row % n * core, window.col % n * core)
 
-    def shard_of(self, window: Window) -> tuple[int, int]:
-        """Array shard indices (srow, scol) that hold the window's core."""
+    def shard_of(self, window: Window) -> ShardPlace:
+        """The shard of the arrays that holds the window's core."""
         n = self.lattice.cores_per_shard
-        return window.row // n - self.shard_row0, window.col // n - self.shard_col0
+        return ShardPlace(window.row // n - self.shard_row0, window.col // n - self.shard_col0)
 
-    def lattice_shard(self, srow: int, scol: int) -> tuple[int, int]:
-        """The zone's own indices of an array shard: the same for every store that holds the ground."""
-        return srow + self.shard_row0, scol + self.shard_col0
+    def lattice_shard(self, srow: int, scol: int) -> LatticeShard:
+        """Where a shard of the arrays lies on the zone's lattice."""
+        return LatticeShard(srow + self.shard_row0, scol + self.shard_col0)
 
     def shard_bounds(self, srow: int, scol: int) -> Bounds:
         """The ground of an array shard: (left, bottom, right, top) in metres."""
@@ -191,12 +201,12 @@ class CubeGrid:
         n = self.lattice.cores_per_shard
         return tuple(self.window_at(srow * n + i, scol * n + j) for i in range(n) for j in range(n))
 
-    def shards(self) -> Iterator[tuple[int, int]]:
-        """Array shard indices with at least one requested core, row-major."""
+    def shards(self) -> Iterator[ShardPlace]:
+        """Shards of the arrays with at least one requested core, row-major."""
         n = self.lattice.cores_per_shard
         rows, cols = self.shard_rows, self.shard_cols
         wanted = self.requested_mask.reshape(rows, n, cols, n).any(axis=(1, 3))
-        return ((int(i), int(j)) for i, j in zip(*np.nonzero(wanted), strict=True))
+        return (ShardPlace(int(i), int(j)) for i, j in zip(*np.nonzero(wanted), strict=True))
 
     def requested_windows(self) -> Iterator[Window]:
         """All requested windows, row-major over the whole cube."""

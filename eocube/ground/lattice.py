@@ -38,6 +38,34 @@ class Window:
     col: int
 
 
+class StatusPlace(NamedTuple):
+    """A window's row and column in the status arrays, and in all others of one value a core."""
+
+    row: int
+    col: int
+
+
+class ShardPlace(NamedTuple):
+    """A shard's row and column in the store's arrays."""
+
+    row: int
+    col: int
+
+
+class LatticeShard(NamedTuple):
+    """A shard's row and column on the zone's lattice: the same for every store that holds its ground."""
+
+    row: int
+    col: int
+
+
+class CellPlace(NamedTuple):
+    """A core's first cell, as row and column within its shard."""
+
+    row: int
+    col: int
+
+
 @dataclass(frozen=True, slots=True)
 class Lattice:
     """The cells of one zone. Columns count eastwards from easting 0, rows southwards from northing 0.

@@ -18,6 +18,7 @@ from shapely.validation import make_valid
 from eocube.errors import StoreError
 from eocube.ground.boxes import footprint_of
 from eocube.ground.grid import CubeGrid, Window, by_zone
+from eocube.ground.lattice import ShardPlace
 from eocube.ground.zones import BBox, central_meridian, to_zone
 from eocube.products.documents import from_plan, to_attribute, to_plan
 from eocube.products.identity import digest
@@ -64,6 +65,11 @@ class WorkUnit:
     """No scene touches it: it holds no data, and nobody needs to look."""
     keep: str | None = None
     """A receipt, as its JSON line, of windows that are done and stay as they are; the others are done now."""
+
+    @property
+    def shard(self) -> ShardPlace:
+        """Its shard in the store's arrays."""
+        return ShardPlace(self.row, self.col)
 
     @property
     def key(self) -> str:

@@ -329,7 +329,7 @@ def starter(cubes: Sequence[Cube], options: EngineOptions, run_id: str, actor_cl
 
 def windows_in(plan: Plan, unit: WorkUnit) -> int:
     """Requested windows of a unit."""
-    return sum(plan.grid.requested(w) for w in plan.grid.windows_of_shard(unit.row, unit.col))
+    return sum(plan.grid.requested(w) for w in plan.grid.windows_of_shard(*unit.shard))
 
 
 def empty_receipt(plan: Plan, unit: WorkUnit, run_id: str) -> Receipt:
@@ -341,11 +341,11 @@ def unit_receipt(plan: Plan, unit: WorkUnit, run_id: str, state: State, reason: 
     """The receipt of a unit whose requested windows all ended alike, without an object."""
     windows = tuple(
         WindowResult(*plan.grid.place_in_status(w), state=state, reason=reason)
-        for w in plan.grid.windows_of_shard(unit.row, unit.col)
+        for w in plan.grid.windows_of_shard(*unit.shard)
         if plan.grid.requested(w)
     )
     return Receipt(
-        unit=unit.key, time=unit.time, shard=(unit.row, unit.col), windows=windows, created=now(), run=run_id,
+        unit=unit.key, time=unit.time, shard=unit.shard, windows=windows, created=now(), run=run_id,
     )  # fmt: skip
 
 

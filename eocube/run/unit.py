@@ -140,7 +140,7 @@ class UnitRunner:
         started = time.perf_counter()
         plan, grid = self.plan, self.plan.grid
         lattice = grid.lattice
-        windows = grid.windows_of_shard(unit.row, unit.col)
+        windows = grid.windows_of_shard(*unit.shard)
         kept = read_kept(plan, self.store, unit)
         storage = self.store.storage
         stored = np.full((plan.product.channels, lattice.shard, lattice.shard), storage.fill, dtype=storage.dtype)
@@ -189,7 +189,7 @@ class UnitRunner:
             summaries[window] = self._summary(latents)
         bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored, fresh=unit.keep is None)
         return Receipt(
-            unit=unit.key, time=unit.time, shard=(unit.row, unit.col),
+            unit=unit.key, time=unit.time, shard=unit.shard,
             windows=tuple(results[w] for w in windows if w in results),
             bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
             **self._summarised(summaries[w] for w in windows if w in summaries),

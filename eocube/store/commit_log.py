@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.errors import StoreError
+from eocube.ground.lattice import ShardPlace
 from eocube.net.objects import Objects
 from eocube.store.receipts import Receipt, checked, is_whole, states_in, with_check
 
@@ -273,11 +274,11 @@ class _Moves:
         drow, dcol, dwy, dwx = (int(v) for v in self._total[segment])
         if not (drow or dcol):
             return receipt
-        row, col = receipt.shard[0] + drow, receipt.shard[1] + dcol
+        shard = ShardPlace(receipt.shard.row + drow, receipt.shard.col + dcol)
         return replace(
             receipt,
-            unit=f"t{receipt.time:05d}/r{row:04d}/c{col:04d}",
-            shard=(row, col),
+            unit=f"t{receipt.time:05d}/r{shard.row:04d}/c{shard.col:04d}",
+            shard=shard,
             windows=tuple(replace(w, row=w.row + dwy, col=w.col + dwx) for w in receipt.windows),
         )
 

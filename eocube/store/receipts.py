@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from eocube.ground.lattice import ShardPlace
 from eocube.read.coverage import CLEAR, deflated, inflated
 from eocube.store.histogram import Histogram
 from eocube.store.moments import Moments
@@ -101,7 +102,7 @@ class Receipt:
 
     unit: str
     time: int
-    shard: tuple[int, int]
+    shard: ShardPlace
     windows: tuple[WindowResult, ...]
     bytes_in: int = 0
     bytes_out: int = 0
@@ -176,7 +177,7 @@ class Receipt:
             return cls(
                 unit=str(data["unit"]),
                 time=int(data["time"]),
-                shard=(int(row), int(col)),
+                shard=ShardPlace(int(row), int(col)),
                 windows=_windows(data["windows"]),
                 bytes_in=int(data.get("bytes_in", 0)),
                 bytes_out=int(data.get("bytes_out", 0)),

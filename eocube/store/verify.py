@@ -222,7 +222,7 @@ def _shard(store: CubeStore, receipt: Receipt) -> Iterable[Finding]:
     full, any_there = every.all(axis=(1, 3)), some.any(axis=(1, 3))
     ok = np.zeros(full.shape, dtype=np.bool_)
     for window in receipt.windows:
-        row, col = window.row - receipt.shard[0] * ok.shape[0], window.col - receipt.shard[1] * ok.shape[1]
+        row, col = window.row - receipt.shard.row * ok.shape[0], window.col - receipt.shard.col * ok.shape[1]
         ok[row, col] = window.state is State.OK
     lacking, extra = int((ok & ~full).sum()), int((~ok & any_there).sum())
     if lacking:

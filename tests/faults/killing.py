@@ -183,8 +183,7 @@ def drive(
         at_actor = CubeStore.open(url, storage_options=given, fence=Fence.of(lease.to_pass, given))
         left = Remaining(plan, store.log.latest(), retry)
         models = Models({"fp32": lambda: encoder}, lambda z: z, lambda p: next(iter(p.values())))  # type: ignore[arg-type,return-value]
-        runner = UnitRunner(plan, at_actor, models, Limits(read_threads=1), run_id=run_id)
-        runner.reader = reader  # type: ignore[assignment]
+        runner = UnitRunner(plan, at_actor, models, Limits(read_threads=1), run_id=run_id, inputs=reader)
         waiting = []
         try:
             for unit in left.units():

@@ -66,8 +66,7 @@ class Engine:
                 encoders: Any = {"fp32": lambda: encoder}
                 same: Any = lambda z: z  # noqa: E731
                 models = Models(encoders, same, lambda p: next(iter(p.values())))
-                runner = UnitRunner(plan, store, models, Limits(read_threads=1), run_id=run_id)
-                runner.reader = self.reader  # type: ignore[assignment]
+                runner = UnitRunner(plan, store, models, Limits(read_threads=1), run_id=run_id, inputs=self.reader)
                 try:
                     receipt = runner.run(unit)
                 finally:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eocube.errors import StoreError
+from eocube.ground.lattice import ShardPlace
 from eocube.net.objects import Objects
 from eocube.store.commit_log import CommitLog, segment_key
 from eocube.store.moments import Moments
@@ -47,7 +48,7 @@ def receipts(draw: st.DrawFn, places: int = 4) -> Receipt:
     found = tuple(draw(st.lists(windows(), max_size=4)))
     precision = draw(st.dictionaries(st.sampled_from(["fp16", "fp32"]), percent))
     return Receipt(
-        unit=f"t{time}/r{row}/c{col}", time=time, shard=(row, col), windows=found,
+        unit=f"t{time}/r{row}/c{col}", time=time, shard=ShardPlace(row, col), windows=found,
         bytes_in=draw(st.integers(0, 2**50)), bytes_out=draw(st.integers(0, 2**40)), seconds=draw(st.floats(0, 1e6)),
         sha256=draw(st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)),
         moments=draw(st.none() | moments()), precision=precision,
