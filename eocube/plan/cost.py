@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,78 @@ class AssetSizes:
     source: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """A plan in figures, as `eocube plan --json` begins: the fields' names and order are its keys'.
+
+    `extent` is of boxes in degrees, `array_km` west to east and north to south, None of several zones together;
+    `refused` has items with the reason, `rules` scene ids with theirs; `windows` counts every time step's.
+    """
+
+    zone: str
+    epsg: int
+    extent: tuple[tuple[float, ...], ...]
+    array_km: tuple[float, float] | None
+    requested_percent: float
+    space_id: str
+    plan: str
+    times: int
+    scenes: int
+    refused: tuple[tuple[str, str], ...]
+    rules: Mapping[str, str]
+    units: int
+    units_without_data: int
+    windows: int
+    latent_bytes_raw: int
+    km2: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWork:
+    """What of a plan needs no look at the sources.
+
+    `bytes_decoded` counts the source arrays as a receipt's `bytes_in` does, halos included; `bytes_out` the latents
+    before compression, which takes some percent off half floats and more off codes. Windows that turn out empty or
+    cloudy need less of both; windows where scenes overlap read more.
+    """
+
+    windows_with_scenes: int
+    bytes_decoded: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost(PlannedWork):
+    """A plan's cost, as `eocube plan --json` ends: the fields' names and order are its keys'.
+
+    `bytes_in` is what leaves the sources: of every asset the share of its footprint under the windows. It leaves out
+    that whole compressed blocks are fetched, which counts where the ground is small. `device_hours` are those of one
+    device (a GPU, or the CPUs of one machine) at `windows_per_s`; more devices take as many hours together. None where
+    nothing is known.
+    """
+
+    bytes_in: int
+    asset_sizes_from: Mapping[str, int]
+    device: str
+    windows_per_s: float | None
+    rate_from: str
+    device_hours: float | None
+    price_per_hour: float | None
+    dollars: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a zone's plan comes to."""
+
+    summary: PlanSummary
+    cost: Cost
+
+    def document(self) -> dict[str, Any]:
+        """What `eocube plan --json` prints of it."""
+        return {**asdict(self.summary), **asdict(self.cost)}
+
+
 def touched(plan: Plan) -> tuple[int, dict[str, int]]:
     """How many windows any scene touches, over all times, and how many each scene does (its core, without halo)."""
     lattice = plan.grid.lattice
@@ -45,13 +117,8 @@ def touched(plan: Plan) -> tuple[int, dict[str, int]]:
     return total, {i: int(found.size) for i, found in by_scene.items()}
 
 
-def work(plan: Plan) -> dict[str, Any]:
-    """What of the plan needs no look at the sources: windows, bytes decoded and written.
-
-    `bytes_decoded` counts the source arrays as a receipt's `bytes_in` does, halos included; `bytes_out` the latents
-    before compression, which takes some percent off half floats and more off codes. Windows that turn out empty or
-    cloudy need less of both; windows where scenes overlap read more.
-    """
+def work(plan: Plan) -> PlannedWork:
+    """Windows with a scene, and bytes decoded and written."""
     lattice, sensor = plan.grid.lattice, plan.sensor
     windows, _ = touched(plan)
     itemsize = np.dtype(sensor.dtype).itemsize
@@ -63,76 +130,90 @@ def work(plan: Plan) -> dict[str, Any]:
     if any(s.mask is not None for s in plan.scenes):
         a_window += (lattice.core_px * lattice.resolution / _MASK_SAMPLING) ** 2
     latents = lattice.core**2 * plan.product.channels * np.dtype(plan.product.storage.dtype).itemsize
-    return {
-        "windows_with_scenes": windows,
-        "bytes_decoded": round(windows * a_window),
-        "bytes_out": windows * latents,
-    }
+    return PlannedWork(windows, round(windows * a_window), windows * latents)
 
 
-def cost(plan: Plan, sizes: AssetSizes, rate: Rate | None, device: str, price: float | None) -> dict[str, Any]:
-    """The plan's cost in figures.
-
-    `bytes_in` is what leaves the sources: of every asset the share of its footprint under the windows. It leaves out
-    that whole compressed blocks are fetched, which counts where the ground is small. `device_hours` are those of one
-    device (a GPU, or the CPUs of one machine) at `rate`; more devices take as many hours together. None where nothing
-    is known.
-    """
+def cost(plan: Plan, sizes: AssetSizes, rate: Rate | None, device: str, price: float | None) -> Cost:
+    """The plan's cost at a rate and at `price` dollars an hour, where they are known."""
     found = work(plan)
     lattice = plan.grid.lattice
     core = float(lattice.core * lattice.cell) ** 2
     _, by_scene = touched(plan)
     share = {s.id: min(1.0, by_scene[s.id] * core / max(footprint(s, lattice.epsg).area, 1.0)) for s in plan.scenes}
-    hours = None if rate is None else found["windows_with_scenes"] / rate.windows_per_s / 3600.0
-    return {
-        **found,
-        "bytes_in": round(sum(size * share[scene] for (scene, _), size in sizes.bytes.items())),
-        "asset_sizes_from": dict(sizes.source),
-        "device": device,
-        "windows_per_s": None if rate is None else round(rate.windows_per_s, 3),
-        "rate_from": "no benchmark of this model here: --calibrate 16 measures it" if rate is None else rate.source,
-        "device_hours": None if hours is None else round(hours, 4),
-        "price_per_hour": price,
-        "dollars": None if hours is None or price is None else round(hours * price, 2),
-    }
+    hours = None if rate is None else found.windows_with_scenes / rate.windows_per_s / 3600.0
+    return Cost(
+        windows_with_scenes=found.windows_with_scenes,
+        bytes_decoded=found.bytes_decoded,
+        bytes_out=found.bytes_out,
+        bytes_in=round(sum(size * share[scene] for (scene, _), size in sizes.bytes.items())),
+        asset_sizes_from=dict(sizes.source),
+        device=device,
+        windows_per_s=None if rate is None else round(rate.windows_per_s, 3),
+        rate_from="no benchmark of this model here: --calibrate 16 measures it" if rate is None else rate.source,
+        device_hours=None if hours is None else round(hours, 4),
+        price_per_hour=price,
+        dollars=None if hours is None or price is None else round(hours * price, 2),
+    )
 
 
-def total(documents: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sums over several zones of what adds up; None where a zone does not know."""
-    names = (
-        "scenes", "units", "windows", "windows_with_scenes", "bytes_in", "bytes_decoded", "bytes_out", "device_hours",
-        "dollars",
-    )  # fmt: skip
-    return {n: None if any(d[n] is None for d in documents) else sum(d[n] for d in documents) for n in names}
+def total(zones: Sequence[Forecast]) -> Forecast:
+    """Several zones together: the sums of what adds up, None where a zone does not know; the rest is the first's."""
+    first, summaries, costs = zones[0], [z.summary for z in zones], [z.cost for z in zones]
+    summary = replace(
+        first.summary,
+        array_km=None,
+        refused=(),
+        rules={},
+        scenes=sum(s.scenes for s in summaries),
+        units=sum(s.units for s in summaries),
+        windows=sum(s.windows for s in summaries),
+    )
+    whole = replace(
+        first.cost,
+        windows_with_scenes=sum(c.windows_with_scenes for c in costs),
+        bytes_in=sum(c.bytes_in for c in costs),
+        bytes_decoded=sum(c.bytes_decoded for c in costs),
+        bytes_out=sum(c.bytes_out for c in costs),
+        device_hours=_sum(c.device_hours for c in costs),
+        dollars=_sum(c.dollars for c in costs),
+    )
+    return Forecast(summary, whole)
 
 
-def plan_summary(plan: Plan) -> dict[str, Any]:
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    found = [value for value in known if value is not None]
+    return sum(found) if len(found) == len(known) else None
+
+
+def plan_summary(plan: Plan) -> PlanSummary:
     """The plan in figures, before a pixel is read."""
     units = list(plan.units())
     windows = sum(1 for _ in plan.grid.requested_windows())
     lattice = plan.grid.lattice
+    height, width = plan.grid.shape
     cores = windows * len(plan.times)
-    return {
-        "zone": plan.grid.name,
-        "epsg": lattice.epsg,
-        "extent": [list(box) for box in plan.request.get("extent") or ()],
-        "array_km": [side * lattice.cell / 1000.0 for side in reversed(plan.grid.shape)],
-        "requested_percent": round(100.0 * windows / plan.grid.requested_mask.size, 2),
-        "space_id": plan.space_id,
-        "plan": plan.hash,
-        "times": len(plan.times),
-        "scenes": len(plan.scenes),
-        "refused": [list(r) for r in plan.refused],
-        "rules": rules_of(plan),
-        "units": len(units),
-        "units_without_data": sum(u.empty for u in units),
-        "windows": cores,
-        "latent_bytes_raw": cores
+    return PlanSummary(
+        zone=plan.grid.name,
+        epsg=lattice.epsg,
+        extent=tuple(tuple(box) for box in plan.request.get("extent") or ()),
+        array_km=(width * lattice.cell / 1000.0, height * lattice.cell / 1000.0),
+        requested_percent=round(100.0 * windows / plan.grid.requested_mask.size, 2),
+        space_id=plan.space_id,
+        plan=plan.hash,
+        times=len(plan.times),
+        scenes=len(plan.scenes),
+        refused=plan.refused,
+        rules=rules_of(plan),
+        units=len(units),
+        units_without_data=sum(u.empty for u in units),
+        windows=cores,
+        latent_bytes_raw=cores
         * lattice.core**2
         * plan.product.channels
         * np.dtype(plan.product.storage.dtype).itemsize,
-        "km2": windows * (lattice.core * lattice.cell / 1000.0) ** 2,
-    }
+        km2=windows * (lattice.core * lattice.cell / 1000.0) ** 2,
+    )
 
 
 def asset_sizes(plan: Plan, storage_options: Mapping[str, Any] | None = None) -> AssetSizes:

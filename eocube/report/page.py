@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from eocube.cube.quicklook import STATE_COLOURS
 from eocube.errors import InputError
 from eocube.net.redaction import redacted
 from eocube.net.storage_options import scoped
-from eocube.plan.cost import plan_summary, work
+from eocube.plan.cost import PlannedWork, PlanSummary, plan_summary, work
 from eocube.plan.plan import Plan
 from eocube.plan.rules import NOT_RECORDED, in_words
 from eocube.products.scores import DATA_RANGE
@@ -79,7 +80,7 @@ def describe_cube(
     plan, store = plan_of(url, group, storage_options), CubeStore.open(place, storage_options=storage_options)
     latest = store.log.latest()
     history, found = History.of(latest), status(url, group, storage_options)
-    summary, planned = store.summarise(latest), {**plan_summary(plan), **work(plan)}
+    asked, planned = plan_summary(plan), work(plan)
     ds = open_cube(place, None if storage_options is None else dict(storage_options))
     states, requested = ds["status"].values, store.requested
     shown = spread(len(plan.times), MAPS)
@@ -92,8 +93,8 @@ def describe_cube(
     return {
         "title": f"{plan.sensor.name}, {plan.grid.name}",
         "url": redacted(place),
-        "figures": Markup(json.dumps(_figures(found, planned)).replace("<", "\\u003c")),
-        "headline": list(_headline(found, planned)),
+        "figures": Markup(json.dumps(_figures(found, asked, planned)).replace("<", "\\u003c")),
+        "headline": list(_headline(found, asked)),
         "states": [
             (State.named(n).label, STATE_COLOURS[State.named(n)], found["windows"][n]) for n in found["windows"]
         ],
@@ -101,7 +102,7 @@ def describe_cube(
         "times": len(plan.times),
         "grounds": [g for g in grounds if g["pictures"]],
         "charts": list(_charts(ds, latest, plan, history)),
-        "plan_rows": list(_plan_rows(found, planned, summary.seconds)),
+        "plan_rows": list(_plan_rows(found, asked, planned, store.summarise(latest).seconds)),
         "quality_rows": list(_quality_rows(found, plan)),
         "failures": [*found["failures"].items(), *found["below_floor"].items(), *_dark(found)],
         "runs": history.runs,
@@ -122,18 +123,18 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, count - 1, min(count, most)).round()}) if count else []
 
 
-def _figures(found: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(found: Mapping[str, Any], asked: PlanSummary, planned: PlannedWork) -> dict[str, Any]:
     names = ("windows", "percent_done", "rate", "psnr", "sam", "scored_windows", "seams", "bytes_in", "bytes_out")
     return {
         **{n: found[n] for n in names},
-        "planned": {k: v for k, v in planned.items() if k not in ("refused", "rules")},
+        "planned": {k: v for k, v in {**asdict(asked), **asdict(planned)}.items() if k not in ("refused", "rules")},
     }
 
 
-def _headline(found: Mapping[str, Any], planned: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _headline(found: Mapping[str, Any], asked: PlanSummary) -> Iterator[tuple[str, str, str]]:
     yield "done", "percent_done", f"{found['percent_done']:g} %"
     yield "windows ok", "windows.ok", f"{found['windows']['ok']:,}"
-    yield "ground", "km2", f"{planned['km2']:,.0f} km²"
+    yield "ground", "km2", f"{asked.km2:,.0f} km²"
     yield "mean PSNR", "psnr", DASH if found["psnr"] is None else f"{found['psnr']:.2f} dB"
     ratio = found["seams"]["blended_seam_ratio"]
     yield "seam ratio", "seams.blended_seam_ratio", DASH if ratio is None else f"{ratio:.3f}"
@@ -168,14 +169,14 @@ def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict
 
 
 def _plan_rows(
-    found: Mapping[str, Any], planned: Mapping[str, Any], seconds: float
+    found: Mapping[str, Any], asked: PlanSummary, planned: PlannedWork, seconds: float
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """(what, planned, key, happened, share)."""
     windows = found["windows"]
     done = sum(n for name, n in windows.items() if name not in ("outside", "not_attempted"))
-    decoded, out = planned["bytes_decoded"], planned["bytes_out"]
-    yield "windows", f"{planned['windows']:,}", "attempted", f"{done:,}", _share(done, planned["windows"])
-    with_scenes = planned["windows_with_scenes"]
+    decoded, out = planned.bytes_decoded, planned.bytes_out
+    yield "windows", f"{asked.windows:,}", "attempted", f"{done:,}", _share(done, asked.windows)
+    with_scenes = planned.windows_with_scenes
     yield (
         "windows with a scene",
         f"{with_scenes:,}",
@@ -191,7 +192,7 @@ def _plan_rows(
         f"{decimal(found['bytes_out'])} stored",
         _share(found["bytes_out"], out),
     )
-    yield "time steps", f"{planned['times']}", "times", f"{found['times']}", _share(found["times"], planned["times"])
+    yield "time steps", f"{asked.times}", "times", f"{found['times']}", _share(found["times"], asked.times)
     yield "work, units' seconds together", DASH, "seconds", f"{seconds:,.0f} s", ""
 
 

@@ -106,10 +106,9 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         request = mended(request, storage_options, source_options, console)
     plans = plans_of(request, storage_options, source_options, searched)
     if options.plan:
-        from eocube.run.plan_view import plan_documents, show
+        from eocube.run.plan_view import forecasts, show
 
-        documents = plan_documents(plans, options, request.device, source_options)
-        show(documents, as_json=options.json)
+        show(forecasts(plans, options, request.device, source_options), as_json=options.json)
         return Outcome(Exit.DONE, (), {})
     run_id = new_run_id()
     limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if options.demo else request.verify_fraction)

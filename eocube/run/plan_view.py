@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from eocube.console import plain
 from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said
-from eocube.plan.cost import asset_sizes, cost, plan_summary, total
+from eocube.plan.cost import Forecast, asset_sizes, cost, plan_summary, total
 from eocube.plan.plan import Plan
 from eocube.plan.rates import calibrate, recorded
 from eocube.plan.rules import counted
@@ -21,9 +21,9 @@ LISTED = 20
 """Scenes whose rules are printed at most."""
 
 
-def plan_documents(
+def forecasts(
     plans: Sequence[Plan], options: EncodeOptions, device: str, storage_options: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
+) -> list[Forecast]:
     """What each zone's plan comes to. Nothing is written, and no pixel is read but for `--calibrate`.
 
     Raises:
@@ -40,50 +40,48 @@ def plan_documents(
     found = []
     for plan in plans:
         known = rate or recorded(plan, device, options.benchmark)
-        figures = cost(plan, asset_sizes(plan, storage_options), known, device, options.price)
-        found.append({**plan_summary(plan), **figures})
+        sizes = asset_sizes(plan, storage_options)
+        found.append(Forecast(plan_summary(plan), cost(plan, sizes, known, device, options.price)))
     return found
 
 
-def lines(documents: Sequence[Mapping[str, Any]]) -> str:
+def lines(zones: Sequence[Forecast]) -> str:
     """The plans for people: a block a zone, and the sum of several."""
-    blocks = [_block(str(d["zone"]), d) for d in documents]
-    if len(documents) > 1:
-        whole = {**documents[0], **total(list(documents)), "refused": [], "rules": {}, "array_km": None}
-        blocks.append(_block("all zones", whole))
+    blocks = [_block(zone.summary.zone, zone) for zone in zones]
+    if len(zones) > 1:
+        blocks.append(_block("all zones", total(zones)))
     return "\n".join(blocks)
 
 
-def _block(name: str, d: Mapping[str, Any]) -> str:
-    where = ", ".join(f"{n} {source}" for source, n in d["asset_sizes_from"].items()) or "no assets"
-    hours = "not known" if d["device_hours"] is None else f"{d['device_hours']:.3g}"
-    speed = "" if d["windows_per_s"] is None else f"{d['windows_per_s']:.3g} windows/s, "
+def _block(name: str, forecast: Forecast) -> str:
+    plan, figures = forecast.summary, forecast.cost
+    where = ", ".join(f"{n} {source}" for source, n in figures.asset_sizes_from.items()) or "no assets"
+    hours = "not known" if figures.device_hours is None else f"{figures.device_hours:.3g}"
+    speed = "" if figures.windows_per_s is None else f"{figures.windows_per_s:.3g} windows/s, "
+    refused = f", {len(plan.refused)} refused" if plan.refused else ""
     rows = [
-        (
-            "scenes",
-            f"{d['scenes']} in {d['times']} time steps" + (f", {len(d['refused'])} refused" if d["refused"] else ""),
-        ),
-        ("units", f"{d['units']} shards, {d['units_without_data']} without a scene"),
-        ("windows", f"{d['windows']}, {d['windows_with_scenes']} with a scene"),
-        ("in", f"{decimal(d['bytes_in'])} from the sources (sizes of assets: {where})"),
-        ("decoded", f"{decimal(d['bytes_decoded'])} of pixels"),
-        ("out", f"{decimal(d['bytes_out'])} before compression"),
-        (f"{'GPU' if d['device'] == 'cuda' else 'CPU'} hours", f"{hours} ({speed}{d['rate_from']})"),
+        ("scenes", f"{plan.scenes} in {plan.times} time steps{refused}"),
+        ("units", f"{plan.units} shards, {plan.units_without_data} without a scene"),
+        ("windows", f"{plan.windows}, {figures.windows_with_scenes} with a scene"),
+        ("in", f"{decimal(figures.bytes_in)} from the sources (sizes of assets: {where})"),
+        ("decoded", f"{decimal(figures.bytes_decoded)} of pixels"),
+        ("out", f"{decimal(figures.bytes_out)} before compression"),
+        (f"{'GPU' if figures.device == 'cuda' else 'CPU'} hours", f"{hours} ({speed}{figures.rate_from})"),
     ]
-    if d["array_km"] is not None:
-        wide, high = d["array_km"]
-        room = f"{wide:g} x {high:g} km, {d['requested_percent']:g} % of it asked for; {_growth(d['extent'])}"
+    if plan.array_km is not None:
+        wide, high = plan.array_km
+        room = f"{wide:g} x {high:g} km, {plan.requested_percent:g} % of it asked for; {_growth(plan.extent)}"
         rows.insert(3, ("arrays", room))
-    if d["dollars"] is not None:
-        rows.append(("dollars", f"{d['dollars']:.2f} at {d['price_per_hour']:g} an hour"))
-    rules = d["rules"]
+    if figures.dollars is not None:
+        rows.append(("dollars", f"{figures.dollars:.2f} at {figures.price_per_hour:g} an hour"))
+    rules = plan.rules
     if rules:
-        rows.append(
-            ("read as", ", ".join(f"{rule} ({count} of {len(rules)})" for rule, count in counted(rules).items()))
-        )
+        said = ", ".join(f"{rule} ({count} of {len(rules)})" for rule, count in counted(rules).items())
+        rows.append(("read as", said))
         rows += [("", f"{scene}: {why}") for scene, why in list(rules.items())[:LISTED]]
         if len(rules) > LISTED:
             rows.append(("", f"and {len(rules) - LISTED} more: --json"))
+    # Padded by hand: a table of rich folds long rules at the terminal's width, and these lines are searched and copied.
     return "\n".join([plain(name), *(f"  {label:<10} {plain(value)}" for label, value in rows)])
 
 
@@ -93,6 +91,6 @@ def _growth(extent: Sequence[Sequence[float]]) -> str:
     return "grow south and east, all round with --extent"
 
 
-def show(documents: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+def show(zones: Sequence[Forecast], *, as_json: bool) -> None:
     """Print the plans."""
-    print(json.dumps(list(documents), indent=1) if as_json else lines(documents))
+    print(json.dumps([zone.document() for zone in zones], indent=1) if as_json else lines(zones))

@@ -12,7 +12,7 @@ import pytest
 
 from eocube.cli import main
 from eocube.ground.grid import grids_for
-from eocube.plan.cost import plan_summary
+from eocube.plan.cost import Cost, Forecast, plan_summary
 from eocube.plan.plan import Plan, build_plan
 from eocube.plan.rules import counted, in_words, read_by, rules_of, short
 from eocube.products import registry
@@ -82,8 +82,7 @@ def test_the_plan_says_the_rule_and_the_reason_of_every_scene(plan: Plan) -> Non
     assert rules["silent"].startswith("0 pixels: dark tail B02 ")
     assert rules["desert"].startswith("0 stated: stated by hand, offset 0: metadata do not settle")
     assert counted(rules) == {"-0.1 metadata": 1, "0 pixels": 1, "0 stated": 1}
-    summary = {**plan_summary(plan)}
-    assert summary["rules"] == rules
+    assert plan_summary(plan).rules == rules
 
 
 def test_a_units_receipt_says_the_rules_it_read_by(plan: Plan, cube: str) -> None:
@@ -125,12 +124,8 @@ def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> N
     assert "labelled  -0.1 metadata: +1000 in the pixels" in describe(brief(found))
     many = {**found, "rules": {f"s{k:03d}": "0 metadata: x" for k in range(90)}}
     assert "and 70 more" in describe(brief(many)) and "s020" not in describe(brief(many))
-    zeros = dict.fromkeys(("bytes_in", "bytes_decoded", "bytes_out"), 0)
-    figures = {
-        **plan_summary(plan), **zeros, "windows_with_scenes": 0, "asset_sizes_from": {}, "device_hours": None,
-        "windows_per_s": None, "device": "cpu", "rate_from": "nothing", "dollars": None,
-    }  # fmt: skip
-    text = lines([figures])
+    nothing = Cost(0, 0, 0, 0, {}, "cpu", None, "nothing", None, None, None)
+    text = lines([Forecast(plan_summary(plan), nothing)])
     assert "read as    -0.1 metadata (1 of 3)" in text and "silent: 0 pixels: dark tail B02" in text
     html = Path(write_page(cube, tmp_path / "report.html")).read_text()
     units = sum(bool(r.rules) for r in CubeStore.open(cube).log.receipts())

@@ -15,7 +15,7 @@ from eocube.plan.plan import Plan
 from eocube.plan.rates import RECORDED, Rate, machine_name, recorded
 from eocube.report.history import History
 from eocube.report.info import status, verify
-from eocube.run.plan_view import lines, plan_documents
+from eocube.run.plan_view import forecasts, lines
 from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
 from eocube.store.receipts import Receipt, State
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
@@ -45,11 +45,11 @@ def test_the_plan_counts_bytes_hours_and_dollars(plans: tuple[Plan, ...], monkey
     assert sizes.source == {"asked": len(sizes.bytes)}
     found = cost(plan, sizes, Rate(2.0, "by hand"), "cpu", 3.0)
     windows = int(plan.grid.requested_mask.sum()) * len(plan.times)
-    assert found["windows_with_scenes"] == windows
-    assert found["bytes_out"] == windows * 24 * 24 * 32 * 2
-    assert found["device_hours"] == pytest.approx(windows / 2.0 / 3600.0, abs=1e-4)
-    assert found["dollars"] == pytest.approx(found["device_hours"] * 3.0, abs=0.01)
-    assert 0 < found["bytes_in"] <= sum(sizes.bytes.values())
+    assert found.windows_with_scenes == windows
+    assert found.bytes_out == windows * 24 * 24 * 32 * 2
+    assert found.device_hours == pytest.approx(windows / 2.0 / 3600.0, abs=1e-4)
+    assert found.dollars == pytest.approx(found.device_hours * 3.0, abs=0.01)
+    assert 0 < found.bytes_in <= sum(sizes.bytes.values())
     monkeypatch.setattr("eocube.plan.cost._ask", lambda *asked: None)  # a server that does not say
     unasked = asset_sizes(plan)
     assert set(unasked.source) == {"uncompressed"} and sum(unasked.bytes.values()) > sum(sizes.bytes.values())
@@ -69,10 +69,10 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
     assert other is not None and "not this machine" in other.source
     with pytest.raises(InputError, match="--calibrate"):
         recorded(plan, "cuda", str(record))
-    (found,) = plan_documents(plans, EncodeOptions(benchmark=str(record), price=1.0), "cpu", None)
-    assert found["windows_per_s"] == 5.0 and "5 windows/s" in lines([found]) and "dollars" in lines([found])
+    (found,) = forecasts(plans, EncodeOptions(benchmark=str(record), price=1.0), "cpu", None)
+    assert found.cost.windows_per_s == 5.0 and "5 windows/s" in lines([found]) and "dollars" in lines([found])
     with pytest.raises(InputError, match="price"):
-        plan_documents(plans, EncodeOptions(price=-1.0), "cpu", None)
+        forecasts(plans, EncodeOptions(price=-1.0), "cpu", None)
 
 
 @pytest.mark.parametrize("weights", ["nano", "eo-vae"])
@@ -80,12 +80,12 @@ def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Pl
     (plan,) = plans
     named = {"weights": {"name": weights, "sha256": "00"}, "precision": "bf16"}
     product = replace(plan.product, meaning={**plan.product.meaning, **named})
-    (found,) = plan_documents([replace(plan, product=product)], EncodeOptions(), "cpu", None)
-    assert found["device_hours"] > 0 and found["rate_from"].startswith("recorded on ")
-    assert "whole job" in found["rate_from"] and found["rate_from"] in lines([found])
+    (found,) = forecasts([replace(plan, product=product)], EncodeOptions(), "cpu", None)
+    assert found.cost.device_hours > 0 and found.cost.rate_from.startswith("recorded on ")
+    assert "whole job" in found.cost.rate_from and found.cost.rate_from in lines([found])
     shipped = [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))]
     jobs = [v for d in shipped for v in d["variants"] if v["name"] == "eocube, first pixel read to last shard written"]
-    assert round(found["windows_per_s"], 3) in {round(v["windows_per_s"], 3) for v in jobs}
+    assert round(found.cost.windows_per_s, 3) in {round(v["windows_per_s"], 3) for v in jobs}
 
 
 def test_file_size_of_the_catalogue_counts_first(plans: tuple[Plan, ...]) -> None:

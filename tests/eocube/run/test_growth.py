@@ -18,7 +18,7 @@ import eocube
 from eocube.errors import InputError, StoreError
 from eocube.ground.grid import CubeGrid, Lattice, grids_for
 from eocube.net.objects import Objects
-from eocube.plan.cost import plan_summary
+from eocube.plan.cost import Cost, Forecast, plan_summary
 from eocube.plan.plan import Plan, build_plan, stored_extent
 from eocube.products.eo_vae_document import latents
 from eocube.report.info import describe, groups_of, info, plan_of
@@ -267,14 +267,11 @@ def test_plan_and_info_say_the_room_and_how_much_of_it_is_asked_for(tmp_path: Pa
     share = 100 * roomy.grid.requested_mask.mean()
     assert said["extent"] == [list(ROOM)] and said["requested_percent"] == pytest.approx(share, abs=0.01)
     assert "[11.465, 48.08, 11.55, 48.14]" in describe(said)
-    figures = {
-        "asset_sizes_from": {}, "device_hours": None, "windows_per_s": None, "windows_with_scenes": 0, "bytes_in": 0,
-        "bytes_decoded": 0, "bytes_out": 0, "device": "cpu", "rate_from": "", "dollars": None,
-    }  # fmt: skip
+    nothing = Cost(0, 0, 0, 0, {}, "cpu", None, "", None, None, None)
     height, width = (n * 0.08 for n in roomy.grid.shape)
     room = f"{said['requested_percent']:g} % of it asked for; grow anywhere in 11.465 48.08 11.55 48.14"
-    assert f"{width:g} x {height:g} km, {room}" in lines([{**plan_summary(roomy), **figures}])
-    assert "grow south and east, all round with --extent" in lines([{**plan_summary(plan(SMALL)), **figures}])
+    assert f"{width:g} x {height:g} km, {room}" in lines([Forecast(plan_summary(roomy), nothing)])
+    assert "grow south and east, all round with --extent" in lines([Forecast(plan_summary(plan(SMALL)), nothing)])
 
 
 # -- several zones
