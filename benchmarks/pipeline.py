@@ -25,12 +25,13 @@ from benchmarks.results import OURS, Report, Variant
 from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
 from eocube.errors import EocubeError
+from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.plan import Plan
 from eocube.products import registry
 from eocube.products.base import Models, models_of
 from eocube.read.reader import WindowReader
+from eocube.run.asked import Running, Selection, Showing
 from eocube.run.job import encode_region
-from eocube.run.request import EncodeOptions
 from eocube.store.receipts import State
 from eocube.store.store import CubeStore
 from model.weights import save_weights
@@ -96,13 +97,13 @@ def measure(options: Options, console: Console) -> Report:
         weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
-            asked = EncodeOptions(
-                bbox=tuple(map(str, box)), datetime=interval, catalog=str(index), weights=weights,
-                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, verify_fraction="0",
-                gpus_per_actor=1.0 if gpu else 0.0, actors=1, quiet=True,
+            asked = Selection(
+                boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=str(index), weights=weights,
+                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision,
             )  # fmt: skip
+            running = Running(verify_fraction=0, gpus_per_actor=1.0 if gpu else 0.0, actors=1)
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(_job(asked, folder / "spans"))
+            jobs.append(_job(asked, running, folder / "spans"))
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
                 plan = Plan.from_json(text)
@@ -174,10 +175,10 @@ def _saved(what: Subject, path: Path) -> Path:
     return path
 
 
-def _job(asked: EncodeOptions, log: Path) -> _Job:
+def _job(asked: Selection, running: Running, log: Path) -> _Job:
     before = len(probe.spans(log))
     began = time.perf_counter()
-    outcome = encode_region(asked)
+    outcome = encode_region(asked, running, Showing(quiet=True))
     whole = time.perf_counter() - began
     noted = probe.spans(log)[before:]
     windows = outcome.counts.get(State.OK, 0)

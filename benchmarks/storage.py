@@ -33,12 +33,14 @@ from benchmarks.subjects import Asked, Subject, subject
 from benchmarks.timing import Timed, interleave
 from eocube.demo.catalogue import DEMO_BBOX
 from eocube.errors import EocubeError, StoreError
+from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.plan import Plan
 from eocube.products import decoder_cache as decoders
 from eocube.products import registry
 from eocube.products.base import models_of
+from eocube.run.asked import Running, Selection
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Request, make_plans, product_of
+from eocube.run.request import Request, make_plans, product_of
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import State
 from eocube.store.store import CubeStore
@@ -116,11 +118,11 @@ def demo_cube(what: Subject, folder: Path, device: str, threads: int, *, quick: 
         save_weights(what.vae, weights, what.vae.meta)
     west, south, east, north = DEMO_BBOX
     box = (west, south, (west + east) / 2, (south + north) / 2) if quick else DEMO_BBOX
-    asked = EncodeOptions(
-        bbox=tuple(map(str, box)), datetime=interval, catalog=str(index), weights=weights,
+    asked = Selection(
+        boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=str(index), weights=weights,
         out=str(folder / "cube.zarr"),
     )  # fmt: skip
-    request = Request.parse(asked, on_gpu=device == "cuda")
+    request = Request.parse(asked, Running(), on_gpu=device == "cuda")
     (plan,) = make_plans(request, product_of(request), None)
     store = CubeStore.create(asked.out, plan)
     limits = Limits(encode_threads=1 if device == "cuda" else threads)

@@ -18,7 +18,8 @@ import tyro
 from eocube.console import complain, lament, open_streams, plain, tell
 from eocube.errors import ClusterError, EocubeError, InputError, StoreError
 from eocube.net.storage_options import parse_options
-from eocube.run.request import EncodeOptions, Exit
+from eocube.run.arguments import EncodeOptions, typed
+from eocube.run.request import Exit
 
 Options = TypeVar("Options")
 
@@ -173,7 +174,7 @@ def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bo
     def command() -> int:
         from eocube.run.job import encode_region
 
-        return encode_region(options).exit
+        return encode_region(*typed(options)).exit
 
     return guarded(command)
 

@@ -18,27 +18,19 @@ from eocube.errors import StoreError
 from eocube.net.network import shared_network
 from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
-from eocube.net.storage_options import from_environment, parse_options, scoped
+from eocube.net.storage_options import from_environment, scoped
 from eocube.plan.plan import Plan, stored_extent
 from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
 from eocube.report.info import in_order
+from eocube.run.asked import Running, Selection, Showing
 from eocube.run.driver import Cube, EngineOptions, RunTally
 from eocube.run.driver import run as run_engine
 from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Limits
 from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
-from eocube.run.request import (
-    EncodeOptions,
-    Exit,
-    Request,
-    default_gpus,
-    demo_options,
-    make_plans,
-    new_run_id,
-    product_of,
-)
+from eocube.run.request import Exit, Request, default_gpus, demonstration, make_plans, new_run_id, product_of
 from eocube.run.resume import Remaining
 from eocube.scenes.stac import PRESETS
 from eocube.store.existing import root_over, zoned, zones_of
@@ -52,6 +44,7 @@ from eocube.store.store import CubeStore, Summary, finalise_root
 DEMO_FOLDER = "eocube-demo"
 NAMED_FAILURES = 10
 """Failed sources listed at the end, at most."""
+AS_USUAL, WITH_PROGRESS = Running(), Showing()
 
 
 @dataclass(slots=True)
@@ -74,48 +67,46 @@ class Outcome:
     picture: str | None = None
 
 
-def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | None = None) -> Outcome:
+def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Showing = WITH_PROGRESS) -> Outcome:
     """Encode a region as asked; the main job.
 
     Args:
-        options: as the user gave them.
-        storage_options: fsspec options of the target and of the catalogue.
+        selection: what to encode, and where to.
+        running: how to run it.
+        showing: what to show, and whether to stop at a plan.
 
     Raises:
         InputError, StoreError: what was asked for cannot be done; nothing was written.
     """
-    console = for_people(quiet=options.quiet)
-    if options.demo:
+    console = for_people(quiet=showing.quiet)
+    if running.demo:
         with console.status("making the demonstration's scenes"):
-            options = demo_options(options, Path(DEMO_FOLDER))
-    gpus = default_gpus(options)
-    request = Request.parse(options, on_gpu=gpus > 0)
-    given = parse_options(options.storage_options)
-    storage_options = given if given is not None else storage_options
-    if storage_options is None:
-        storage_options = from_environment()
-    source_options: Mapping[str, Any] | None = parse_options(options.source_options, "--source-options")
+            selection, showing = demonstration(selection, showing, Path(DEMO_FOLDER))
+    gpus = default_gpus(running.gpus_per_actor)
+    request = Request.parse(selection, running, on_gpu=gpus > 0, writes=not showing.plan)
+    given, sources = running.storage_options, running.source_options
+    storage_options = from_environment() if given is None else given
     source_options = scoped(
-        storage_options if source_options is None else source_options,
+        storage_options if sources is None else sources,
         PRESETS.get(request.catalog, request.catalog),
-        trusted=options.allow_local_sources,
+        trusted=running.allow_local_sources,
     )
     shared_network().configure(request.network)
     searched = Searched()
     if request.mend:
         request = mended(request, storage_options, source_options, console)
     plans = plans_of(request, storage_options, source_options, searched)
-    if options.plan:
+    if showing.plan:
         from eocube.run.plan_view import forecasts, show
 
-        show(forecasts(plans, options, request.device, source_options), as_json=options.json)
+        show(forecasts(plans, showing, request.device, source_options), as_json=showing.json)
         return Outcome(Exit.DONE, (), {})
     run_id = new_run_id()
-    limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if options.demo else request.verify_fraction)
+    limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if running.demo else request.verify_fraction)
     engine = EngineOptions(
-        actors=options.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
+        actors=running.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
         source_options=source_options, network=request.network, unit_timeout=request.unit_timeout,
-        quiet=options.quiet, log_dir=options.log_dir,
+        quiet=showing.quiet, log_dir=running.log_dir,
     )  # fmt: skip
     with holding(request.out, run_id, storage_options) as lease:
         # Again, now that nobody else can change the store: another run may have while this one searched.
@@ -124,11 +115,11 @@ def encode_region(options: EncodeOptions, storage_options: Mapping[str, Any] | N
         tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
     outcome = report(console, cubes, tally, summaries)
     product = cubes[0].plan.product
-    if options.quicklook and not product.decodes:
+    if showing.quicklook and not product.decodes:
         say(console, f"no picture: {product.array} cubes ({product.kind}) are not decoded")
-    elif options.quicklook and outcome.counts.get(State.OK):
+    elif showing.quicklook and outcome.counts.get(State.OK):
         try:
-            outcome = replace(outcome, picture=draw(cubes, options.quicklook, storage_options, source_options))
+            outcome = replace(outcome, picture=draw(cubes, showing.quicklook, storage_options, source_options))
             say(console, f"picture: {outcome.picture}")
         except Exception as error:  # the cube is whole whatever becomes of its picture, and its status counts
             say(console, f"no picture ({one_line(error)}): the cube is whole; eocube quicklook draws it")
@@ -252,7 +243,7 @@ def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
     """
     # As it was asked for: what a product's own precision is, is the product's to say.
     stored = str(frozen[0].request.get("precision", frozen[0].product.precision)) if frozen else request.precision
-    if request.options.precision not in (None, "auto") or (stored == "fp16" and request.device == "cpu"):
+    if request.precision_stated or (stored == "fp16" and request.device == "cpu"):
         return request
     return replace(request, precision=stored)
 

@@ -15,33 +15,33 @@ from eocube.plan.cost import Forecast, asset_sizes, cost, plan_summary, total
 from eocube.plan.plan import Plan
 from eocube.plan.rates import calibrate, recorded
 from eocube.plan.rules import counted
-from eocube.run.request import EncodeOptions
+from eocube.run.asked import Showing
 
 LISTED = 20
 """Scenes whose rules are printed at most."""
 
 
 def forecasts(
-    plans: Sequence[Plan], options: EncodeOptions, device: str, storage_options: Mapping[str, Any] | None
+    plans: Sequence[Plan], showing: Showing, device: str, storage_options: Mapping[str, Any] | None
 ) -> list[Forecast]:
     """What each zone's plan comes to. Nothing is written, and no pixel is read but for `--calibrate`.
 
     Raises:
         InputError: a price below 0, a benchmark that cannot be read, no window to calibrate with.
     """
-    if options.price is not None and not options.price >= 0:
-        raise InputError(f"--price is dollars an hour, 0 or more, not {options.price:g}")
-    if options.calibrate < 0:
-        raise InputError(f"--calibrate is a number of windows, 0 or more, not {options.calibrate}")
+    if showing.price is not None and not showing.price >= 0:
+        raise InputError(f"--price is dollars an hour, 0 or more, not {showing.price:g}")
+    if showing.calibrate < 0:
+        raise InputError(f"--calibrate is a number of windows, 0 or more, not {showing.calibrate}")
     rate = None
-    if options.calibrate:
+    if showing.calibrate:
         largest = max(plans, key=lambda p: int(p.grid.requested_mask.sum()))
-        rate = calibrate(largest, device, options.calibrate, storage_options)
+        rate = calibrate(largest, device, showing.calibrate, storage_options)
     found = []
     for plan in plans:
-        known = rate or recorded(plan, device, options.benchmark)
+        known = rate or recorded(plan, device, showing.benchmark)
         sizes = asset_sizes(plan, storage_options)
-        found.append(Forecast(plan_summary(plan), cost(plan, sizes, known, device, options.price)))
+        found.append(Forecast(plan_summary(plan), cost(plan, sizes, known, device, showing.price)))
     return found
 
 

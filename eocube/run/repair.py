@@ -23,10 +23,11 @@ from eocube.net.storage_options import scoped
 from eocube.net.trust import check_href
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.registry import DEFAULT
+from eocube.run.asked import Running, Selection
 from eocube.run.driver import Cube, EngineOptions, RunTally, windows_in
 from eocube.run.driver import run as run_engine
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Exit, Request, default_gpus, make_plans, new_run_id, product_of
+from eocube.run.request import Exit, Request, default_gpus, make_plans, new_run_id, product_of
 from eocube.run.resume import Remaining
 from eocube.run.sampling import Sample
 from eocube.store.commit_log import Latest, Place
@@ -42,7 +43,7 @@ from eocube.store.verify import Finding
 
 Options = Mapping[str, Any] | None
 Say = Callable[[str], None]
-USUAL_FRACTION = float(EncodeOptions().verify_fraction)
+USUAL_FRACTION = Running().verify_fraction
 FAILED = (State.READ_FAILED, State.ENCODE_FAILED)
 
 
@@ -256,7 +257,7 @@ def _encode_again(
             if work.damaged:
                 remove_empty(work.store, work.cube.plan, work.damaged)
         if any(not unit.empty for _, unit in todo):
-            gpus = default_gpus(EncodeOptions())
+            gpus = default_gpus(None)
             for cube in cubes:
                 _check_models(cube, "cuda" if gpus > 0 else "cpu", say)
                 _check_sources(cube, trusted)
@@ -338,23 +339,24 @@ def _searching(source_options: Options) -> Search:
     def search(request: Mapping[str, Any] | None) -> Sequence[Plan]:
         if request is None:
             raise StoreError("the store's root is damaged too: run the command that made it with --retry damaged")
-        options = EncodeOptions()
-        gpus = default_gpus(options)
+        gpus = default_gpus(None)
         try:
             said: dict[str, Any] = {name: str(request[name]) for name in ("catalog", "weights", "precision", "sensor")}
-            asked = replace(
-                options, **said, bbox=tuple(str(v) for v in request["bbox"][0]), datetime="2020-01-01",
-                bands=",".join(request["bands"]), resolution=str(request["resolution"]), out="plan.zarr",
-                storage=request.get("storage"), product=request.get("product", DEFAULT),
-                product_options=tuple(f"{k}={v}" for k, v in request.get("product_options", {}).items()),
-                max_cloud=None if request["max_cloud"] is None else str(request["max_cloud"]),
-            )  # fmt: skip
             first, last = (datetime.fromisoformat(moment) for moment in request["datetime"])
-            boxes, extent = ([tuple(map(float, box)) for box in request.get(name, ())] for name in ("bbox", "extent"))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            boxes, extent = (
+                tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in given)
+                for given in (request["bbox"], request.get("extent", ()))
+            )
+            asked = Selection(
+                **said, boxes=boxes, interval=(first, last), bands=tuple(map(str, request["bands"])),
+                resolution=float(request["resolution"]), storage=request.get("storage"),
+                product=request.get("product", DEFAULT),
+                product_options={k: str(v) for k, v in request.get("product_options", {}).items()},
+                max_cloud=None if request["max_cloud"] is None else float(request["max_cloud"]),
+            )  # fmt: skip
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise StoreError(f"the store's root does not say what was asked for ({error!r})") from error
-        parsed: Any = Request.parse(asked, on_gpu=gpus > 0)
-        parsed = replace(parsed, boxes=tuple(boxes), extent=tuple(extent), interval=(first, last))
+        parsed = replace(Request.parse(asked, Running(), on_gpu=gpus > 0, writes=False), extent=extent)
         return make_plans(parsed, product_of(parsed), source_options)
 
     return search

@@ -13,6 +13,8 @@ from eocube.plan.plan import Plan, TimeStep, WorkUnit
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.source_shares import percent
+from eocube.run.arguments import EncodeOptions, typed
+from eocube.run.request import Request
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.moments import Moments
@@ -34,6 +36,12 @@ TIMES = ("2023-08-15T09:57:57Z", "2023-08-20T09:57:57Z")
 def sensor_of(name: str) -> Sensor:
     sensor = get_sensor(name)
     return sensor.subset([b for b in ("B02", "B03", "B04", "B08") if b in sensor.band_names] or sensor.band_names)
+
+
+def parsed(options: EncodeOptions) -> Request:
+    """The request of a command with these arguments, on a CPU."""
+    selection, running, _ = typed(options)
+    return Request.parse(selection, running, on_gpu=False)
 
 
 def make_weights(path: Path, seed: int = 0) -> Path:

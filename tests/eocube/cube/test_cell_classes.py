@@ -15,10 +15,12 @@ from eocube.cube.window_stream import WindowStream
 from eocube.cube.windows import CubeWindows
 from eocube.demo.catalogue import DEMO_BBOX
 from eocube.errors import InputError
+from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.products import registry
 from eocube.products.base import models_of
+from eocube.run.asked import Running, Selection
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Request, make_plans, product_of
+from eocube.run.request import Request, make_plans, product_of
 from eocube.run.unit import UnitRunner
 from eocube.store.receipts import State
 from eocube.store.store import CubeStore
@@ -33,11 +35,11 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def encode(catalog: Path, bbox: Sequence[float], interval: str, out: Path) -> str:
     """A cube by the shipped weights, in this process."""
-    asked = EncodeOptions(
-        bbox=tuple(map(str, bbox)), datetime=interval, catalog=str(catalog), sensor="S2L2A", weights="nano",
-        out=str(out), max_cloud=100,
+    asked = Selection(
+        boxes=parse_bbox(*bbox), interval=parse_interval(interval), catalog=str(catalog), sensor="S2L2A",
+        weights="nano", out=str(out), max_cloud=100,
     )  # fmt: skip
-    request = Request.parse(asked, on_gpu=False)
+    request = Request.parse(asked, Running(), on_gpu=False)
     (plan,) = make_plans(request, product_of(request), None)
     store = CubeStore.create(asked.out, plan)
     models = models_of(registry.open(plan.product, "cpu"), "cpu", plan.numerics)

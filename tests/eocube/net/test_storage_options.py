@@ -10,8 +10,8 @@ import pytest
 from eocube.errors import InputError
 from eocube.net.redaction import redacted, safe_url, secrets_of
 from eocube.net.storage_options import filesystem_for, gdal_s3_options, host_of, options_for, parse_options
+from eocube.run.arguments import EncodeOptions, typed
 from eocube.run.driver import EngineOptions
-from eocube.run.request import EncodeOptions
 
 ENDPOINT = "http://user:hush@minio.local:9000"
 
@@ -106,5 +106,6 @@ def test_given_secrets_are_taken_out_wherever_they_stand() -> None:
 
 def test_options_print_no_value() -> None:
     given = parse_options(["secret=hush", "client_kwargs.token=hush"])
-    for shown in (given, EngineOptions(storage_options=given), EncodeOptions(storage_options=("secret=hush",))):
+    asked = EncodeOptions(storage_options=("secret=hush",))
+    for shown in (given, EngineOptions(storage_options=given), asked, *typed(asked)):
         assert "hush" not in repr(shown) and "hush" not in str(shown) and "hush" not in f"{shown}"

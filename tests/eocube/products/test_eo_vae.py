@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from eocube.ground.boxes import parse_interval
 from eocube.products import registry
 from eocube.products.base import models_of
 from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, numerics
 from eocube.products.half_batches import HalfBatches
 from eocube.products.storage import Half
+from eocube.run.asked import Running, Selection
 from eocube.run.job import at_stored_precision
-from eocube.run.request import PRECISIONS, EncodeOptions, Request, fastest_on_cpu
+from eocube.run.request import PRECISIONS, Request, fastest_on_cpu
 from tests.eocube.cubes import make_plan, make_weights
 
-ASKED = EncodeOptions(bbox=("11.3", "48", "11.4", "48.1"), datetime="2024-06-01", out="cube.zarr")
+ASKED = Selection(((11.3, 48, 11.4, 48.1),), parse_interval("2024-06-01"), out="cube.zarr")
 
 
 class Filling:
@@ -91,20 +93,20 @@ def test_numerics_say_what_decides_a_bit() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_without_a_gpu_here_the_batch_is_the_fixed_one() -> None:
     weights = load("nano")
-    sensor = Request.parse(ASKED, on_gpu=False).sensor
+    sensor = Request.parse(ASKED, Running(), on_gpu=False).sensor
     assert gpu_batch(weights, sensor, 10, 256, "fp16") == GPU_BATCH
 
 
 def test_precision_is_the_machines_unless_one_is_asked_for() -> None:
-    assert Request.parse(ASKED, on_gpu=False).precision == fastest_on_cpu()
-    assert Request.parse(replace(ASKED, precision="auto"), on_gpu=True).precision == "fp16"
-    assert Request.parse(replace(ASKED, precision="fp32"), on_gpu=True).precision == "fp32"
+    assert Request.parse(ASKED, Running(), on_gpu=False).precision == fastest_on_cpu()
+    assert Request.parse(replace(ASKED, precision="auto"), Running(), on_gpu=True).precision == "fp16"
+    assert Request.parse(replace(ASKED, precision="fp32"), Running(), on_gpu=True).precision == "fp32"
 
 
 def test_a_store_keeps_its_precision_on_another_machine(tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "tiny.safetensors"))
-    other = Request.parse(replace(ASKED, precision="bf16"), on_gpu=False)
-    automatic = replace(other, options=ASKED)
+    other = Request.parse(replace(ASKED, precision="bf16"), Running(), on_gpu=False)
+    automatic = replace(other, precision_stated=False)
     stored = plan.product.precision
     assert at_stored_precision(automatic, [plan]).precision == stored
     assert at_stored_precision(automatic, []).precision == "bf16"

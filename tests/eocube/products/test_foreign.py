@@ -28,9 +28,10 @@ from eocube.report.fidelity import fidelity, truth_pixels
 from eocube.report.info import info, status
 from eocube.report.page import write_page
 from eocube.report.source_pixels import read_source
+from eocube.run.arguments import EncodeOptions
 from eocube.run.memory import SHARD_COPIES
 from eocube.run.options import Limits
-from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
+from eocube.run.request import Exit, make_plans, product_of
 from eocube.run.resume import Remaining
 from eocube.run.unit import UnitRunner
 from eocube.scenes.scene import Scene
@@ -38,6 +39,7 @@ from eocube.sensors import get_sensor
 from eocube.store.receipts import Receipt, State
 from eocube.store.store import CubeStore
 from eocube.store.survey import survey
+from tests.eocube.cubes import parsed
 from tests.eocube.products.toys import BRIGHTNESS, CORE, LEVELS
 from tests.faults.test_corrupt import DAMAGE, everything, kinds
 
@@ -53,7 +55,7 @@ def options(kind: str, catalog: Path, out: Path, **more: Any) -> EncodeOptions:
 
 
 def plan_for(kind: str, catalog: Path, out: Path, **more: Any) -> Plan:
-    request = Request.parse(options(kind, catalog, out, **more), on_gpu=False)
+    request = parsed(options(kind, catalog, out, **more))
     (plan,) = make_plans(request, product_of(request), None)
     return plan
 
@@ -303,7 +305,7 @@ def test_a_product_of_two_sensors_is_refused(
         return replace(product, inputs=(*product.inputs, get_sensor("S1RTC")))
 
     monkeypatch.setattr(type(BRIGHTNESS), "plan", two)
-    request = Request.parse(options("brightness-codes", demo_catalog, tmp_path / "a.zarr"), on_gpu=False)
+    request = parsed(options("brightness-codes", demo_catalog, tmp_path / "a.zarr"))
     with pytest.raises(InputError, match=r"brightness-codes reads 2 sensors at once \(S2L2A.*, S1RTC\)"):
         product_of(request)
 
@@ -317,7 +319,7 @@ def test_other_products_never_mix(made: tuple[Plan, str], demo_catalog: Path) ->
 
 def test_an_unknown_kind_is_one_line(foreign: Path, demo_catalog: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--product: no 'band-mean'.*did you mean band-means"):
-        Request.parse(options("band-mean", demo_catalog, tmp_path / "a.zarr"), on_gpu=False)
+        parsed(options("band-mean", demo_catalog, tmp_path / "a.zarr"))
     document: Mapping[str, Any] = json.loads(plan_for("band-means", demo_catalog, tmp_path / "a.zarr").to_json())
     gone = Plan.from_json(json.dumps({**document, "product": {**document["product"], "kind": "not-here"}}))
     with pytest.raises(InputError, match="product 'not-here' is not known here: there are band-means"):
@@ -363,8 +365,8 @@ def test_a_plan_whose_product_and_lattice_differ_is_damaged(made: tuple[Plan, st
 def test_a_kinds_own_options_are_part_of_the_request(foreign: Path, demo_catalog: Path, tmp_path: Path) -> None:
     plain = options("band-means", demo_catalog, tmp_path / "a.zarr")
     chosen = replace(plain, product_options=("levels=8", "bbox=3"))
-    asked = Request.parse(chosen, on_gpu=False).document()
+    asked = parsed(chosen).document()
     assert asked["product_options"] == {"levels": "8", "bbox": "3"} and len(asked["bbox"]) == 1
-    assert "product_options" not in Request.parse(plain, on_gpu=False).document()
+    assert "product_options" not in parsed(plain).document()
     with pytest.raises(InputError, match=r"--product-options: 'levels' is no name=value"):
-        Request.parse(replace(plain, product_options=("levels",)), on_gpu=False)
+        parsed(replace(plain, product_options=("levels",)))

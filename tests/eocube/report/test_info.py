@@ -10,13 +10,15 @@ import pytest
 
 from eocube.cli import main
 from eocube.errors import InputError
+from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.cost import asset_sizes, cost
 from eocube.plan.plan import Plan
 from eocube.plan.rates import RECORDED, Rate, machine_name, recorded
 from eocube.report.history import History
 from eocube.report.info import status, verify
+from eocube.run.asked import Running, Selection, Showing
 from eocube.run.plan_view import forecasts, lines
-from eocube.run.request import EncodeOptions, Exit, Request, make_plans, product_of
+from eocube.run.request import Exit, Request, make_plans, product_of
 from eocube.store.receipts import Receipt, State
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 
@@ -25,8 +27,8 @@ from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 def plans(demo_catalog: Path) -> tuple[Plan, ...]:
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
-    options = EncodeOptions(tuple(str(v) for v in DEMO_BBOX), DEMO_DATETIME, catalog=str(demo_catalog), plan=True)
-    request = Request.parse(options, on_gpu=False)
+    selection = Selection(parse_bbox(*DEMO_BBOX), parse_interval(DEMO_DATETIME), catalog=str(demo_catalog))
+    request = Request.parse(selection, Running(), on_gpu=False, writes=False)
     return make_plans(request, product_of(request), None)
 
 
@@ -69,10 +71,10 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
     assert other is not None and "not this machine" in other.source
     with pytest.raises(InputError, match="--calibrate"):
         recorded(plan, "cuda", str(record))
-    (found,) = forecasts(plans, EncodeOptions(benchmark=str(record), price=1.0), "cpu", None)
+    (found,) = forecasts(plans, Showing(benchmark=str(record), price=1.0), "cpu", None)
     assert found.cost.windows_per_s == 5.0 and "5 windows/s" in lines([found]) and "dollars" in lines([found])
     with pytest.raises(InputError, match="price"):
-        forecasts(plans, EncodeOptions(price=-1.0), "cpu", None)
+        forecasts(plans, Showing(price=-1.0), "cpu", None)
 
 
 @pytest.mark.parametrize("weights", ["nano", "eo-vae"])
@@ -80,7 +82,7 @@ def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Pl
     (plan,) = plans
     named = {"weights": {"name": weights, "sha256": "00"}, "precision": "bf16"}
     product = replace(plan.product, meaning={**plan.product.meaning, **named})
-    (found,) = forecasts([replace(plan, product=product)], EncodeOptions(), "cpu", None)
+    (found,) = forecasts([replace(plan, product=product)], Showing(), "cpu", None)
     assert found.cost.device_hours > 0 and found.cost.rate_from.startswith("recorded on ")
     assert "whole job" in found.cost.rate_from and found.cost.rate_from in lines([found])
     shipped = [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))]

@@ -22,15 +22,17 @@ from eocube.plan.cost import Cost, Forecast, plan_summary
 from eocube.plan.plan import Plan, build_plan, stored_extent
 from eocube.products.eo_vae_document import latents
 from eocube.report.info import describe, groups_of, info, plan_of
+from eocube.run.arguments import EncodeOptions
 from eocube.run.extend import grow_plans
 from eocube.run.job import open_cubes
 from eocube.run.plan_view import lines
-from eocube.run.request import EncodeOptions, Request
+from eocube.run.request import Request
 from eocube.store.existing import zoned
 from eocube.store.layout import template
 from eocube.store.receipts import State
 from eocube.store.store import CubeStore
 from eocube.store.tables import _asked
+from tests.eocube.cubes import parsed
 from tests.faults import killing
 from tests.faults.killing import ENCODING, SENSOR, Death, Killed, drive, request_of, scene
 
@@ -162,7 +164,7 @@ def test_a_grown_store_has_the_keys_and_bytes_of_one_made_so(boxes: tuple[tuple[
 
 def request(**changes: Any) -> Request:
     box = tuple(str(v) for v in SMALL)
-    return Request.parse(EncodeOptions(box, "2023-08", out="cube.zarr", **changes), on_gpu=False)
+    return parsed(EncodeOptions(box, "2023-08", out="cube.zarr", **changes))
 
 
 def test_the_extent_is_part_of_the_request_only_when_used() -> None:
@@ -279,7 +281,7 @@ def test_plan_and_info_say_the_room_and_how_much_of_it_is_asked_for(tmp_path: Pa
 
 def cubes_of(url: str, asked: list[Plan]) -> list[str]:
     options = EncodeOptions(tuple(map(str, SMALL)), "2023-08", out=url)
-    return [cube.url for cube in open_cubes(Request.parse(options, on_gpu=False), asked, None)]
+    return [cube.url for cube in open_cubes(parsed(options), asked, None)]
 
 
 def test_a_zone_that_the_extent_reaches_comes_later(tmp_path: Path) -> None:

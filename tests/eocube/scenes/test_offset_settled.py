@@ -21,13 +21,15 @@ from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.reader import WindowReader
+from eocube.run.arguments import EncodeOptions
 from eocube.run.extend import grow_plans
-from eocube.run.request import EncodeOptions, Exit, Request
+from eocube.run.request import Exit, Request
 from eocube.scenes.offset import Contradiction, offset_rule
 from eocube.scenes.search import SearchResult, parse_interval, search
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
 from eocube.sensors.sensor import Sensor
+from tests.eocube.cubes import parsed
 
 SENSOR = get_sensor("RGBN").subset(["B02", "B04"])
 EAST, NORTH, SIDE = 600_000.0, 5_300_160.0, 96
@@ -237,7 +239,7 @@ def options(place: str, out: Path, **more: str) -> EncodeOptions:
 
 
 def request(place: str, out: Path, **more: str) -> Request:
-    return Request.parse(options(place, out, **more), on_gpu=False)
+    return parsed(options(place, out, **more))
 
 
 def test_only_a_request_that_states_an_offset_says_so(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_only_a_request_that_states_an_offset_says_so(tmp_path: Path) -> None:
 )
 def test_an_offset_that_cannot_be_is_refused(sensor: str, offset: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
-        Request.parse(replace(options("x", tmp_path), sensor=sensor, bands=None, offset=offset), on_gpu=False)
+        parsed(replace(options("x", tmp_path), sensor=sensor, bands=None, offset=offset))
 
 
 def test_a_store_may_be_told_the_offset_later_but_not_another(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from eocube.plan.plan import Plan, build_plan
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.read.reader import WindowReader
 from eocube.report.info import verify
+from eocube.run.arguments import EncodeOptions
 from eocube.run.extend import grown
 from eocube.run.job import plans_of
-from eocube.run.request import EncodeOptions, Request
 from eocube.scenes.scene_ids import distinct, doubled
 from eocube.scenes.search import Scene, parse_interval, search
 from eocube.sensors import get_sensor
 from eocube.store.store import CubeStore
+from tests.eocube.cubes import parsed
 
 ENCODING = Encoding("nano", "nano", "0" * 64, 32, 8, "fp32", "fp16")
 SENSOR = get_sensor("RGBN").subset(["B04"])
@@ -158,4 +159,4 @@ def test_a_store_of_version_0_1_that_mixed_them_up_is_named(tmp_path: Path) -> N
     w, s, e, n = (str(v) for v in box_at(EAST))
     options = EncodeOptions(bbox=(w, s, e, n), datetime=f"{FIRST}/{SECOND}", sensor="RGBN", bands="B04", out=url)
     with pytest.raises(StoreError, match="several items called 'scene'"):
-        plans_of(Request.parse(options, on_gpu=False), None)
+        plans_of(parsed(options), None)

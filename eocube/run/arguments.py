@@ -1,0 +1,178 @@
+"""Parses the main job's arguments: texts in, what is asked for in values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eocube.errors import InputError
+from eocube.ground.boxes import BBox, parse_bbox, parse_interval
+from eocube.net.storage_options import parse_options
+from eocube.products.registry import DEFAULT
+from eocube.run.asked import Running, Selection, Showing
+from eocube.run.request import one_of
+from eocube.store.receipts import State
+
+DAMAGED = "damaged"
+"""What `--retry` takes beside states: windows whose objects are not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What to encode, as the user says it. Values are checked by `Request.parse`, each with its own message."""
+
+    bbox: tuple[str, ...] = ()
+    """West south east north, in degrees."""
+    datetime: str = ""
+    """A date or A/B, UTC; dates without an hour count whole."""
+    sensor: str = "S2L2A"
+    """S2L2A, S2L1C, S1RTC, S1GRD, S2RGB, RGBN or the path of a sensor's YAML file."""
+    out: str = ""
+    """Where the cube goes: a path or any fsspec URL."""
+    catalog: str = "earth-search"
+    """earth-search, planetary-computer, cdse, a STAC API's URL, or the path or URL of a static catalogue."""
+    bands: str | None = None
+    """A subset of the sensor's bands, as B02,B03,B04,B08. None takes all."""
+    extent: tuple[str, ...] = ()
+    """West south east north: ground that the cube is to have room for, the bbox in it. It can grow anywhere inside by
+    a larger --bbox later; without it, only south and east of the bbox. Reserved ground costs next to nothing."""
+    offset: str | None = None
+    """Reflectance = DN * scale + this, for items that leave it open: 0 or -0.1 for Sentinel-2. What an item's own
+    metadata settle stays as they say; where its pixels clearly deny what is stated, the item is refused."""
+    weights: str = "nano"
+    """nano, a path, or hf://owner/name."""
+    resolution: str = "10"
+    """Ground sampling in metres that the encoder sees."""
+    max_cloud: str | None = None
+    """Windows (of scenes with no cloud mask: scenes) cloudier than this, in percent, are left out as cloudy."""
+    precision: str | None = None
+    """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
+    is fastest in, bf16 where it multiplies that in hardware, else fp32."""
+    storage: str | None = None
+    """How values are stored, where the product leaves a choice: latents as fp16 (the default) or int8."""
+    product: str = DEFAULT
+    """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/products.md)."""
+    product_options: tuple[str, ...] = ()
+    """Choices that a kind of product has of its own: name=value pairs."""
+    retry: str | None = None
+    """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
+    verify the store first, write its damaged metadata anew and do damaged shards again."""
+    plan: bool = False
+    """Search, print the plan and stop before a pixel is read."""
+    demo: bool = False
+    """No network, no data: encode the embedded landscape and draw its quicklook."""
+    quicklook: str | None = None
+    """Where to draw a picture of the cube at the end (PNG)."""
+    actors: int | None = None
+    """Encoding actors. None: one a GPU, or one a node without GPUs."""
+    gpus_per_actor: float | None = None
+    """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
+    log_dir: str | None = None
+    """Where the run's structured log (JSON lines) goes: a local folder. None: into the cube, under commits/runs."""
+    verify_fraction: str = "0.005"
+    """Share of the windows decoded again as they are made, for psnr, sam and seams; at least one unless 0."""
+    storage_options: tuple[str, ...] = field(default=(), repr=False)
+    """fsspec options of the target, and of catalogue and sources where --source-options does not say otherwise: a JSON
+    object, name=value pairs such as endpoint_url=... anon=true profile=... requester_pays=true, or @file.json."""
+    source_options: tuple[str, ...] = field(default=(), repr=False)
+    """fsspec options of catalogue and sources, where they differ; `{}` for none. Those for web servers go to the
+    catalogue's own host; those of another host are named with it: {"hosts": {"data.example.org": {"headers": {...}}}}.
+    A host that is named so, be it with {}, may lie in a private network too."""
+    max_requests_per_second: str | None = None
+    """To any one host, from the whole run: while it encodes, the driver keeps to a tenth and the actors share the rest
+    evenly, as many as there are at the time. Sources are then read one range a request."""
+    patience: str = "600"
+    """Seconds that a host which stops answering is waited for, the run pausing, before what needs it fails."""
+    unit_timeout: str = "3600"
+    """Seconds that an actor may take over a shard, beside --patience; then it counts as hung, is ended, and the shard
+    is done again. Three such ends (or deaths of the actor) and the shard is left for the next run."""
+    allow_local_sources: bool = False
+    """Let a catalogue from elsewhere lead to files of this machine, and to addresses of its own networks."""
+    price: float | None = None
+    """With --plan: dollars an hour of one device (a GPU, or one machine's CPUs)."""
+    calibrate: int = 0
+    """With --plan: read and encode so many windows here to learn the rate; else a recorded benchmark gives it."""
+    benchmark: str | None = None
+    """With --plan: the JSON of jobs/benchmark.py that gives the rate."""
+    json: bool = False
+    """With `eocube plan`: print JSON."""
+    quiet: bool = False
+    """Print only errors and the last line."""
+
+
+def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
+    """The options in values. InputError with the first text that cannot be read; `Request.parse` checks the values."""
+    again = () if options.retry is None else tuple(word.strip() for word in options.retry.split(","))
+    selection = Selection(
+        bands=None if options.bands is None else tuple(b.strip() for b in options.bands.split(",") if b.strip()),
+        offset=perhaps(options.offset, "--offset"),
+        # The demonstration has ground of its own, whatever is given.
+        boxes=box_of(options.bbox, "--bbox") if options.bbox and not options.demo else (),
+        extent=box_of(options.extent, "--extent") if options.extent else (),
+        resolution=number(options.resolution, "--resolution"),
+        max_cloud=perhaps(options.max_cloud, "--max-cloud"),
+        interval=parse_interval(options.datetime) if options.datetime and not options.demo else None,
+        product_options=pairs(options.product_options, "--product-options"),
+        sensor=options.sensor, out=options.out, catalog=options.catalog, weights=options.weights,
+        precision=options.precision, storage=options.storage, product=options.product,
+    )  # fmt: skip
+    running = Running(
+        verify_fraction=number(options.verify_fraction, "--verify-fraction"),
+        unit_timeout=number(options.unit_timeout, "--unit-timeout"),
+        retry=tuple(retryable(word) for word in again if word != DAMAGED), mend=DAMAGED in again,
+        patience=number(options.patience, "--patience"),
+        max_requests_per_second=perhaps(options.max_requests_per_second, "--max-requests-per-second"),
+        storage_options=parse_options(options.storage_options),
+        source_options=parse_options(options.source_options, "--source-options"),
+        actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
+        allow_local_sources=options.allow_local_sources, demo=options.demo,
+    )  # fmt: skip
+    showing = Showing(
+        options.plan, options.json, options.quiet, options.quicklook, options.price, options.calibrate,
+        options.benchmark,
+    )  # fmt: skip
+    return selection, running, showing
+
+
+def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:
+    """A box out of four arguments; two over the antimeridian."""
+    if len(values) != 4:
+        raise InputError(f"{flag} takes four numbers, west south east north; {len(values)} given")
+    west, south, east, north = (number(v, flag) for v in values)
+    return parse_bbox(west, south, east, north)
+
+
+def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    """name=value arguments; InputError for what is none."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        if not mark or not name.strip():
+            raise InputError(f"{flag}: {text!r} is no name=value")
+        found[name.strip()] = value
+    return found
+
+
+def number(text: str, flag: str) -> float:
+    """A finite number out of an argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{flag}: {text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise InputError(f"{flag}: {text!r} is not a finite number")
+    return value
+
+
+def perhaps(text: str | None, flag: str) -> float | None:
+    """A finite number, where an argument was given."""
+    return None if text is None else number(text, flag)
+
+
+def retryable(name: str) -> State:
+    """The state of that name, when it is one that another run may end otherwise."""
+    if name == "lost":  # units that killed their actor every time; every run does those again
+        return State.NOT_ATTEMPTED
+    known = [s.label for s in State if s.retryable]
+    return State.named(one_of(name, [*known, "lost", DAMAGED], "--retry"))
