@@ -187,7 +187,7 @@ def info_main(argv: Sequence[str]) -> int:
         from eocube.report.info import brief, describe, info
 
         found = info(options.url, options.group, parse_options(options.storage_options))
-        tell(json.dumps(found, indent=1) if options.json else describe(brief(found)))
+        tell(json.dumps(found.document(), indent=1) if options.json else describe(brief(found).document()))
         return Exit.DONE
 
     return guarded(command)
@@ -201,8 +201,8 @@ def status_main(argv: Sequence[str]) -> int:
         from eocube.report.info import describe, status
 
         found = status(options.url, options.group, parse_options(options.storage_options))
-        tell(json.dumps(found, indent=1) if options.json else describe(found))
-        return Exit.RETRYABLE if found["retryable"] else Exit.DONE
+        tell(json.dumps(found.document(), indent=1) if options.json else describe(found.document()))
+        return Exit.RETRYABLE if found.retryable else Exit.DONE
 
     return guarded(command)
 
@@ -218,13 +218,13 @@ def verify_main(argv: Sequence[str]) -> int:
         how: dict[str, Any] = {"decode": options.decode, "allow_local": options.allow_local_sources}
         found = verify(options.url, options.group, given, sample=options.sample or None, **how)
         if options.json:
-            tell(json.dumps(found, indent=1))
+            tell(json.dumps(found.document(), indent=1))
         else:
-            tell(describe({k: v for k, v in found.items() if k not in ("findings", "mend")}))
-            tell("\n".join(map(plain, found["findings"])) or "nothing wrong found")
-            if "mend" in found:
-                tell(plain(f"{found['mend']} mends it"))
-        return Exit.RETRYABLE if found["findings"] else Exit.DONE
+            tell(describe({k: v for k, v in found.document().items() if k not in ("findings", "mend")}))
+            tell("\n".join(map(plain, found.findings)) or "nothing wrong found")
+            if found.mend is not None:
+                tell(plain(f"{found.mend} mends it"))
+        return Exit.RETRYABLE if found.findings else Exit.DONE
 
     return guarded(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,24 @@ SAMPLE = 64
 """Windows of a time step that are compared, at most, unless asked otherwise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How near the decoded pixels of a time step are to their sources, and of how many windows and pixels that is.
+
+    `psnr` is in dB (range 1 for reflectance, 40 dB for backscatter), `sam` in radians, None of backscatter.
+    """
+
+    windows: float
+    pixels: float
+    psnr: float
+    rmse: float
+    sam: float | None = None
+
+    def document(self) -> dict[str, float]:
+        """What `eocube verify --decode --json` prints of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 def fidelity(
     plan: Plan,
     url: str,
@@ -31,8 +50,8 @@ def fidelity(
     sample: int | None = SAMPLE,
     storage_options: Mapping[str, Any] | None = None,
     allow_local: bool = False,
-) -> dict[str, dict[str, float]]:
-    """PSNR (range 1 for reflectance, 40 dB for backscatter), RMSE and SAM of the decoded cube by time step.
+) -> dict[str, Fidelity]:
+    """PSNR, RMSE and SAM of the decoded cube by time step.
 
     Sources are read again by the plan; pixels that either lacks are left out. Of more than `sample` ok windows of a
     time step, that many drawn by their place; None takes all.
@@ -46,7 +65,7 @@ def fidelity(
     ds = open_cube(url, storage_options=None if storage_options is None else dict(storage_options))
     sources = scoped(storage_options, url, trusted=allow_local)
     decoded = ds.eocube.decode()
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, Fidelity] = {}
     for k, step in enumerate(plan.times):
         windows = chosen_windows(plan, ds["status"].isel(time=k).values, sample)
         pairs = []
@@ -58,15 +77,13 @@ def fidelity(
         if not pairs:
             continue
         a, b = (np.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
-        entry = {
-            "windows": float(len(pairs)),
-            "pixels": float(a.shape[1]),
-            "psnr": float(psnr(a, b, data_range=DATA_RANGE[plan.sensor.unit])),
-            "rmse": float(rmse(a, b)),
-        }
-        if plan.sensor.unit == "reflectance":
-            entry["sam"] = float(sam(a, b))
-        scores[step.time] = entry
+        scores[step.time] = Fidelity(
+            windows=float(len(pairs)),
+            pixels=float(a.shape[1]),
+            psnr=float(psnr(a, b, data_range=DATA_RANGE[plan.sensor.unit])),
+            rmse=float(rmse(a, b)),
+            sam=float(sam(a, b)) if plan.sensor.unit == "reflectance" else None,
+        )
     return scores
 
 

@@ -1,31 +1,35 @@
-"""Says what a cube is: info, status, verification and pictures, as plain documents."""
+"""Says what a cube is: info, status, verification and pictures."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eocube.console import plain_all
 from eocube.cube.accessor import open as open_cube
 from eocube.errors import StoreError
+from eocube.ground.boxes import BBox
 from eocube.net.storage_options import scoped
 from eocube.plan.plan import Plan, stored_extent
 from eocube.plan.rules import counted, rules_of
-from eocube.report.fidelity import SAMPLE, fidelity, truth_pixels
+from eocube.report.fidelity import SAMPLE, Fidelity, fidelity, truth_pixels
 from eocube.report.history import History
 from eocube.report.source_pixels import read_source
 from eocube.store.existing import zoned
 from eocube.store.receipts import Receipt, State
+from eocube.store.seams import Seams
 from eocube.store.store import CubeStore
 from eocube.store.survey import survey
 from eocube.store.tables import Failure, Totals
 from eocube.store.verify import STRAY, told_otherwise
 
 __all__ = [
-    "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status", "truth_pixels", "verify",
+    "Info", "Status", "Verified", "brief", "cube_url", "describe", "fidelity", "info", "plan_of", "quicklook", "status",
+    "truth_pixels", "verify",
 ]  # fmt: skip
 
 LISTED = 20
@@ -33,6 +37,105 @@ LISTED = 20
 
 Options = Mapping[str, Any] | None
 """fsspec options of a cube, by its own store's place of its sources too; None takes the environment's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a cube is. `eocube info --json` has these fields in this order, by their names but for the array's.
+
+    `pixel_m` is the side of a pixel of the product's `array`; `bbox` and `extent` are in degrees; `rules` are by scene
+    id and say by which rule its numbers are read, `read_as` how many by which; `too_dark` counts windows by item.
+    """
+
+    url: str
+    sensor: str
+    bands: tuple[str, ...]
+    unit: str
+    epsg: int
+    resolution_m: int
+    product: str
+    array: str
+    pixel_m: int
+    window_px: int
+    halo_px: int
+    bbox: tuple[float, ...]
+    extent: tuple[BBox, ...]
+    array_shape: tuple[int, ...]
+    requested_percent: float
+    times: tuple[str, ...]
+    scenes: int
+    read_as: Mapping[str, int]
+    rules: Mapping[str, str]
+    weights: str
+    weights_sha256: str
+    precision: str
+    storage: str
+    space_id: str
+    plan: str
+    histogram: Mapping[str, Any] | None
+    too_dark: Mapping[str, int]
+
+    def document(self) -> dict[str, Any]:
+        """What is printed: the array's name goes into its pixels' key, and what has no histogram does not name one."""
+        left_out = {"array"} if self.histogram is not None else {"array", "histogram"}
+        found = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {f"{self.array}_{name}" if name == "pixel_m" else name: value for name, value in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a cube's windows ended. `eocube status --json` has these fields in this order, by their names.
+
+    `windows` counts by the states' labels, `failures` and `below_floor` by what is said of them, `too_dark` by item;
+    `rate` is that of the last run, in windows a second of its wall time, `eta_seconds` what is left at that rate.
+    """
+
+    url: str
+    times: int
+    time_order: str
+    windows: Mapping[str, int]
+    percent_done: float
+    rate: float | None
+    eta_seconds: int | None
+    bytes_in: int
+    bytes_out: int
+    failures: Mapping[str, int]
+    below_floor: Mapping[str, int]
+    too_dark: Mapping[str, int]
+    refused: Mapping[str, str]
+    psnr: float | None
+    sam: float | None
+    scored_windows: int
+    seams: Seams
+    retryable: bool
+    to_do: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """What is printed: the seams as ratios."""
+        return {**asdict(self), "seams": self.seams.figures()}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What is wrong with a cube, how many windows nobody attempted, and which command would mend it.
+
+    `decoded` is by time step, with its zone where there are several; None where nothing was to be decoded.
+    """
+
+    url: str
+    findings: tuple[str, ...]
+    not_attempted: int
+    mend: str | None = None
+    decoded: Mapping[str, Fidelity] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """What `eocube verify --json` prints."""
+        found: dict[str, Any] = {"url": self.url, "findings": self.findings, "not_attempted": self.not_attempted}
+        if self.mend is not None:
+            found["mend"] = self.mend
+        if self.decoded is not None:
+            found["decoded"] = {step: scores.document() for step, scores in self.decoded.items()}
+        return found
 
 
 def cube_url(url: str, group: str | None) -> str:
@@ -62,47 +165,44 @@ def groups_of(url: str, group: str | None, storage_options: Options = None) -> l
     return [plan.grid.name for plan in plans] if plans and zoned(url, plans, storage_options) else [None]
 
 
-def info(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
+def info(url: str, group: str | None = None, storage_options: Options = None) -> Info:
     """Sensor, ground, times, weights and space id of a cube, and by which rule each scene's numbers were read."""
     plan = plan_of(url, group, storage_options)
     store = CubeStore.open(cube_url(url, group), storage_options=storage_options)
     lattice, rules = plan.grid.lattice, rules_of(plan)
-    west, south, east, north = plan.grid.lonlat_bounds_with_halo()
-    return {
-        "url": cube_url(url, group),
-        "sensor": plan.sensor.name,
-        "bands": list(plan.sensor.band_names),
-        "unit": plan.sensor.unit,
-        "epsg": lattice.epsg,
-        "resolution_m": lattice.resolution,
-        "product": plan.product.kind,
-        f"{plan.product.array}_pixel_m": lattice.cell,
-        "window_px": lattice.window_px,
-        "halo_px": lattice.halo_px,
-        "bbox": [round(v, 5) for v in (west, south, east, north)],
-        "extent": [list(box) for box in stored_extent([plan])],
-        "array_shape": [len(plan.times), plan.product.channels, *plan.grid.shape],
-        "requested_percent": round(100.0 * float(plan.grid.requested_mask.mean()), 2),
-        "times": [t.time for t in plan.times],
-        "scenes": len(plan.scenes),
-        "read_as": counted(rules),
-        "rules": rules,
-        "weights": plan.product.network,
-        "weights_sha256": plan.product.weights_sha256,
-        "precision": plan.product.precision,
-        "storage": plan.product.storage.name,
-        "space_id": plan.space_id,
-        "plan": plan.hash,
-        **({"histogram": store.document["histogram"]} if "histogram" in store.document else {}),
-        "too_dark": store.log.latest().dark(),
-    }
+    return Info(
+        url=cube_url(url, group),
+        sensor=plan.sensor.name,
+        bands=tuple(plan.sensor.band_names),
+        unit=plan.sensor.unit,
+        epsg=lattice.epsg,
+        resolution_m=lattice.resolution,
+        product=plan.product.kind,
+        array=plan.product.array,
+        pixel_m=lattice.cell,
+        window_px=lattice.window_px,
+        halo_px=lattice.halo_px,
+        bbox=tuple(round(v, 5) for v in plan.grid.lonlat_bounds_with_halo()),
+        extent=stored_extent([plan]),
+        array_shape=(len(plan.times), plan.product.channels, *plan.grid.shape),
+        requested_percent=round(100.0 * float(plan.grid.requested_mask.mean()), 2),
+        times=tuple(t.time for t in plan.times),
+        scenes=len(plan.scenes),
+        read_as=counted(rules),
+        rules=rules,
+        weights=plan.product.network,
+        weights_sha256=plan.product.weights_sha256,
+        precision=plan.product.precision,
+        storage=plan.product.storage.name,
+        space_id=plan.space_id,
+        plan=plan.hash,
+        histogram=store.document.get("histogram"),
+        too_dark=store.log.latest().dark(),
+    )
 
 
-def status(url: str, group: str | None = None, storage_options: Options = None) -> dict[str, Any]:
-    """Windows by state and reason, how far the work is and how fast it goes, and what can be tried again, and how.
-
-    `rate` is that of the last run, in windows a second of its wall time; `eta_seconds` what is left at that rate.
-    """
+def status(url: str, group: str | None = None, storage_options: Options = None) -> Status:
+    """Windows by state and reason, how far the work is and how fast it goes, and what can be tried again, and how."""
     plan = plan_of(url, group, storage_options)
     store = CubeStore.open(cube_url(url, group), storage_options=storage_options)
     latest = store.log.latest()
@@ -120,27 +220,27 @@ def status(url: str, group: str | None = None, storage_options: Options = None) 
     left = counts["not_attempted"]
     attempted = sum(n for name, n in counts.items() if name not in ("outside", "not_attempted"))
     retry = [f"--retry {s.label}" for s in (State.READ_FAILED, State.ENCODE_FAILED) if counts[s.label]]
-    return {
-        "url": cube_url(url, group),
-        "times": len(plan.times),
-        "time_order": in_order(plan.disorder),
-        "windows": counts,
-        "percent_done": round(100.0 * attempted / (attempted + left), 2) if attempted + left else 100.0,
-        "rate": None if run is None else round(run.rate, 3),
-        "eta_seconds": None if run is None or not run.windows else round(left / run.rate),
-        "bytes_in": summary.bytes_in,
-        "bytes_out": summary.bytes_out,
-        "failures": {_failure(f): f.windows for f in summary.failures},
-        "below_floor": dict(breaches.most_common()),
-        "too_dark": dict(summary.dark),
-        "refused": {i: why for i, why in plan.refused},
-        "psnr": summary.scores.psnr,
-        "sam": summary.scores.sam,
-        "scored_windows": summary.scores.windows,
-        "seams": summary.seams.figures(),
-        "retryable": summary.retryable > 0,
-        "to_do": [*(["the same command, for windows not attempted"] if left else []), *retry],
-    }
+    return Status(
+        url=cube_url(url, group),
+        times=len(plan.times),
+        time_order=in_order(plan.disorder),
+        windows=counts,
+        percent_done=round(100.0 * attempted / (attempted + left), 2) if attempted + left else 100.0,
+        rate=None if run is None else round(run.rate, 3),
+        eta_seconds=None if run is None or not run.windows else round(left / run.rate),
+        bytes_in=summary.bytes_in,
+        bytes_out=summary.bytes_out,
+        failures={_failure(f): f.windows for f in summary.failures},
+        below_floor=dict(breaches.most_common()),
+        too_dark=dict(summary.dark),
+        refused=dict(plan.refused),
+        psnr=summary.scores.psnr,
+        sam=summary.scores.sam,
+        scored_windows=summary.scores.windows,
+        seams=summary.seams,
+        retryable=summary.retryable > 0,
+        to_do=(*(["the same command, for windows not attempted"] if left else []), *retry),
+    )
 
 
 def in_order(behind: int) -> str:
@@ -160,7 +260,7 @@ def verify(
     decode: bool = False,
     sample: int | None = SAMPLE,
     allow_local: bool = False,
-) -> dict[str, Any]:
+) -> Verified:
     """Read every object back; with `decode` also compare a sample of each time step's pixels with its sources.
 
     Every zone of a cube of several, unless `group` names one. `allow_local` lets the plan of a cube from elsewhere lead
@@ -168,7 +268,7 @@ def verify(
     """
     damage = survey(url, storage_options, group)
     findings = [f"{path}: {what}" for path, what in damage]
-    unfinished, decoded = 0, dict[str, Any]()
+    unfinished, decoded = 0, dict[str, Fidelity]()
     zones = groups_of(url, group, storage_options) if not damage or decode else []
     for zone in zones:
         plan, place = plan_of(url, zone, storage_options), cube_url(url, zone)
@@ -184,10 +284,8 @@ def verify(
         if decode:
             scores = fidelity(plan, place, sample=sample, storage_options=storage_options, allow_local=allow_local)
             decoded.update({k if len(zones) == 1 else f"{zone} {k}": v for k, v in scores.items()})
-    found: dict[str, Any] = {"url": cube_url(url, group), "findings": findings, "not_attempted": unfinished}
-    if any(STRAY not in what for _, what in damage):
-        found["mend"] = f"eocube repair {url}"
-    return {**found, "decoded": decoded} if decode else found
+    mend = f"eocube repair {url}" if any(STRAY not in what for _, what in damage) else None
+    return Verified(cube_url(url, group), tuple(findings), unfinished, mend, decoded if decode else None)
 
 
 def quicklook(
@@ -210,16 +308,16 @@ def quicklook(
     return str(ds.eocube.quicklook(str(out), time=time, source=pixels))
 
 
-def brief(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`info` with the rules of a few scenes only, for people."""
-    rules = document["rules"]
-    left = len(rules) - LISTED
-    shown = dict(list(rules.items())[:LISTED])
-    return {**document, "rules": {**shown, **({f"and {left} more": "eocube info --json"} if left > 0 else {})}}
+def brief(found: Info) -> Info:
+    """With the rules of a few scenes only, for people."""
+    left = len(found.rules) - LISTED
+    shown = dict(list(found.rules.items())[:LISTED])
+    return replace(found, rules={**shown, **({f"and {left} more": "eocube info --json"} if left > 0 else {})})
 
 
 def describe(document: Mapping[str, Any], indent: str = "") -> str:
     """A document as aligned lines for people."""
+    # Padded by hand: a table of rich folds long values at the terminal's width; these lines are searched and copied.
     document = plain_all(document)
     lines: list[str] = []
     width = max((len(k) for k in document), default=0)

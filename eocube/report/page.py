@@ -26,7 +26,7 @@ from eocube.read.plausible import dark_line
 from eocube.report.charts import histogram, over_time
 from eocube.report.figures import ground_pictures, states_picture
 from eocube.report.history import History
-from eocube.report.info import cube_url, groups_of, plan_of, status
+from eocube.report.info import Status, cube_url, groups_of, plan_of, status
 from eocube.store.receipts import Receipt, State
 from eocube.store.root import versions
 from eocube.store.seams import KINDS
@@ -95,26 +95,24 @@ def describe_cube(
         "url": redacted(place),
         "figures": Markup(json.dumps(_figures(found, asked, planned)).replace("<", "\\u003c")),
         "headline": list(_headline(found, asked)),
-        "states": [
-            (State.named(n).label, STATE_COLOURS[State.named(n)], found["windows"][n]) for n in found["windows"]
-        ],
+        "states": [(State.named(n).label, STATE_COLOURS[State.named(n)], found.windows[n]) for n in found.windows],
         "maps": [states_picture(states[t], requested, plan.times[t].time) for t in shown],
         "times": len(plan.times),
         "grounds": [g for g in grounds if g["pictures"]],
         "charts": list(_charts(ds, latest, plan, history)),
         "plan_rows": list(_plan_rows(found, asked, planned, store.summarise(latest).seconds)),
         "quality_rows": list(_quality_rows(found, plan)),
-        "failures": [*found["failures"].items(), *found["below_floor"].items(), *_dark(found)],
+        "failures": [*found.failures.items(), *found.below_floor.items(), *_dark(found)],
         "runs": history.runs,
         "scenes": [(scene, *in_words(plan, scene).partition(": ")[::2]) for scene in plan.scenes[:SCENES]],
         "scenes_left": max(0, len(plan.scenes) - SCENES),
         "provenance": [*_provenance(plan, store.document), _rules_in(latest)],
-        "to_do": found["to_do"],
+        "to_do": found.to_do,
     }
 
 
-def _dark(found: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for item, windows in found["too_dark"].items():
+def _dark(found: Status) -> Iterator[tuple[str, int]]:
+    for item, windows in found.too_dark.items():
         yield dark_line(item, windows), windows
 
 
@@ -123,22 +121,23 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, count - 1, min(count, most)).round()}) if count else []
 
 
-def _figures(found: Mapping[str, Any], asked: PlanSummary, planned: PlannedWork) -> dict[str, Any]:
+def _figures(found: Status, asked: PlanSummary, planned: PlannedWork) -> dict[str, Any]:
     names = ("windows", "percent_done", "rate", "psnr", "sam", "scored_windows", "seams", "bytes_in", "bytes_out")
+    said = found.document()
     return {
-        **{n: found[n] for n in names},
+        **{n: said[n] for n in names},
         "planned": {k: v for k, v in {**asdict(asked), **asdict(planned)}.items() if k not in ("refused", "rules")},
     }
 
 
-def _headline(found: Mapping[str, Any], asked: PlanSummary) -> Iterator[tuple[str, str, str]]:
-    yield "done", "percent_done", f"{found['percent_done']:g} %"
-    yield "windows ok", "windows.ok", f"{found['windows']['ok']:,}"
+def _headline(found: Status, asked: PlanSummary) -> Iterator[tuple[str, str, str]]:
+    yield "done", "percent_done", f"{found.percent_done:g} %"
+    yield "windows ok", "windows.ok", f"{found.windows['ok']:,}"
     yield "ground", "km2", f"{asked.km2:,.0f} km²"
-    yield "mean PSNR", "psnr", DASH if found["psnr"] is None else f"{found['psnr']:.2f} dB"
-    ratio = found["seams"]["blended_seam_ratio"]
+    yield "mean PSNR", "psnr", DASH if found.psnr is None else f"{found.psnr:.2f} dB"
+    ratio = found.seams.ratio("blended")
     yield "seam ratio", "seams.blended_seam_ratio", DASH if ratio is None else f"{ratio:.3f}"
-    yield "windows/s, last run", "rate", DASH if found["rate"] is None else f"{found['rate']:.3g}"
+    yield "windows/s, last run", "rate", DASH if found.rate is None else f"{found.rate:.3g}"
 
 
 def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict[str, Any]]:
@@ -169,10 +168,10 @@ def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict
 
 
 def _plan_rows(
-    found: Mapping[str, Any], asked: PlanSummary, planned: PlannedWork, seconds: float
+    found: Status, asked: PlanSummary, planned: PlannedWork, seconds: float
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """(what, planned, key, happened, share)."""
-    windows = found["windows"]
+    windows = found.windows
     done = sum(n for name, n in windows.items() if name not in ("outside", "not_attempted"))
     decoded, out = planned.bytes_decoded, planned.bytes_out
     yield "windows", f"{asked.windows:,}", "attempted", f"{done:,}", _share(done, asked.windows)
@@ -184,15 +183,15 @@ def _plan_rows(
         f"{windows['ok']:,} ok",
         _share(windows["ok"], with_scenes),
     )
-    yield "pixels decoded", decimal(decoded), "bytes_in", decimal(found["bytes_in"]), _share(found["bytes_in"], decoded)
+    yield "pixels decoded", decimal(decoded), "bytes_in", decimal(found.bytes_in), _share(found.bytes_in, decoded)
     yield (
         "latents",
         f"{decimal(out)} raw",
         "bytes_out",
-        f"{decimal(found['bytes_out'])} stored",
-        _share(found["bytes_out"], out),
+        f"{decimal(found.bytes_out)} stored",
+        _share(found.bytes_out, out),
     )
-    yield "time steps", f"{asked.times}", "times", f"{found['times']}", _share(found["times"], asked.times)
+    yield "time steps", f"{asked.times}", "times", f"{found.times}", _share(found.times, asked.times)
     yield "work, units' seconds together", DASH, "seconds", f"{seconds:,.0f} s", ""
 
 
@@ -200,16 +199,16 @@ def _share(part: float, whole: float) -> str:
     return f"{100.0 * part / whole:.1f} %" if whole else ""
 
 
-def _quality_rows(found: Mapping[str, Any], plan: Plan) -> Iterator[tuple[str, str, str]]:
-    if found["psnr"] is not None:
+def _quality_rows(found: Status, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    if found.psnr is not None:
         unit = plan.sensor.unit
         range_ = f"{DATA_RANGE[unit]:g}{'' if unit == 'reflectance' else ' ' + unit}"
-        yield f"mean PSNR, range {range_}", "psnr", f"{found['psnr']:.3f} dB"
-    if found["sam"] is not None:
-        yield "mean spectral angle", "sam", f"{found['sam']:.4f} rad"
-    yield "windows decoded again", "scored_windows", f"{found['scored_windows']:,}"
-    yield "of them under the weights' floor", "below_floor", f"{sum(found['below_floor'].values()):,}"
-    for name, value in found["seams"].items():
+        yield f"mean PSNR, range {range_}", "psnr", f"{found.psnr:.3f} dB"
+    if found.sam is not None:
+        yield "mean spectral angle", "sam", f"{found.sam:.4f} rad"
+    yield "windows decoded again", "scored_windows", f"{found.scored_windows:,}"
+    yield "of them under the weights' floor", "below_floor", f"{sum(found.below_floor.values()):,}"
+    for name, value in found.seams.figures().items():
         if value is not None:
             text = f"{value:,}" if name == "borders" else f"{value:.4f}"
             yield name.replace("_", " ") + (" measured" if name == "borders" else ""), f"seams.{name}", text

@@ -94,14 +94,14 @@ def test_the_browser_shows_the_numbers_of_the_store(browser: str, page: Path, cu
     for value, name in enumerate(meanings):
         assert int(seen.found[f"windows.{name}"]) == int((ds.status.values == value).sum()), name
     found = status(str(cube))
-    assert float(seen.found["table.psnr"].split()[0]) == pytest.approx(found["psnr"], abs=5e-4)
+    assert float(seen.found["table.psnr"].split()[0]) == pytest.approx(found.psnr, abs=5e-4)
     stored = ds.psnr.values[np.isfinite(ds.psnr.values)].astype("float64")
     assert float(seen.found["headline.psnr"].split()[0]) == pytest.approx(stored.mean(), abs=0.05)
     assert float(seen.found["table.seams.latent_seam_ratio"]) == pytest.approx(
         ds.attrs["eocube"]["seams"]["latent_seam_ratio"], abs=5e-5
     )
     (figures,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', done.stdout, re.S)
-    assert json.loads(figures)["windows"] == found["windows"]
+    assert json.loads(figures)["windows"] == found.windows
 
 
 @pytest.mark.parametrize("width", [400, 1200])

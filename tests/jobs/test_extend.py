@@ -51,11 +51,11 @@ def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Pa
     assert encode(grown, demo_catalog, DEMO_BBOX, DEMO_DATETIME, "--extent", *map(str, DEMO_BBOX)) == Exit.DONE
     with pytest.warns(UserWarning, match=r'not in order of time.*ds.sortby\("time"\)'):
         eocube.open(str(grown))
-    assert status(str(grown))["time_order"].startswith("not in order: 1 steps lie behind")
+    assert status(str(grown)).time_order.startswith("not in order: 1 steps lie behind")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         eocube.open(str(fresh))
-    assert status(str(fresh))["time_order"] == "in order"
+    assert status(str(fresh)).time_order == "in order"
 
 
 def test_a_store_of_one_zone_is_not_grown_into_a_second() -> None:

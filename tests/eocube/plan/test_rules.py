@@ -120,10 +120,10 @@ def test_windows_that_stay_keep_the_rules_they_were_read_by(plan: Plan, cube: st
 
 def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> None:
     found = info(cube)
-    assert found["rules"] == rules_of(plan) and found["read_as"] == {"-0.1 metadata": 1, "0 pixels": 1, "0 stated": 1}
-    assert "labelled  -0.1 metadata: +1000 in the pixels" in describe(brief(found))
-    many = {**found, "rules": {f"s{k:03d}": "0 metadata: x" for k in range(90)}}
-    assert "and 70 more" in describe(brief(many)) and "s020" not in describe(brief(many))
+    assert found.rules == rules_of(plan) and found.read_as == {"-0.1 metadata": 1, "0 pixels": 1, "0 stated": 1}
+    assert "labelled  -0.1 metadata: +1000 in the pixels" in describe(brief(found).document())
+    many = brief(replace(found, rules={f"s{k:03d}": "0 metadata: x" for k in range(90)})).document()
+    assert "and 70 more" in describe(many) and "s020" not in describe(many)
     nothing = Cost(0, 0, 0, 0, {}, "cpu", None, "nothing", None, None, None)
     text = lines([Forecast(plan_summary(plan), nothing)])
     assert "read as    -0.1 metadata (1 of 3)" in text and "silent: 0 pixels: dark tail B02" in text
@@ -135,13 +135,13 @@ def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> N
 
 
 def test_verify_names_a_unit_that_was_read_by_another_rule(cube: str, tmp_path: Path) -> None:
-    assert verify(cube)["findings"] == []
+    assert verify(cube).findings == ()
     other = str(shutil.copytree(cube, tmp_path / "cube.zarr"))
     store = CubeStore.open(other)
     receipt = next(r for r in store.log.receipts() if "silent" in r.rules)
     store.log.append([replace(receipt, rules={"silent": "-0.1 metadata"}, created="2099-01-01T00:00:00Z")])
     store.finalise()
-    (finding,) = verify(other)["findings"]
+    (finding,) = verify(other).findings
     assert receipt.unit in finding and "read silent as -0.1 metadata, the plan says 0 pixels" in finding
 
 
@@ -153,8 +153,8 @@ def old(tmp_path: Path) -> str:
 
 
 def test_plans_of_version_0_1_say_what_they_recorded_and_no_more(plan: Plan, old: str) -> None:
-    assert all(text.startswith(("0 metadata", "-0.1 metadata")) for text in info(old)["rules"].values())
-    assert not any(r.rules for r in CubeStore.open(old).log.receipts()) and verify(old)["findings"] == []
+    assert all(text.startswith(("0 metadata", "-0.1 metadata")) for text in info(old).rules.values())
+    assert not any(r.rules for r in CubeStore.open(old).log.receipts()) and verify(old).findings == ()
     document = json.loads(plan.to_json())
     for scene in document["scenes"]:
         for source in scene["sources"]:

@@ -157,7 +157,7 @@ def test_decoding_is_for_those_that_have_a_decoder(made: tuple[Plan, str], tmp_p
     decoded = ds.eocube.decode(bands=["B04"]).isel(time=0).compute()
     assert decoded.dims == ("band", "y", "x") and np.isfinite(decoded.values).any()
     (scores,) = fidelity(plan, url).values()
-    assert 10 < scores["psnr"] < 40
+    assert 10 < scores.psnr < 40
     with pytest.raises(InputError, match="hold codes"):
         ds.eocube.latents()
     picture = tmp_path / "quicklook.png"
@@ -167,14 +167,14 @@ def test_decoding_is_for_those_that_have_a_decoder(made: tuple[Plan, str], tmp_p
 def test_info_status_and_the_page_say_what_it_is(made: tuple[Plan, str], tmp_path: Path) -> None:
     plan, url = made
     said, now = info(url), status(url)
-    assert said["product"] == plan.product.kind and said["space_id"] == plan.space_id
-    assert now["percent_done"] == 100.0
+    assert said.product == plan.product.kind and said.space_id == plan.space_id
+    assert now.percent_done == 100.0
     page = Path(write_page(url, str(tmp_path / "page.html"))).read_text()
     assert plan.space_id in page
     if plan.product.summary == "histogram":
         counted = sum(r.histogram.count for r in CubeStore.open(url).receipts() if r.histogram is not None)
-        assert said["histogram"]["count"] == counted == 144 * now["windows"]["ok"]
-        assert 1 < said["histogram"]["codes"][0] <= LEVELS and 0 < said["histogram"]["entropy"][0] < 6
+        assert said.histogram["count"] == counted == 144 * now.windows["ok"]
+        assert 1 < said.histogram["codes"][0] <= LEVELS and 0 < said.histogram["entropy"][0] < 6
     else:
         values = eocube.open(url).eocube.values().values
         moments = eocube.open(url).eocube.info.moments

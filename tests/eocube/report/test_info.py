@@ -118,20 +118,20 @@ def test_history_spreads_windows_over_working_time() -> None:
 
 def test_status_says_what_can_be_tried_again(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     found = status(made.url)
-    assert found["windows"]["read_failed"] == 1 and found["retryable"]
-    assert found["to_do"] == ["--retry read_failed"]
+    assert found.windows["read_failed"] == 1 and found.retryable
+    assert found.to_do == ("--retry read_failed",)
     assert main(["status", made.url, "--json"]) == Exit.RETRYABLE
-    assert json.loads(capsys.readouterr().out)["windows"] == found["windows"]
+    assert json.loads(capsys.readouterr().out)["windows"] == found.windows
 
 
 def test_verify_names_a_flipped_bit_its_chunk_and_strays(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(made.url)["findings"] == []
+    assert verify(made.url).findings == ()
     shard = sorted((Path(made.url) / "latent" / "c").rglob("*"))[-1]
     data = bytearray(shard.read_bytes())
     data[40] ^= 4
     shard.write_bytes(bytes(data))
     (Path(made.url) / "latent" / "stray").write_bytes(b"x")
-    findings = verify(made.url)["findings"]
+    findings = verify(made.url).findings
     key = shard.relative_to(made.url).as_posix()
     assert any(f.startswith(f"{key}: ") and "SHA-256" in f and "damaged" in f for f in findings), findings
     assert any(f.startswith("latent/stray: ") for f in findings)
@@ -147,6 +147,6 @@ def test_every_byte_of_a_shard_counts(made: Made) -> None:
         data = bytearray(whole)
         data[place] ^= 1 << (place % 8)
         shard.write_bytes(bytes(data))
-        assert any(f.startswith(shard.relative_to(made.url).as_posix()) for f in verify(made.url)["findings"]), place
+        assert any(f.startswith(shard.relative_to(made.url).as_posix()) for f in verify(made.url).findings), place
     shard.write_bytes(whole)
-    assert verify(made.url)["findings"] == []
+    assert verify(made.url).findings == ()

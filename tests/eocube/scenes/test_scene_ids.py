@@ -155,7 +155,7 @@ def test_a_store_of_version_0_1_that_mixed_them_up_is_named(tmp_path: Path) -> N
     )
     url = str(tmp_path / "cube.zarr")
     CubeStore.create(url, old)
-    assert any("several items are called 'scene'" in finding for finding in verify(url)["findings"])
+    assert any("several items are called 'scene'" in finding for finding in verify(url).findings)
     w, s, e, n = (str(v) for v in box_at(EAST))
     options = EncodeOptions(bbox=(w, s, e, n), datetime=f"{FIRST}/{SECOND}", sensor="RGBN", bands="B04", out=url)
     with pytest.raises(StoreError, match="several items called 'scene'"):

@@ -61,7 +61,7 @@ def test_strays_stop_nothing_and_are_named_and_left(url: str) -> None:
     for key in strays:
         target.delete(key)
     assert store.verify() == []
-    assert status(url)["windows"]["not_attempted"] == 0 and eocube.open(url).sizes["time"] == 2
+    assert status(url).windows["not_attempted"] == 0 and eocube.open(url).sizes["time"] == 2
 
 
 def test_a_stray_in_the_log_is_no_segment(tmp_path: Path) -> None:
