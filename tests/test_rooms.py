@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "ray", "rasterio", "aiohttp", "boto3", "matplotlib", "odc")
+HEAVY = ("torch", "ray", "rasterio", "aiohttp", "boto3", "matplotlib", "odc", "pydantic")
 
 
 @pytest.mark.parametrize("module", ["eocube", "eocube.cli", "eocube.run.request"])

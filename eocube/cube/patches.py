@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import shapely
 import torch
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 from shapely import STRtree
 from shapely.geometry import box
 
@@ -32,6 +33,7 @@ from eocube.scenes.stac import PRESETS
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.store import CubeStore
+from model.forms import Form, Items, Number, Text
 from model.pixels import PixelPipeline
 
 # A core is a multiple of three latents, where the 60 m bands align; at 8 pixels a latent, patches go by this many.
@@ -224,6 +226,37 @@ class ScenePatches:
         )
 
 
+def _boxes(given: Any) -> Any:
+    """One box as a list of boxes."""
+    if not isinstance(given, (list, tuple)) or (given and isinstance(given[0], (list, tuple))):
+        return given
+    return [given]
+
+
+class _Search(Form):
+    refusal = InputError
+
+    catalog: Text
+    sensor: Text
+    bbox: Annotated[Items[Items[Number]], BeforeValidator(_boxes)]
+    datetime: Text
+    bands: Items[str] | None = None
+    offset: Number | None = None
+    size: int = 264
+    resolution: int = 10
+    max_cloud: Number | None = None
+    storage_options: dict[str, Any] | None = None
+
+
+class _CubeSources(Form):
+    refusal = InputError
+
+    url: Text
+    size: int | None = None
+    max_cloud: Number | None = None
+    storage_options: dict[str, Any] | None = None
+
+
 def open_search(options: Mapping[str, Any]) -> ScenePatches:
     """`ScenePatches.from_search` from plain values, as a file names them.
 
@@ -231,31 +264,26 @@ def open_search(options: Mapping[str, Any]) -> ScenePatches:
     that leave it open), size (264), resolution (10), max_cloud, storage_options. InputError names a key that is
     missing, unknown or wrong.
     """
-    given = _known(
-        options,
-        need=("catalog", "sensor", "bbox", "datetime"),
-        more=("bands", "offset", "size", "resolution", "max_cloud", "storage_options"),
-    )
-    sensor = get_sensor(given["sensor"])
-    if given.get("offset") is not None:
-        sensor = sensor.with_offset(float(given["offset"]))
-    if given.get("bands"):
-        sensor = sensor.subset(list(given["bands"]))
-    listed = list(given["bbox"])
+    given = _Search.read(options, "patches")
+    sensor = get_sensor(given.sensor)
+    if given.offset is not None:
+        sensor = sensor.with_offset(given.offset)
+    if given.bands:
+        sensor = sensor.subset(given.bands)
     boxes: list[BBox] = []
-    for corners in listed if listed and isinstance(listed[0], (list, tuple)) else [listed]:
+    for corners in given.bbox:
         if len(corners) != 4:
             raise InputError(f"bbox takes four numbers, west south east north; {len(corners)} given")
-        boxes += parse_bbox(*(float(value) for value in corners))
+        boxes += parse_bbox(*corners)
     return ScenePatches.from_search(
-        str(given["catalog"]),
+        given.catalog,
         sensor,
         boxes,
-        parse_interval(str(given["datetime"])),
-        size=int(given.get("size", 264)),
-        resolution=int(given.get("resolution", 10)),
-        max_cloud=given.get("max_cloud"),
-        storage_options=given.get("storage_options"),
+        parse_interval(given.datetime),
+        size=given.size,
+        resolution=given.resolution,
+        max_cloud=given.max_cloud,
+        storage_options=given.storage_options,
     )
 
 
@@ -264,15 +292,15 @@ def open_cube_sources(options: Mapping[str, Any]) -> ScenePatches:
 
     Keys: url; size (default: the cube's own cores), max_cloud, storage_options. InputError as `open_search`.
     """
-    given = _known(options, need=("url",), more=("size", "max_cloud", "storage_options"))
-    texts = CubeStore.stored_plans(str(given["url"]), storage_options=given.get("storage_options"))
+    given = _CubeSources.read(options, "patches")
+    texts = CubeStore.stored_plans(given.url, storage_options=given.storage_options)
     if not texts:
-        raise InputError(f"{given['url']}: no eocube cube is there")
+        raise InputError(f"{given.url}: no eocube cube is there")
     return ScenePatches.from_plans(
         [Plan.from_json(text) for text in texts],
-        size=None if given.get("size") is None else int(given["size"]),
-        max_cloud=given.get("max_cloud"),
-        storage_options=scoped(given.get("storage_options"), str(given["url"])),
+        size=given.size,
+        max_cloud=given.max_cloud,
+        storage_options=scoped(given.storage_options, given.url),
     )
 
 
@@ -281,15 +309,6 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any]], ScenePatches]] = {
     "cube-sources": open_cube_sources,
 }
 """What a training data file calls them, and how they are opened."""
-
-
-def _known(options: Mapping[str, Any], *, need: Sequence[str], more: Sequence[str]) -> Mapping[str, Any]:
-    missing = [key for key in need if options.get(key) is None]
-    strange = [key for key in options if key not in (*need, *more)]
-    if missing or strange:
-        wrong = f"{missing[0]} is missing" if missing else f"unknown key {strange[0]!r}"
-        raise InputError(f"patches: {wrong}; keys are {', '.join((*need, *more))}")
-    return options
 
 
 def _lattice(epsg: int, resolution: int, size: int) -> Lattice:

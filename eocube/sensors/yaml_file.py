@@ -24,6 +24,9 @@ Reflectance travels as uint16 with the file's scale and offset (default: Sentine
 dn8 as uint8. The default says nothing of a source: an item that declares no offset needs one in the file, or, where the
 sensor is trained as one of Sentinel-2, is settled as that satellite's items are. Items of Sentinel-2 itself keep its
 offset rule whatever the file says; the file counts where they and their pixels leave it open.
+
+Checked by hand, not by `model.forms`: its messages would name a band by its place instead of its name, unless a speller
+of our own took the lines it saves, and every start of the command line would wait for pydantic.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
+from model.forms import Form, Number, Text
 from model.sensors import SENSORS, TrainedSensor
 from model.training.sources.augment import Augmentation
 from model.training.sources.batching import PatchBatches
@@ -48,11 +50,46 @@ from model.training.sources.stream import Worker
 from model.training.sources.terramesh import MODALITIES, TerraMesh
 
 Opener = Callable[[Mapping[str, Any]], PatchSet]
-_COMMON = ("kind", "share", "mix", "name")
-_TERRAMESH = ("url", "modalities", "buffer", "corrected", "storage_options")
-_RASTERS = ("listing", "root", "sensor", "size", "stride")
 # What a kind was called -> what it is called: files from before are told so.
 _RENAMED: Mapping[str, str] = {"cube": "cube-sources"}
+
+
+class _File(Form):
+    sources: list[Any]
+    split: Any = None
+    fit: str = "crop"
+    turns: str = "patch"
+    augment: bool = False
+
+
+class _Split(Form):
+    block: Number
+    margin: Number
+    shares: dict[Text, Number]
+    seed: int = 0
+
+
+class _Source(Form):
+    kind: str
+    share: Number = 1.0
+    mix: dict[str, Number] = Field(default_factory=dict)
+    name: Text | None = None
+
+
+class _TerraMesh(_Source):
+    url: str
+    modalities: list[str]
+    buffer: int = 512
+    corrected: bool = False
+    storage_options: dict[str, Any] | None = None
+
+
+class _Rasters(_Source):
+    listing: str
+    root: str
+    sensor: str
+    size: int
+    stride: int | None = None
 
 
 def open_data(
@@ -81,27 +118,27 @@ def open_data(
     document = yaml.safe_load(path.read_text())
     if not isinstance(document, dict) or not document.get("sources"):
         raise ValueError(f"{path.name} lists no data: it needs a list `sources` with one entry at least")
-    _check(document, ("sources", "split", "fit", "turns", "augment"), path.name)
-    rule = _rule(document.get("split"), split, path.name)
+    file = _File.read(document, path.name)
+    rule = _rule(file.split, split, path.name)
     known = {**SENSORS, **MODALITIES, **(sensors or {})}
     worker = worker or Worker()
     named: dict[str, PatchBatches] = {}
     shares: dict[str, float] = {}
-    for number, entry in enumerate(document["sources"]):
+    for number, entry in enumerate(file.sources):
         where = f"{path.name}: source {number + 1}"
-        feed = _feed(entry, where, path.parent, rule, split, seed + number, worker, known, kinds or {})
-        name = str(entry.get("name", f"{number + 1} {entry['kind']}"))
+        source, feed = _feed(entry, where, path.parent, rule, split, seed + number, worker, known, kinds or {})
+        name = source.name or f"{number + 1} {source.kind}"
         named[name] = PatchBatches(
             feed,
             known,
-            {str(k): float(v) for k, v in (entry.get("mix") or {}).items()},
+            source.mix,
             seed + number,
             worker.index,
-            str(document.get("fit", "crop")),
-            str(document.get("turns", "patch")),
-            Augmentation() if document.get("augment") else None,
+            file.fit,
+            file.turns,
+            Augmentation() if file.augment else None,
         )
-        shares[name] = float(entry.get("share", 1.0))
+        shares[name] = source.share
     return Mixture(named, shares, seed)
 
 
@@ -123,41 +160,38 @@ def _feed(
     worker: Worker,
     sensors: Mapping[str, TrainedSensor],
     kinds: Mapping[str, Opener],
-) -> Feed:
+) -> tuple[_Source, Feed]:
     kind = entry.get("kind") if isinstance(entry, Mapping) else None
     if kind == "terramesh":
-        given = _check(entry, (*_COMMON, *_TERRAMESH), where, need=("url", "modalities"))
-        return TerraMesh.open(
-            str(given["url"]),
-            [str(m) for m in given["modalities"]],
+        shards = _TerraMesh.read(entry, where)
+        return shards, TerraMesh.open(
+            shards.url,
+            shards.modalities,
             seed=seed,
             worker=worker,
-            buffer=int(given.get("buffer", 512)),
-            corrected=bool(given.get("corrected", False)),
+            buffer=shards.buffer,
+            corrected=shards.corrected,
             rule=rule,
             split=split,
-            storage_options=given.get("storage_options"),
+            storage_options=shards.storage_options,
         )
     patches: PatchSet
+    source: _Source
     if kind == "rasters":
-        given = _check(entry, (*_COMMON, *_RASTERS), where, need=("listing", "root", "sensor", "size"))
-        if given["sensor"] not in sensors:
-            raise ValueError(f"{where}: no sensor {given['sensor']!r}: there are {', '.join(sensors)}")
-        patches = RasterPatches.open(
-            folder / given["listing"],
-            folder / given["root"],
-            str(given["sensor"]),
-            int(given["size"]),
-            None if given.get("stride") is None else int(given["stride"]),
-            sensors=sensors,
-        )
+        source = images = _Rasters.read(entry, where)
+        if images.sensor not in sensors:
+            raise ValueError(f"{where}: no sensor {images.sensor!r}: there are {', '.join(sensors)}")
+        listing, root = folder / images.listing, folder / images.root
+        patches = RasterPatches.open(listing, root, images.sensor, images.size, images.stride, sensors=sensors)
     elif str(kind) in kinds:
-        patches = kinds[str(kind)]({key: value for key, value in entry.items() if key not in _COMMON})
+        common = _Source.model_fields
+        source = _Source.read({key: value for key, value in entry.items() if key in common}, where)
+        patches = kinds[source.kind]({key: value for key, value in entry.items() if key not in common})
     elif str(kind) in _RENAMED:
         raise ValueError(f"{where}: kind {kind!r} is called {_RENAMED[str(kind)]!r} now: write that")
     else:
         raise ValueError(f"{where}: no kind {kind!r}: there are {', '.join(('terramesh', 'rasters', *kinds))}")
-    return IndexedFeed(patches, seed, worker, rule, split)
+    return source, IndexedFeed(patches, seed, worker, rule, split)
 
 
 def _rule(document: Any, split: str | None, where: str) -> BlockSplit | None:
@@ -165,22 +199,9 @@ def _rule(document: Any, split: str | None, where: str) -> BlockSplit | None:
         if split is not None:
             raise ValueError(f"{where} has no split, so there is no {split!r}: state block, margin and shares")
         return None
-    need = ("block", "margin", "shares")
-    given = _check(document, (*need, "seed"), f"{where}: split", need=need)
-    shares = {str(name): float(share) for name, share in given["shares"].items()}
-    rule = BlockSplit(float(given["block"]), float(given["margin"]), shares, int(given.get("seed", 0)))
+    given = _Split.read(document, f"{where}: split")
+    rule = BlockSplit(given.block, given.margin, given.shares, given.seed)
     if split is None:
-        raise ValueError(f"{where} has a split: say which of {', '.join(shares)} is wanted")
+        raise ValueError(f"{where} has a split: say which of {', '.join(given.shares)} is wanted")
     rule.check(split)
     return rule
-
-
-def _check(given: Any, known: tuple[str, ...], where: str, *, need: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{where}: expected keys {', '.join(known)}")
-    strange = [key for key in given if key not in known]
-    missing = [key for key in need if given.get(key) is None]
-    if strange or missing:
-        wrong = f"unknown key {strange[0]!r}" if strange else f"{missing[0]} is missing"
-        raise ValueError(f"{where}: {wrong}; keys are {', '.join(known)}")
-    return given

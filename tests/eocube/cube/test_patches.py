@@ -132,6 +132,8 @@ def test_a_source_that_is_gone_names_item_and_asset(demo_catalog: Path, found: S
         ("stac", {"size": 100}, "patches of 100 px: take a multiple of 24, such as 96"),
         ("stac", {"datetime": None}, "datetime is missing; keys are"),
         ("stac", {"color": 1}, "unknown key 'color'"),
+        ("stac", {"size": "96"}, "patches: size must be a valid integer, not '96'"),
+        ("stac", {"bbox": [1, "2", 3, 4]}, "patches: bbox.0.1 must be a valid number, not '2'"),
         ("stac", {"bbox": [1, 2, 3]}, "bbox takes four numbers"),
         ("stac", {"bbox": [-10, 30, 40, 70]}, "squares of 960 m, more than 250000: give several smaller boxes"),
         ("stac", {"sensor": "S9"}, "no sensor 'S9'"),

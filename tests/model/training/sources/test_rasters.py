@@ -206,6 +206,14 @@ def test_a_data_file_opens_its_sources_and_their_mixture_resumes(folder: Path, t
         ({"sources": [{"kind": "rasters", "listing": "l", "root": ".", "sensor": "S3", "size": 8}]}, "no sensor 'S3'"),
         ({"split": {"block": 1000}}, "split: margin is missing"),
         ({"split": {"block": 5e4, "margin": 5e3, "shares": {"train": 1}}}, "say which of train is wanted"),
+        (
+            {"split": {"block": "wide", "margin": 1, "shares": {"train": 1}}},
+            r"d\.yaml: split: block must be a valid number",
+        ),
+        (
+            {"sources": [{"kind": "terramesh", "url": "x", "modalities": "S2L2A"}]},
+            "source 1: modalities must be a valid",
+        ),
         ({"fit": "stretch"}, "fit 'stretch' must be one of"),
         ({"sources": [{"kind": "terramesh", "url": "nowhere/*.tar", "modalities": ["S2L2A"]}]}, "no shards at"),
     ],
