@@ -160,7 +160,8 @@ def footprint_of(item: Mapping[str, Any]) -> BaseGeometry | None:
 def _unrolled(part: BaseGeometry) -> BaseGeometry:
     """One ring's polygon with its western longitudes shifted by 360 where it spans more than half the globe.
 
-    One whose corners all lie on the antimeridian stays: it goes around the globe and crosses nothing.
+    One whose corners all lie on the antimeridian stays: it goes around the globe and crosses nothing. The package
+    `antimeridian` does the opposite, it splits at 180; here and in a plan's footprints its parts would be joined again.
     """
     west, _, east, _ = part.bounds
     if east - west <= 180:

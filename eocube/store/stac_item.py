@@ -71,7 +71,11 @@ def cube_item(plan: StorePlan, name: str) -> bytes:
 
 
 def _lonlat(epsg: int, bounds: tuple[float, float, float, float]) -> tuple[dict[str, Any], list[float]]:
-    """Footprint in degrees, split at the antimeridian, and its bbox, with west > east across it."""
+    """Footprint in degrees, split at the antimeridian, and its bbox, with west > east across it.
+
+    Not by the package `antimeridian`: its rings have the same corners but start at another one, so that the bytes of
+    every store's item would change.
+    """
     outline = shapely.segmentize(shapely.box(*bounds), max(bounds[2] - bounds[0], bounds[3] - bounds[1]) / 8)
     x, y = shapely.get_coordinates(outline).T
     lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(x, y)
