@@ -1,18 +1,25 @@
-"""Draws the report page's pictures as data URIs: window states, decoded ground, sources, values."""
+"""Draws the report page's figures: pictures of states and ground as data URIs, charts as inline SVG."""
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 
 from eocube.cube.colours import Composite, Stretch, composite, principal_components
 from eocube.cube.quicklook import STATE_COLOURS, busiest
@@ -23,6 +30,12 @@ from eocube.store.receipts import State
 
 SIDE = 640
 """Pixels a side of a picture, at most."""
+_WIDTH, _HEIGHT = 420, 190
+"""A chart's size in its own units."""
+_PAGES = {"bar": "#3f7f9f", "mark": "#c8553d", "soft": "#5d676e", "line": "#dfe3e0", "ink": "#1d2327"}
+"""The page's own colours by the names that its style sheet has for them, by which they follow a dark screen."""
+_SAID = "said "
+"""How the id of what is pointed at begins in matplotlib's SVG; the rest is what is shown then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,23 @@ class Picture:
     uri: str
     width: int
     height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A time step and its pictures."""
+
+    time: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart, and what it shows in words."""
+
+    title: str
+    note: str
+    svg: Markup
 
 
 def states_picture(status: npt.NDArray[np.uint8], requested: npt.NDArray[np.bool_], title: str) -> Picture:
@@ -46,15 +76,15 @@ def states_picture(status: npt.NDArray[np.uint8], requested: npt.NDArray[np.bool
 
 def ground_pictures(
     ds: xr.Dataset, plan: Plan, time: int, *, source: bool, source_options: Mapping[str, Any] | None = None
-) -> list[Picture]:
+) -> tuple[Picture, ...]:
     """One time step decoded, its latents, and with `source` what was encoded; of a large cube its fullest part."""
     info = ds.eocube.info
     if not info.product.decodes:
-        return []
+        return ()
     step = ds.isel(time=time)
     decoded = busiest(step.eocube.decode(), step["status"], info).compute()
     if not np.isfinite(decoded.values).all(0).any():
-        return []
+        return ()
     seen = np.isfinite(decoded.values).all(0)  # what lies beyond the scenes is not worth the room
     rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     decoded = decoded.isel(y=slice(rows[0], rows[-1] + 1), x=slice(cols[0], cols[-1] + 1))
@@ -86,7 +116,7 @@ def ground_pictures(
     )
     layers = Composite(principal_components(latents.values.astype(np.float32)), "", joint=False)
     pictures.append(_picture(f"{info.product.array}s, 3 principal components", Stretch.of(layers)(layers.layers)))
-    return pictures
+    return tuple(pictures)
 
 
 def _picture(title: str, colours: npt.NDArray[np.floating]) -> Picture:
@@ -96,3 +126,65 @@ def _picture(title: str, colours: npt.NDArray[np.floating]) -> Picture:
     imsave(buffer, image, format="png", metadata={"Software": ""})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Picture(title, f"data:image/png;base64,{data}", image.shape[1], image.shape[0])
+
+
+def histogram(values: npt.NDArray[np.float64], label: str, *, bins: int = 24) -> Markup:
+    """How many windows have which of some finite values, one at least; the mean is marked."""
+    low, high, mean = float(values.min()), float(values.max()), float(values.mean())
+    if high - low < 1e-9:
+        low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    figure, axes = _bars(edges, counts.astype(np.float64), label, "windows")
+    axes.axvline(mean, color=_PAGES["mark"], linestyle="--", clip_on=False)
+    side, nudge = ("left", 4) if mean < low + 0.6 * (high - low) else ("right", -4)
+    axes.annotate(
+        f"mean {mean:.3g}", (mean, 1.0), (nudge, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+        ha=side, va="top", size=11, color=_PAGES["ink"],
+    )  # fmt: skip
+    return _svg(figure, f"windows by {label}")
+
+
+def over_time(edges: npt.NDArray[np.float64], rates: npt.NDArray[np.float64], mean: float) -> Markup:
+    """Windows a second over working time, the mean as a line; `edges` in seconds."""
+    scale, unit = (1.0, "s") if edges[-1] < 600 else (60.0, "min") if edges[-1] < 36000 else (3600.0, "h")
+    label = f"working time, {unit}"
+    figure, axes = _bars(edges / scale, rates, label, "windows/s")
+    axes.axhline(mean, color=_PAGES["mark"], linestyle="--", clip_on=False)
+    return _svg(figure, f"windows/s by {label}")
+
+
+def _bars(
+    edges: npt.NDArray[np.float64], heights: npt.NDArray[np.float64], label: str, unit: str
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
+    axes = figure.add_subplot()
+    for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
+        if height > 0:
+            # What is cut off needs ids, and several charts of a page would have the same.
+            (bar,) = axes.bar(left, height, 0.95 * (right - left), align="edge", color=_PAGES["bar"], clip_on=False)
+            bar.set_gid(f"{_SAID}{left:.4g} to {right:.4g}: {height:.4g} {unit}")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0.0, 1.1 * float(heights.max()) or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(label, size=11, color=_PAGES["soft"])
+    axes.tick_params(length=0, labelsize=11, labelcolor=_PAGES["soft"])
+    axes.grid(axis="y", color=_PAGES["line"], clip_on=False)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, said: str) -> Markup:
+    """The figure as an element of the page: in its colours and letters, with what is said of each bar."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = re.sub(rf'<g id="{_SAID}([^"]*)">', r"<g><title>\1</title>", svg[svg.index("<svg") :])
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for name, colour in _PAGES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from rich.filesize import decimal
@@ -23,10 +24,10 @@ from eocube.plan.plan import Plan
 from eocube.plan.rules import NOT_RECORDED, in_words
 from eocube.products.scores import DATA_RANGE
 from eocube.read.plausible import dark_line
-from eocube.report.charts import histogram, over_time
-from eocube.report.figures import ground_pictures, states_picture
-from eocube.report.history import History
+from eocube.report.figures import Chart, Ground, Picture, ground_pictures, histogram, over_time, states_picture
+from eocube.report.history import History, Run
 from eocube.report.info import Status, cube_url, groups_of, plan_of, status
+from eocube.scenes.scene import Scene
 from eocube.store.receipts import Receipt, State
 from eocube.store.root import versions
 from eocube.store.seams import KINDS
@@ -38,6 +39,36 @@ SCENES = 200
 """Scenes listed at most."""
 _BINS = 48
 DASH = "\N{EN DASH}"
+
+Row = tuple[str, str, str]
+"""A figure's name, its key in the page (`data-name`), and its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class CubePage:
+    """What the template shows of one cube.
+
+    `figures` is JSON; `states` are (label, colour, windows), `plan_rows` (what, planned, key, happened, share),
+    `failures` (reason, windows), `scenes` each with its rule and the reason, `provenance` names with values.
+    """
+
+    title: str
+    url: str
+    figures: Markup
+    headline: tuple[Row, ...]
+    states: tuple[tuple[str, str, int], ...]
+    maps: tuple[Picture, ...]
+    times: int
+    grounds: tuple[Ground, ...]
+    charts: tuple[Chart, ...]
+    plan_rows: tuple[tuple[str, str, str, str, str], ...]
+    quality_rows: tuple[Row, ...]
+    failures: tuple[tuple[str, int], ...]
+    runs: tuple[Run, ...]
+    scenes: tuple[tuple[Scene, str, str], ...]
+    scenes_left: int
+    provenance: tuple[tuple[str, str], ...]
+    to_do: tuple[str, ...]
 
 
 def write_page(
@@ -74,8 +105,8 @@ def write_page(
 
 def describe_cube(
     url: str, group: str | None, storage_options: Mapping[str, Any] | None, *, source: bool, allow_local: bool = False
-) -> dict[str, Any]:
-    """What the template shows of one cube: figures, tables as (name, key, value) rows, charts and pictures."""
+) -> CubePage:
+    """What the template shows of one cube: figures, tables, charts and pictures."""
     place = cube_url(url, group)
     plan, store = plan_of(url, group, storage_options), CubeStore.open(place, storage_options=storage_options)
     latest = store.log.latest()
@@ -86,29 +117,34 @@ def describe_cube(
     shown = spread(len(plan.times), MAPS)
     full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]
     sources = scoped(storage_options, url, trusted=allow_local)
-    grounds = [
-        {"time": plan.times[t].time, "pictures": ground_pictures(ds, plan, t, source=source, source_options=sources)}
+    grounds = (
+        Ground(plan.times[t].time, ground_pictures(ds, plan, t, source=source, source_options=sources))
         for t in (full[k] for k in spread(len(full), GROUNDS))
-    ]
-    return {
-        "title": f"{plan.sensor.name}, {plan.grid.name}",
-        "url": redacted(place),
-        "figures": Markup(json.dumps(_figures(found, asked, planned)).replace("<", "\\u003c")),
-        "headline": list(_headline(found, asked)),
-        "states": [(State.named(n).label, STATE_COLOURS[State.named(n)], found.windows[n]) for n in found.windows],
-        "maps": [states_picture(states[t], requested, plan.times[t].time) for t in shown],
-        "times": len(plan.times),
-        "grounds": [g for g in grounds if g["pictures"]],
-        "charts": list(_charts(ds, latest, plan, history)),
-        "plan_rows": list(_plan_rows(found, asked, planned, store.summarise(latest).seconds)),
-        "quality_rows": list(_quality_rows(found, plan)),
-        "failures": [*found.failures.items(), *found.below_floor.items(), *_dark(found)],
-        "runs": history.runs,
-        "scenes": [(scene, *in_words(plan, scene).partition(": ")[::2]) for scene in plan.scenes[:SCENES]],
-        "scenes_left": max(0, len(plan.scenes) - SCENES),
-        "provenance": [*_provenance(plan, store.document), _rules_in(latest)],
-        "to_do": found.to_do,
-    }
+    )
+    return CubePage(
+        title=f"{plan.sensor.name}, {plan.grid.name}",
+        url=redacted(place),
+        figures=Markup(json.dumps(_figures(found, asked, planned)).replace("<", "\\u003c")),
+        headline=tuple(_headline(found, asked)),
+        states=tuple((label, STATE_COLOURS[State.named(label)], count) for label, count in found.windows.items()),
+        maps=tuple(states_picture(states[t], requested, plan.times[t].time) for t in shown),
+        times=len(plan.times),
+        grounds=tuple(ground for ground in grounds if ground.pictures),
+        charts=tuple(_charts(ds, latest, history)),
+        plan_rows=tuple(_plan_rows(found, asked, planned, store.summarise(latest).seconds)),
+        quality_rows=tuple(_quality_rows(found, plan)),
+        failures=(*found.failures.items(), *found.below_floor.items(), *_dark(found)),
+        runs=history.runs,
+        scenes=tuple((scene, *_rule_and_why(plan, scene)) for scene in plan.scenes[:SCENES]),
+        scenes_left=max(0, len(plan.scenes) - SCENES),
+        provenance=(*_provenance(plan, store.document), _rules_in(latest)),
+        to_do=found.to_do,
+    )
+
+
+def _rule_and_why(plan: Plan, scene: Scene) -> tuple[str, str]:
+    rule, _, why = in_words(plan, scene).partition(": ")
+    return rule, why
 
 
 def _dark(found: Status) -> Iterator[tuple[str, int]]:
@@ -130,7 +166,7 @@ def _figures(found: Status, asked: PlanSummary, planned: PlannedWork) -> dict[st
     }
 
 
-def _headline(found: Status, asked: PlanSummary) -> Iterator[tuple[str, str, str]]:
+def _headline(found: Status, asked: PlanSummary) -> Iterator[Row]:
     yield "done", "percent_done", f"{found.percent_done:g} %"
     yield "windows ok", "windows.ok", f"{found.windows['ok']:,}"
     yield "ground", "km2", f"{asked.km2:,.0f} km²"
@@ -140,31 +176,26 @@ def _headline(found: Status, asked: PlanSummary) -> Iterator[tuple[str, str, str
     yield "windows/s, last run", "rate", DASH if found.rate is None else f"{found.rate:.3g}"
 
 
-def _charts(ds: Any, latest: Any, plan: Plan, history: History) -> Iterator[dict[str, Any]]:
-    for name, unit in (("psnr", "PSNR of the window, dB"), ("sam", "spectral angle, rad")):
+def _charts(ds: xr.Dataset, latest: Iterable[Receipt], history: History) -> Iterator[Chart]:
+    scores = ("psnr", "PSNR", "PSNR of the window, dB"), ("sam", "Spectral angle", "spectral angle, rad")
+    for name, title, label in scores:
         if name not in ds:
             continue
         values = ds[name].values.astype(np.float64)
         values = values[np.isfinite(values)]
         if values.size:
-            title = {"psnr": "PSNR", "sam": "Spectral angle"}[name]
-            note = f"{values.size} windows decoded again as they were made"
-            yield {"title": title, "note": note, "svg": Markup(histogram(values.tolist(), unit))}
+            yield Chart(title, f"{values.size} windows decoded again as they were made", histogram(values, label))
     for kind in KINDS:
         ratios = [r for receipt in latest if receipt.seams and (r := receipt.seams.ratio(kind)) is not None]
         if ratios:
-            yield {
-                "title": f"Seam ratio, {kind}",
-                "note": "one value a shard; 1: a core's border cannot be told from its inside",
-                "svg": Markup(histogram(ratios, f"step across borders / inside, {kind}")),
-            }
+            note = "one value a shard; 1: a core's border cannot be told from its inside"
+            drawn = histogram(np.array(ratios), f"step across borders / inside, {kind}")
+            yield Chart(f"Seam ratio, {kind}", note, drawn)
     if history.runs:
         edges, rates = history.throughput(_BINS)
         mean = sum(r.windows for r in history.runs) / sum(r.seconds for r in history.runs)
         runs = f"{len(history.runs)} runs, pauses left out" if len(history.runs) > 1 else "one run"
-        note = f"mean {mean:.3g} windows/s over {runs}"
-        chart = Markup(over_time(edges.tolist(), rates.tolist(), mean))
-        yield {"title": "Throughput", "note": note, "svg": chart}
+        yield Chart("Throughput", f"mean {mean:.3g} windows/s over {runs}", over_time(edges, rates, mean))
 
 
 def _plan_rows(
@@ -199,7 +230,7 @@ def _share(part: float, whole: float) -> str:
     return f"{100.0 * part / whole:.1f} %" if whole else ""
 
 
-def _quality_rows(found: Status, plan: Plan) -> Iterator[tuple[str, str, str]]:
+def _quality_rows(found: Status, plan: Plan) -> Iterator[Row]:
     if found.psnr is not None:
         unit = plan.sensor.unit
         range_ = f"{DATA_RANGE[unit]:g}{'' if unit == 'reflectance' else ' ' + unit}"
