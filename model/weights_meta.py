@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,12 @@ FLOOR_MARGIN = 6.0
 """dB that a window may fall below the worst held-out place before it is suspect: twice that place's error."""
 
 
+_NEWER = (
+    "code_steps",
+    "code_error",
+)  # left out where there are none: earlier versions refuse what they do not know
+
+
 class WeightsError(ValueError):
     """Weights that cannot be found, read, or do not fit the network; one line that names them."""
 
@@ -30,7 +36,9 @@ class SensorMeta:
     `wavelengths` are micrometres as trained (the published list is partly in another order than the bands); `mean` and
     `std` are the z-score statistics in `unit`: "reflectance*1e4", "dB" or "dn8". `subsets` says that any subset of the
     bands may be encoded; `source` where the statistics come from. `psnr_floor` in dB, of physical units: a window that
-    decodes worse is suspect; None where none was recorded (see `WeightsMeta.psnr_floor`).
+    decodes worse is suspect; None where none was recorded (see `WeightsMeta.psnr_floor`). `code_steps` are the steps,
+    a channel each, in which latents are stored as codes, `code_error` the RMS error that this adds to each band, in
+    the physical unit (`model.training.eo_vae.code_steps`); both None where they were not measured.
     """
 
     bands: tuple[str, ...]
@@ -41,6 +49,8 @@ class SensorMeta:
     subsets: bool
     source: str
     psnr_floor: float | None = None
+    code_steps: tuple[float, ...] | None = None
+    code_error: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -54,6 +64,12 @@ class SensorMeta:
                 raise ValueError(f"{name} holds what is not finite or of no ordinary size: {str(values)[:80]}")
             if name != "mean" and min(values, default=1.0) < 0:
                 raise ValueError(f"{name} holds a value below 0: {str(values)[:80]}")
+        for name in ("code_steps", "code_error"):
+            if (given := getattr(self, name)) is not None:
+                values = tuple(float(v) for v in given)
+                object.__setattr__(self, name, values)
+                if not all(1e-30 < v < 1e30 for v in values):
+                    raise ValueError(f"{name} holds what is not above 0 and of ordinary size: {str(values)[:80]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +106,29 @@ class WeightsMeta:
                 found.append(float(figures["psnr_physical"]))
         return min(found) - FLOOR_MARGIN if found else None
 
+    def coded(self, sensor: str, bands: Collection[str]) -> SensorMeta | None:
+        """The entry whose code steps hold for some bands of a sensor: of those in its unit that have all of them, the
+        one with the fewest; steps of more bands are no coarser for any of them. None where no such entry has steps.
+        """
+        own = self.sensors.get(sensor)
+        fitting = [
+            entry
+            for entry in self.sensors.values()
+            if own is not None and entry.code_steps is not None and entry.unit == own.unit
+            and (entry is own or set(bands) <= set(entry.bands))
+        ]  # fmt: skip
+        return min(fitting, key=lambda entry: len(entry.bands), default=None)
+
     def to_header(self) -> dict[str, str]:
         """The safetensors header: every value a JSON string."""
         values: dict[str, Any] = {
             "format": FORMAT,
             "name": self.name,
             "config": self.config.to_dict(),
-            "sensors": {name: asdict(sensor) for name, sensor in self.sensors.items()},
+            "sensors": {
+                name: {key: value for key, value in asdict(sensor).items() if value is not None or key not in _NEWER}
+                for name, sensor in self.sensors.items()
+            },
             "training_data": self.training_data,
             "licence": self.licence,
             "created": self.created,

@@ -32,6 +32,7 @@ def test_every_room_says_what_it_is_for() -> None:
 # What EO-VAE's latents are made of and look like: known to products/ alone.
 OF_LATENTS = {
     "EOVAE", "EoVae", "INT8_NODATA", "NODATA_CODE", "int8", "float16", "latent", "eo-vae", "z00", "Half", "Affine8",
+    "Affine16",
 }  # fmt: skip
 # Scores are half floats whatever is scored; recorded rates name benchmarks' arithmetic and weights; a seam of what is
 # stored has that name in every store.

@@ -8,7 +8,7 @@ from typing import Any
 from eocube.ground.lattice import Lattice
 from eocube.products import eo_vae_document
 from eocube.products.spec import Product
-from eocube.products.storage import Storage, storage_of
+from eocube.products.storage import Affine16, Storage, storage_of
 from eocube.sensors.sensor import Band, Sensor
 
 PRODUCT = "product"
@@ -61,6 +61,12 @@ def stored_form(document: Mapping[str, Any]) -> tuple[str, Storage]:
 def storages_of(kind: str) -> tuple[str, ...]:
     """The storages that a user may choose from, the default first; empty where the kind itself knows."""
     return eo_vae_document.STORAGES if kind == eo_vae_document.KIND else ()
+
+
+def qualities_of(kind: str, storage: str | None) -> tuple[str, ...]:
+    """How fine values can be stored, where a kind's storage leaves that to the user; empty where it does not."""
+    coded = kind == eo_vae_document.KIND and storage == Affine16.name
+    return tuple(eo_vae_document.QUALITIES) if coded else ()
 
 
 def summary_kind(document: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from eocube.errors import InputError, StoreError
 from eocube.ground.lattice import Lattice
 from eocube.products.base import Ask, Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
-from eocube.products.eo_vae_document import KIND, STORAGES, Encoding, latents
+from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
 from eocube.products.spec import Product
+from eocube.products.storage import Affine8, Affine16
 from eocube.sensors.sensor import Sensor
 from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
@@ -40,6 +41,10 @@ A picture's own error is some 3 % of it at best, beside which this is nothing: i
 """
 _PROBE = 8  # latents a side of the picture that tells
 _ANY_ZONE = 32601  # windows are alike in all of them
+CODE_OF_MEAN = 128
+"""Code of a channel's mean: below 256, and far from 0, where the high byte changes."""
+Quantisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""(scale, offset), a channel each."""
 INT8_STEPS_PER_SIGMA = 16.0
 """int8 storage: a step is a 16th of a channel's spread, so codes reach 7.9 spreads either side."""
 
@@ -71,24 +76,53 @@ def load(source: str, device: str = "cpu") -> LoadedWeights:
     return LoadedWeights(source, vae.eval(), vae.meta)
 
 
-def encoding_of(weights: LoadedWeights, precision: str, storage: str) -> Encoding:
-    """What of the weights and choices decides the latents' meaning."""
+def encoding_of(
+    weights: LoadedWeights, precision: str, storage: str, sensor: Sensor | None = None, quality: str = "default"
+) -> Encoding:
+    """What of the weights and choices decides the latents' meaning, and how they are stored.
+
+    Args:
+        weights: loaded.
+        precision: fp16, bf16 or fp32.
+        storage: one of `STORAGES`.
+        sensor: whose steps codes take; only they need it.
+        quality: a key of `QUALITIES`, of codes.
+
+    Raises:
+        InputError: the weights carry no statistics, or no steps for the sensor's bands.
+    """
     vae = weights.vae
-    channels = vae.config.z_channels
-    quantisation = int8_quantisation(vae) if storage == "int8" else None
+    quantisation = None
+    if storage == Affine8.name:
+        quantisation = int8_quantisation(vae)
+    elif storage == Affine16.name and sensor is not None:
+        quantisation = code_steps(weights, sensor, quality)
     return Encoding(
-        weights.source, weights.meta.name, weights.meta.sha256, channels, vae.scale_factor, precision, storage,
-        quantisation,
+        weights.source, weights.meta.name, weights.meta.sha256, vae.config.z_channels, vae.scale_factor, precision,
+        storage, quantisation,
     )  # fmt: skip
 
 
-def int8_quantisation(vae: EOVAE) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def code_steps(weights: LoadedWeights, sensor: Sensor, quality: str) -> Quantisation:
+    """Per-channel (step, offset) of codes: the weights' own steps for the sensor's bands, by the quality's factor."""
+    entry = weights.meta.coded(sensor.trained_as or sensor.name, sensor.band_names)
+    if entry is None or entry.code_steps is None:
+        raise InputError(
+            f"--storage codes: weights {weights.source!r} carry no steps for {', '.join(sensor.band_names)} of "
+            f"{sensor.name}; take --storage fp16, or measure them with python -m model.training.eo_vae.measured"
+        )
+    _, means = int8_quantisation(weights.vae)
+    steps = tuple(QUALITIES[quality] * step for step in entry.code_steps)
+    return steps, tuple(mean - CODE_OF_MEAN * step for mean, step in zip(means, steps, strict=True))
+
+
+def int8_quantisation(vae: EOVAE) -> Quantisation:
     """Per-channel (scale, offset) for int8 latents, from the running statistics that the weights carry.
 
     The batch norm sees latents packed 2x2, channel-major: four consecutive statistics belong to one channel.
     """
     if vae.bn.running_mean is None or vae.bn.running_var is None:
-        raise InputError("the weights keep no latent statistics: --storage int8 needs them")
+        raise InputError("the weights keep no latent statistics: only --storage fp16 can do without them")
     mean = vae.bn.running_mean.double().reshape(vae.config.z_channels, 4)
     var = vae.bn.running_var.double().reshape(vae.config.z_channels, 4)
     offset = mean.mean(1)
@@ -185,9 +219,12 @@ class EoVaeKind:
         """The latents of a sensor's pixels by weights that were trained for it."""
         weights = load(ask.weights)
         storage = _storage(ask.storage)
-        encoding = encoding_of(weights, ask.precision, storage)
+        if ask.quality not in QUALITIES:
+            raise InputError(f"--quality: no {ask.quality!r}, codes come as {', '.join(QUALITIES)}")
+        sensor = fit_sensor(ask.sensor, weights)
+        encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality)
         windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
-        return latents(fit_sensor(ask.sensor, weights), encoding, windows)
+        return latents(sensor, encoding, windows)
 
     def open(self, product: Product, device: str = "cpu") -> EoVae:
         """Its codec. StoreError where the weights cannot be loaded, or are others than the product was made with."""
@@ -273,4 +310,4 @@ def fit_sensor(sensor: Sensor, weights: LoadedWeights) -> Sensor:
 def _storage(name: str | None) -> str:
     if name is None or name in STORAGES:
         return name or STORAGES[0]
-    raise InputError(f"--storage: no {name!r}, latents are stored as {' or '.join(STORAGES)}")
+    raise InputError(f"--storage: no {name!r}, latents are stored as {', '.join(STORAGES)}")

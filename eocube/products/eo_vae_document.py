@@ -9,15 +9,17 @@ from typing import Any, Protocol
 from eocube.errors import InputError
 from eocube.ground.lattice import Lattice
 from eocube.products.spec import Product, pixels_meaning
-from eocube.products.storage import Affine8, Half, Storage
+from eocube.products.storage import Affine8, Affine16, Half, Storage
 from eocube.sensors.sensor import Sensor
 
 KIND = "eo-vae"
 ARRAY = "latent"
 LONG_NAME = "latent (posterior mean, not whitened)"
 SCORES = ("psnr", "sam")
-STORAGES = (Half.name, Affine8.name)
+STORAGES = (Half.name, Affine16.name, Affine8.name)
 """How latents can be stored, the default first."""
+QUALITIES = {"default": 1.0, "near-lossless": 0.25, "small": 2.0}
+"""What the weights' code steps are multiplied by: noise grows with the square, bits fall by one a doubling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,9 @@ class Encoding:
     precision: str
     """fp16, bf16 or fp32: the arithmetic of the encoder."""
     storage: str
-    """fp16 or int8: how latents are stored."""
+    """fp16, codes or int8: how latents are stored."""
     quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """For int8: per-channel (scale, offset), latent = code * scale + offset."""
+    """For codes and int8: per-channel (scale, offset), latent = code * scale + offset."""
 
 
 class Windows(Protocol):
@@ -67,12 +69,15 @@ def latents(sensor: Sensor, encoding: Encoding, windows: Windows) -> Product:
     return _product(sensor, meaning, storage_of(encoding.storage, encoding.quantisation), encoding.weights)
 
 
+_QUANTISED: Mapping[str, type[Affine8] | type[Affine16]] = {Affine8.name: Affine8, Affine16.name: Affine16}
+
+
 def storage_of(name: str, quantisation: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Storage:
-    """fp16 or int8 storage; int8 by per-channel (scale, offset)."""
+    """fp16, codes or int8 storage; the last two by per-channel (scale, offset)."""
     if name == Half.name:
         return Half()
-    if name == Affine8.name and quantisation is not None:
-        return Affine8(*quantisation)
+    if name in _QUANTISED and quantisation is not None:
+        return _QUANTISED[name](*quantisation)
     raise ValueError(f"storage {name!r}{'' if quantisation is not None else ' without scales'}")
 
 
@@ -81,7 +86,7 @@ def encoding_of(product: Product) -> Encoding:
     storage = product.storage
     return Encoding(
         product.weights, product.network, product.weights_sha256, product.channels, product.cell_px, product.precision,
-        storage.name, (storage.scale, storage.offset) if isinstance(storage, Affine8) else None,
+        storage.name, (storage.scale, storage.offset) if isinstance(storage, Affine8 | Affine16) else None,
     )  # fmt: skip
 
 
@@ -102,7 +107,9 @@ def from_plan(document: Mapping[str, Any], lattice: Lattice) -> Product:
 def to_attribute(product: Product) -> dict[str, Any]:
     """What the root of a store says beside the meaning."""
     storage = product.storage
-    affine = {"scale": list(storage.scale), "offset": list(storage.offset)} if isinstance(storage, Affine8) else None
+    affine = None
+    if isinstance(storage, Affine8 | Affine16):
+        affine = {"scale": list(storage.scale), "offset": list(storage.offset)}
     return {"weights": product.weights, "storage": storage.name, "quantisation": affine}
 
 
@@ -118,7 +125,9 @@ def storage_in(document: Mapping[str, Any]) -> Storage:
     given = document.get("quantisation")
     if given is None:
         return Half()
-    return Affine8(tuple(map(float, given["scale"])), tuple(map(float, given["offset"])))
+    # Another name beside them is an edit: it does not fit the array, and is told when the store is opened.
+    affine = _QUANTISED.get(str(document.get("storage")), Affine8)
+    return affine(tuple(map(float, given["scale"])), tuple(map(float, given["offset"])))
 
 
 def _product(sensor: Sensor, meaning: Mapping[str, Any], storage: Storage, weights: str) -> Product:

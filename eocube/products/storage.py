@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ Values = npt.NDArray[Any]
 """(channels, ...): float32 where values are real, int32 where they are codes."""
 Stored = npt.NDArray[Any]
 """(channels, ...) in the store's dtype."""
+Packing = Literal["zstd", "byte planes"]
+"""How the bytes of a chunk are packed, without loss: as they are, or all low bytes first, then all high ones."""
 
 _LARGEST_HALF = 65504.0
-_LOWEST_INT8, _NO_INT8 = -127, -128
 _NO_CODE = 65535
 
 
@@ -29,12 +30,17 @@ class Storage(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in a plan's hash and on the command line: "fp16", "int8", "codes", "fp32"."""
+        """Its name in a plan's hash and on the command line: "fp16", "codes", "int8", "uint16", "fp32"."""
         ...
 
     @property
     def dtype(self) -> str:
         """numpy's name of the stored dtype."""
+        ...
+
+    @property
+    def packing(self) -> Packing:
+        """How chunks are packed."""
         ...
 
     @property
@@ -87,6 +93,7 @@ class _Reals:
     __slots__ = ()
     name: str
     dtype: str
+    packing: ClassVar[Packing] = "zstd"
     unpacked = "float32"
     as_they_are = True
     fill = float("nan")
@@ -133,25 +140,28 @@ class Half(_Reals):
         return [bool(v) for v in (largest <= _LARGEST_HALF).tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class Affine8:
-    """int8 codes, value = code * scale + offset per channel, -128 where there is no value.
+class _Affine:
+    """Integer codes, value = code * scale + offset per channel; the lowest integer where there is no value.
 
-    Codes saturate at -127 and 127, rounded half to even.
+    Codes are rounded half to even and saturate one above the lowest integer and at the highest.
     """
 
+    __slots__ = ()
     scale: tuple[float, ...]
     offset: tuple[float, ...]
-
-    name = "int8"
-    dtype = "int8"
+    name: str
+    dtype: str
     unpacked = "float32"
     as_they_are = False
-    fill = _NO_INT8
 
     def __post_init__(self) -> None:
         if len(self.scale) != len(self.offset) or not all(0 < s < float("inf") for s in self.scale):
-            raise InputError("int8 storage needs one offset and one scale above 0 for every channel")
+            raise InputError(f"{self.name} storage needs one offset and one scale above 0 for every channel")
+
+    @property
+    def fill(self) -> int:
+        """The lowest integer."""
+        return int(np.iinfo(self.dtype).min)
 
     def _affine(self, ndim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         shape = (-1, *[1] * (ndim - 1))
@@ -161,23 +171,20 @@ class Affine8:
         """The nearest codes."""
         finite = np.isfinite(values)
         scale, offset = self._affine(values.ndim)
+        highest = np.iinfo(self.dtype).max
         with np.errstate(invalid="ignore", over="ignore"):
-            codes = np.clip(np.rint((values - offset) / scale), _LOWEST_INT8, -_LOWEST_INT8)
-        return np.where(finite, np.nan_to_num(codes), _NO_INT8).astype(np.int8)
+            codes = np.clip(np.rint((values - offset) / scale), -highest, highest)
+        return np.where(finite, np.nan_to_num(codes), self.fill).astype(self.dtype)
 
     def unpack(self, stored: Stored) -> Values:
         """As float32."""
         scale, offset = self._affine(stored.ndim)
         values = stored.astype(np.float32) * scale + offset
-        return np.where(stored == _NO_INT8, np.float32(np.nan), values).astype(np.float32)
+        return np.where(stored == self.fill, np.float32(np.nan), values).astype(np.float32)
 
     def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
-        """Where it is not -128."""
-        return np.asarray(stored != _NO_INT8)
-
-    def sound(self, values: torch.Tensor) -> list[bool]:
-        """As for float16, so that a store of either kind re-runs the same windows."""
-        return Half().sound(values)
+        """Where it is not the lowest integer."""
+        return np.asarray(stored != self.fill)
 
     def document(self) -> dict[str, Any]:
         """Its name, scales and offsets."""
@@ -185,14 +192,53 @@ class Affine8:
 
     def comment(self, array: str) -> str:
         """How values follow from codes."""
-        return f"{array} = code * scale + offset per channel; {_NO_INT8} where no window is ok"
+        return f"{array} = code * scale + offset per channel; {self.fill} where no window is ok"
 
     def coordinates(self) -> dict[str, tuple[Sequence[float], str]]:
         """The scales and offsets."""
         return {
-            "scale": (self.scale, "scale of the int8 codes"),
-            "offset": (self.offset, "offset of the int8 codes"),
+            "scale": (self.scale, f"scale of the {self.dtype} codes"),
+            "offset": (self.offset, f"offset of the {self.dtype} codes"),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Affine8(_Affine):
+    """int8 codes in equal parts of each channel's spread, -128 where there is no value."""
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    name = "int8"
+    dtype = "int8"
+    packing: ClassVar[Packing] = "zstd"
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """As for float16, so that a store of either kind re-runs the same windows."""
+        return Half().sound(values)
+
+
+@dataclass(frozen=True, slots=True)
+class Affine16(_Affine):
+    """int16 codes in steps of a size that the weights state for each channel, -32768 where there is no value.
+
+    Steps are such that each channel's rounding costs the decoded pixels alike. Codes lie about 128, so that one byte
+    tells nearly all of them apart; the other leaves room for what is far from ordinary ground, such as cloud.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    name = "codes"
+    dtype = "int16"
+    packing: ClassVar[Packing] = "byte planes"
+
+    def sound(self, values: torch.Tensor) -> list[bool]:
+        """Whether all are finite and within the codes: none saturates."""
+        shape = (1, -1, 1, 1)
+        scale, offset = (values.float().new_tensor(v).reshape(shape) for v in (self.scale, self.offset))
+        largest = ((values - offset) / scale).abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
+        return [bool(v) for v in (largest <= np.iinfo(self.dtype).max).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +247,9 @@ class Codes:
 
     levels: int
 
-    name = "codes"
+    name = "uint16"
     dtype = "uint16"
+    packing: ClassVar[Packing] = "zstd"
     unpacked = "int32"
     as_they_are = False
     fill = _NO_CODE
@@ -280,9 +327,9 @@ def storage_of(document: Mapping[str, Any]) -> Storage:
         return Raw32()
     if name == Codes.name:
         return Codes(int(document["levels"]))
-    if name == Affine8.name:
-        scale, offset = (tuple(map(float, document[key])) for key in ("scale", "offset"))
-        return Affine8(scale, offset)
-    raise InputError(
-        f"storage {name!r} is not known: there are {Half.name}, {Affine8.name}, {Codes.name}, {Raw32.name}"
-    )
+    for affine in (Affine8, Affine16):
+        if name == affine.name:
+            scale, offset = (tuple(map(float, document[key])) for key in ("scale", "offset"))
+            return affine(scale, offset)
+    known = ", ".join(storage.name for storage in (Half, Affine16, Affine8, Codes, Raw32))
+    raise InputError(f"storage {name!r} is not known: there are {known}")

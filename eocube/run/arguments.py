@@ -50,7 +50,10 @@ class EncodeOptions:
     """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
     is fastest in, bf16 where it multiplies that in hardware, else fp32."""
     storage: str | None = None
-    """How values are stored, where the product leaves a choice: latents as fp16 (the default) or int8."""
+    """How values are stored, where the product leaves a choice: latents as fp16 (the default), as codes in a quarter of
+    the bytes, or as int8."""
+    quality: str | None = None
+    """How fine codes are: near-lossless, default or small. With --storage codes."""
     product: str = DEFAULT
     """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/products.md)."""
     product_options: tuple[str, ...] = ()
@@ -115,7 +118,8 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         interval=parse_interval(options.datetime) if options.datetime and not options.demo else None,
         product_options=pairs(options.product_options, "--product-options"),
         sensor=options.sensor, out=options.out, catalog=options.catalog, weights=options.weights,
-        precision=options.precision, storage=options.storage, product=options.product,
+        precision=options.precision, storage=options.storage, quality=options.quality,
+        product=options.product,
     )  # fmt: skip
     running = Running(
         verify_fraction=number(options.verify_fraction, "--verify-fraction"),

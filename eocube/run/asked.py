@@ -42,6 +42,8 @@ class Selection:
     """One of `PRECISIONS`. None and auto: as the store that is there, else as the machine is fastest."""
     storage: str | None = None
     """How values are stored. None: the first way that the product has."""
+    quality: str | None = None
+    """How fine codes are: near-lossless, default or small. None: default."""
     product: str = DEFAULT
     """Kind of what the cube holds."""
     product_options: Mapping[str, str] = field(default_factory=dict)

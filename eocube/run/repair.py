@@ -350,6 +350,7 @@ def _searching(source_options: Options) -> Search:
             asked = Selection(
                 **said, boxes=boxes, interval=(first, last), bands=tuple(map(str, request["bands"])),
                 resolution=float(request["resolution"]), storage=request.get("storage"),
+                quality=request.get("quality"),
                 product=request.get("product", DEFAULT),
                 product_options={k: str(v) for k, v in request.get("product_options", {}).items()},
                 max_cloud=None if request["max_cloud"] is None else float(request["max_cloud"]),

@@ -17,7 +17,7 @@ from eocube.ground.grid import grids_for
 from eocube.net.network import NetworkLimits
 from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
-from eocube.products.documents import storages_of
+from eocube.products.documents import qualities_of, storages_of
 from eocube.products.registry import DEFAULT, kinds
 from eocube.products.spec import Product
 from eocube.run.asked import Running, Selection, Showing
@@ -70,6 +70,8 @@ class Request:
     """Whether what is damaged of the store is mended first, and damaged shards are done again."""
     offset: float | None = None
     """The sensor's offset, where the user states one."""
+    quality: str | None = None
+    """How fine codes are, where the user says it."""
     precision_stated: bool = False
     """Whether `precision` is the user's word, not the machine's choice."""
     allow_local_sources: bool = False
@@ -116,6 +118,11 @@ class Request:
         storage = selection.storage or (storages[0] if storages else None)
         if storages and storage is not None:
             one_of(storage, storages, "--storage")
+        if selection.quality is not None:
+            qualities = qualities_of(product, storage)
+            if not qualities:
+                raise InputError(f"--quality is how fine codes are: {product} stored as {storage} has none")
+            one_of(selection.quality, qualities, "--quality")
         unit_timeout = float(running.unit_timeout)
         if not 0 < unit_timeout < math.inf:
             raise InputError(f"--unit-timeout is a number of seconds above 0, not {said(unit_timeout)}")
@@ -127,7 +134,7 @@ class Request:
             selection.weights, int(resolution), cloud, precision, storage, absolute(selection.out or "plan.zarr"),
             running.retry, share, network_limits(running), unit_timeout, "cuda" if on_gpu else "cpu",
             product, dict(selection.product_options),
-            mend=running.mend, offset=selection.offset, precision_stated=stated,
+            mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
             allow_local_sources=running.allow_local_sources,
         )  # fmt: skip
 
@@ -146,6 +153,7 @@ class Request:
             "max_cloud": self.max_cloud,
             "precision": self.precision,
             "storage": self.storage,
+            **({} if self.quality is None else {"quality": self.quality}),
             **({} if self.product == DEFAULT else {"product": self.product}),
             **({"product_options": dict(self.product_options)} if self.product_options else {}),
             **({} if self.offset is None else {"offset": self.sensor.source_offset}),
@@ -230,7 +238,7 @@ def product_of(request: Request) -> Product:
     product = registry.kind(request.product).plan(
         Ask(
             request.sensor, request.resolution, request.weights, request.precision, request.storage, request.device,
-            request.product_options,
+            request.product_options, request.quality or "default",
         )
     )  # fmt: skip
     if len(product.inputs) != 1:

@@ -14,6 +14,7 @@ from zarr.storage import MemoryStore
 
 from eocube.ground.grid import CubeGrid
 from eocube.products.spec import Product
+from eocube.products.storage import Packing
 from eocube.read.coverage import UNKNOWN_PERCENT, cell_bytes
 from eocube.store.receipts import STATES, State
 from eocube.store.shard_codec import Block, ShardCodec, compressors
@@ -103,13 +104,16 @@ class ArraySpec:
     shards: tuple[int, ...] | None
     dtype: str
     fill: float | int | str
+    packing: Packing = "zstd"
 
     @property
     def codec(self) -> ShardCodec:
         """The codec of this array's objects. On the latent grid what is all fill is left out: a sea costs nothing."""
         if self.shards is None or isinstance(self.fill, str):
             raise TypeError(f"{self.name} is not sharded")
-        return ShardCodec(self.shards, self.chunks, self.dtype, self.fill, keep_empty="wx" in self.dims)
+        return ShardCodec(
+            self.shards, self.chunks, self.dtype, self.fill, keep_empty="wx" in self.dims, packing=self.packing
+        )
 
     def key(self, *index: int) -> str:
         """Key of the object at an index of the grid of objects."""
@@ -121,6 +125,7 @@ class ArraySpec:
         outer = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         sharding = [c for c in metadata["codecs"] if c["name"] == "sharding_indexed"]
         inner = tuple(sharding[0]["configuration"]["chunk_shape"]) if sharding else outer
+        packed = sharding[0]["configuration"]["codecs"] if sharding else metadata["codecs"]
         fill = metadata["fill_value"]
         return cls(
             name=name,
@@ -130,6 +135,7 @@ class ArraySpec:
             shards=outer if sharding else None,
             dtype=str(metadata["data_type"]),
             fill=float(fill) if fill == "NaN" else fill,
+            packing="byte planes" if any(codec["name"] == "blosc" for codec in packed) else "zstd",
         )
 
 
@@ -154,7 +160,7 @@ def array_specs(plan: StorePlan) -> dict[str, ArraySpec]:
     made, storage = plan.product, plan.product.storage
     values = ArraySpec(
         made.array, ("time", "channel", "y", "x"), (times, made.channels, ny, nx), (1, made.channels, side, side),
-        (1, made.channels, lattice.shard, lattice.shard), storage.dtype, storage.fill,
+        (1, made.channels, lattice.shard, lattice.shard), storage.dtype, storage.fill, storage.packing,
     )  # fmt: skip
     valid = ArraySpec("valid", ("time", "y", "x"), (times, ny, nx), (1, side, side), (1, block, block), "uint8", 0)
     bits = cell_bytes(lattice.stride)
@@ -325,7 +331,8 @@ def template(plan: StorePlan) -> dict[str, bytes]:
     for name, spec in array_specs(plan).items():
         zarr.create_array(
             store, name=name, shape=spec.shape, chunks=spec.chunks, shards=spec.shards, dtype=spec.dtype,
-            fill_value=spec.fill, compressors=compressors(), dimension_names=spec.dims, attributes=attributes[name],
+            fill_value=spec.fill, compressors=compressors(spec.packing, spec.chunks, spec.dtype),
+            dimension_names=spec.dims, attributes=attributes[name],
         )  # fmt: skip
     for name, (dims, values, attrs) in _coordinates(plan).items():
         text = values.dtype.kind == "T"

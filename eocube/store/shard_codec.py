@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,15 +13,27 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.buffer import Buffer
 from zarr.buffer.cpu import Buffer as CpuBuffer
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from eocube.products.storage import Packing
+
 Block = npt.NDArray[Any]
+_PLANES = 2
+Compressors = tuple[ZstdCodec] | tuple[BloscCodec, Crc32cCodec]
 
 
-def compressors() -> tuple[ZstdCodec, ...]:
-    """zstd with a checksum in every inner chunk: the sharding codec's own crc32c covers only its index."""
-    return (ZstdCodec(level=3, checksum=True),)
+def compressors(packing: Packing = "zstd", chunks: Sequence[int] = (), dtype: str = "uint8") -> Compressors:
+    """How a chunk is packed, with a checksum: the sharding codec's own crc32c covers only its index.
+
+    Byte planes: all low bytes of a block first, then all high ones, which hardly ever differ in codes about 128. A
+    block is `_PLANES` channels, so that those of few values have an alphabet of their own. On a chunk of 13 bands 16.8
+    bytes a cell; 18.9 where a block is all channels, 18.5 as bit planes, 18.9 as int8, with no room for clouds.
+    """
+    if packing == "zstd":
+        return (ZstdCodec(level=3, checksum=True),)
+    block = _PLANES * math.prod(chunks[2:]) * np.dtype(dtype).itemsize
+    return BloscCodec(cname="zstd", clevel=6, shuffle="shuffle", blocksize=block), Crc32cCodec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,7 @@ class ShardCodec:
     fill: float | int
     keep_empty: bool
     """Whether a chunk of nothing but fill is stored all the same."""
+    packing: Packing = "zstd"
 
     @property
     def _key(self) -> str:
@@ -46,7 +61,8 @@ class ShardCodec:
     def _array(self, objects: dict[str, Buffer]) -> zarr.Array[Any]:
         return zarr.create_array(
             MemoryStore(objects), shape=self.shape, shards=self.shape, chunks=self.chunks, dtype=self.dtype,
-            fill_value=self.fill, compressors=compressors(), config={"write_empty_chunks": self.keep_empty},
+            fill_value=self.fill, compressors=compressors(self.packing, self.chunks, self.dtype),
+            config={"write_empty_chunks": self.keep_empty},
         )  # fmt: skip
 
     def encode(self, block: Block) -> bytes | None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import Codec, at_bytes
-from model.evaluation.storage import BITS, Channels, bits_per_pixel, decoded, encoded, ranked
+from model.evaluation.storage import BITS, Channels, bits_per_pixel, ranked
 from model.sensors import Floats, TrainedSensor
-from model.training.eo_vae.evaluate import RANGES
+from model.training.eo_vae.evaluate import RANGES, decoded, encoded
 from model.training.eo_vae.klt import BLOCK, Klt
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)

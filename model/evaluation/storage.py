@@ -8,13 +8,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.eo_vae import EOVAE, PATCH
 from model.sensors import Floats, TrainedSensor
-from model.training.eo_vae.evaluate import HALO
+from model.training.eo_vae.evaluate import decoded, encoded
 
 Kind = Literal["fp16", "int8"]
 BITS: dict[Kind, int] = {"fp16": 16, "int8": 8}
@@ -52,20 +50,6 @@ class Channels:
         kept = torch.zeros(z.shape[1], dtype=torch.bool)
         kept[list(keep)] = True
         return torch.where(kept[:, None, None], back, mean.expand_as(back))
-
-
-@torch.no_grad()
-def encoded(vae: EOVAE, z: Floats, sensor: TrainedSensor) -> Tensor:
-    """Latents (1, z, h, w) of a tile (C, H, W) with its mirrored halo."""
-    x = F.pad(torch.from_numpy(np.ascontiguousarray(z))[None], (HALO,) * 4, mode="reflect")
-    return vae.encode(x, torch.tensor(sensor.wavelengths)).mode()
-
-
-@torch.no_grad()
-def decoded(vae: EOVAE, latents: Tensor, sensor: TrainedSensor) -> Floats:
-    """The tile (C, H, W) of latents that have the halo."""
-    pixels: NDArray[np.float32] = vae.decode(latents, torch.tensor(sensor.wavelengths))[0].float().numpy()
-    return pixels[:, HALO:-HALO, HALO:-HALO]
 
 
 def ranked(vae: EOVAE, tiles: Sequence[Floats], sensor: TrainedSensor) -> list[int]:

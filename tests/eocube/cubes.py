@@ -65,7 +65,7 @@ def make_plan(weights: Path, sensor: str = "S2L2A", storage: str = "fp16", times
     vae = load_weights(weights)
     assert vae.meta is not None
     grid: CubeGrid = grids_for(BBOX, 10, core_px=CORE * 8, halo_px=HALO * 8, shard_px=SHARD * 8)[0]
-    quantisation = ((0.05,) * 4, (0.1, 0.0, -0.1, 0.2)) if storage == "int8" else None
+    quantisation = ((0.05,) * 4, (0.1, 0.0, -0.1, 0.2)) if storage in ("int8", "codes") else None
     encoding = Encoding(str(weights), "tiny", vae.meta.sha256, 4, 8, "fp32", storage, quantisation)
     steps = tuple(TimeStep(t, "sentinel-2a", f"group-{t}", (f"scene-{t}",)) for t in times)
     return Plan(

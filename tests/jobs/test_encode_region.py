@@ -57,6 +57,8 @@ BAD = {
     "weights that are none": ({"--weights": (__file__,)}, Path(__file__).name),
     "precision": ({"--precision": ("fp12",)}, "fp16"),
     "storage": ({"--storage": ("fp12",)}, "int8"),
+    "quality of what has none": ({"--quality": ("small",)}, "fp16"),
+    "quality": ({"--storage": ("codes",), "--quality": ("tiny",)}, "near-lossless"),
     "unit timeout": ({"--unit-timeout": ("0",)}, "--unit-timeout is a number of seconds above 0"),
     "resolution": ({"--resolution": ("0",)}, "resolution"),
     "cloud": ({"--max-cloud": ("140",)}, "100"),

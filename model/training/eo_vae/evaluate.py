@@ -72,12 +72,23 @@ def _tiles(z: Floats) -> Iterator[Floats]:
 
 
 @torch.no_grad()
+def encoded(vae: EOVAE, z: Floats, sensor: TrainedSensor) -> Tensor:
+    """Latents (1, z, h, w) of a tile (C, H, W) with its mirrored halo."""
+    x = F.pad(torch.from_numpy(np.ascontiguousarray(z))[None], (HALO,) * 4, mode="reflect")
+    return vae.encode(x, torch.tensor(sensor.wavelengths)).mode()
+
+
+@torch.no_grad()
+def decoded(vae: EOVAE, latents: Tensor, sensor: TrainedSensor) -> Floats:
+    """The tile (C, H, W) of latents that have the halo."""
+    pixels: Floats = vae.decode(latents, torch.tensor(sensor.wavelengths))[0].float().numpy()
+    return pixels[:, HALO:-HALO, HALO:-HALO]
+
+
+@torch.no_grad()
 def reconstruct(vae: EOVAE, z: Floats, sensor: TrainedSensor) -> Floats:
     """Encode and decode (C, H, W) with a mirrored halo of 32 pixels, as a window at the edge of a swath."""
-    waves = torch.tensor(sensor.wavelengths)
-    x = F.pad(torch.from_numpy(np.ascontiguousarray(z))[None], (HALO,) * 4, mode="reflect")
-    y: Tensor = vae.decode(vae.encode(x, waves).mode(), waves)
-    return y[0, :, HALO:-HALO, HALO:-HALO].float().numpy()
+    return decoded(vae, encoded(vae, z, sensor), sensor)
 
 
 def score(target: Sequence[Floats], prediction: Sequence[Floats], sensor: TrainedSensor) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +23,7 @@ from model.training.eo_vae.distill import distil
 from model.training.eo_vae.evaluate import MODEL, Evaluator, ratios, reconstruct
 from model.training.eo_vae.kernels import KernelTable, free_kernels, restore_generators
 from model.training.eo_vae.linear_start import linear_start
+from model.training.eo_vae.measured import measure
 from model.training.eo_vae.recipe import EOVAERecipe, Job, limited, recipe_summary
 from model.training.eo_vae.sampler import Sampler
 from model.training.eo_vae.subsets import Family, Lesson, teach, trained_lessons
@@ -196,7 +196,8 @@ def teach_subsets(vae: EOVAE, lessons: list[Lesson], recipe: EOVAERecipe, sample
 def publish(
     vae: EOVAE, recipe: EOVAERecipe, job: Job, evaluator: Evaluator, sampler: Sampler, *, final: bool
 ) -> Mapping[str, Any]:
-    """Write the averaged weights with their held-out figures; the final call scores every place, into a JSON too."""
+    """Write the averaged weights with their held-out figures; the final call scores every place, on what is read back
+    from the file, and measures the code steps."""
     job.out.parent.mkdir(parents=True, exist_ok=True)
     entry = vae.encoder.conv_in
     if isinstance(entry, KernelTable):
@@ -207,19 +208,19 @@ def publish(
     if isinstance(entry, KernelTable):
         torch.save(vae.state_dict(), job.out.with_suffix(".partial.pt"))
         return table
-    described = write_weights(vae, job.out, recipe, job, sampler, table)
-    if final:
-        job.out.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
+    write_weights(vae, job.out, recipe, job, sampler, table)
+    if final:  # what is published is what the file gives, rounded as it is
+        found: Mapping[str, Any] = measure(job.out, job.out, evaluator, sampler.images, seed=recipe.seed)["held_out"]
+        return found
     return table
 
 
 def write_weights(
     vae: EOVAE, out: Path, recipe: EOVAERecipe, job: Job, sampler: Sampler, table: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Weights with calibrated batch norm and their metadata; returns the metrics among those."""
+) -> None:
+    """Weights with calibrated batch norm and their metadata."""
     frozen = copy.deepcopy(vae)
     calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
     described = {"held_out": table, "recipe": recipe_summary(recipe)}
     dtype = torch.float16 if recipe.dtype == "float16" else torch.float32
     save_weights(frozen, out, metadata(frozen, recipe, job.name, described), dtype)
-    return described

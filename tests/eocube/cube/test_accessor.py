@@ -370,8 +370,9 @@ def test_weights_are_loaded_once_a_process(ds: xr.Dataset, monkeypatch: pytest.M
 # -- latents and states
 
 
-def test_int8_latents_are_dequantised(weights: Path, tmp_path: Path) -> None:
-    made = make_store(str(tmp_path / "int8.zarr"), make_plan(weights, storage="int8"), {CLOUDY: State.CLOUDY})
+@pytest.mark.parametrize("storage", ["int8", "codes"])
+def test_codes_are_dequantised(weights: Path, tmp_path: Path, storage: str) -> None:
+    made = make_store(str(tmp_path / "cube.zarr"), make_plan(weights, storage=storage), {CLOUDY: State.CLOUDY})
     cube = eocube.open(made.url)
     latents = cube.eocube.latents().values
     assert latents.dtype == np.float32

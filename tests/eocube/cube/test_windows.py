@@ -59,7 +59,7 @@ def corner(made: Made, windows: CubeWindows, index: int) -> tuple[int, int, int]
     )
 
 
-@pytest.mark.parametrize("storage", ["fp16", "int8"])
+@pytest.mark.parametrize("storage", ["fp16", "int8", "codes"])
 def test_every_patch_is_what_was_written(weights: Path, tmp_path: Path, storage: str) -> None:
     made = make_store(str(tmp_path / "cube.zarr"), make_plan(weights, storage=storage), {CLOUDY: State.CLOUDY})
     windows = CubeWindows(made.url, side=CORE)

@@ -25,7 +25,7 @@ STORES = Path(__file__).parents[2] / "data" / "stores"
 Edit = Callable[[dict[str, Any]], None]
 
 
-@pytest.fixture(scope="module", params=["fp16", "int8"])
+@pytest.fixture(scope="module", params=["fp16", "int8", "codes"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("identity")
     weights = make_weights(folder / "tiny.safetensors")

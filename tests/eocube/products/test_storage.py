@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eocube.errors import InputError
-from eocube.products.storage import Affine8, Codes, Half, Raw32, Storage, known, none_of, plain_storage, storage_of
+from eocube.products.storage import (
+    Affine8,
+    Affine16,
+    Codes,
+    Half,
+    Raw32,
+    Storage,
+    known,
+    none_of,
+    plain_storage,
+    storage_of,
+)  # fmt: skip
 
-ALL: list[Storage] = [Half(), Raw32(), Affine8((0.1, 0.5), (0.0, -3.0)), Codes(1000)]
+ALL: list[Storage] = [Half(), Raw32(), Affine8((0.1, 0.5), (0.0, -3.0)), Affine16((0.1, 0.5), (0.0, -3.0)), Codes(1000)]
 REALS = st.lists(st.floats(width=32), min_size=6, max_size=6)
 
 
@@ -31,7 +42,7 @@ def test_its_document_gives_it_back(storage: Storage) -> None:
 @given(REALS)
 def test_reals_come_back_as_near_as_their_storage(numbers: list[float]) -> None:
     values = np.array(numbers, np.float32).reshape(2, 3)
-    for storage in ALL[:3]:
+    for storage in ALL[:4]:
         with np.errstate(over="ignore"):
             back = storage.unpack(storage.pack(values))
         assert back.dtype == np.float32 and storage.pack(values).dtype == np.dtype(storage.dtype)
@@ -42,10 +53,10 @@ def test_reals_come_back_as_near_as_their_storage(numbers: list[float]) -> None:
             inside = np.isfinite(values) & (np.abs(values) <= 65504)
             assert np.allclose(back[inside], values[inside], rtol=2**-11, atol=2**-24)
             assert np.isnan(back[~np.isfinite(values)]).all()
-        if isinstance(storage, Affine8):
+        if isinstance(storage, Affine8 | Affine16):
             scale, offset = (np.array(v, np.float32)[:, None] for v in (storage.scale, storage.offset))
-            inside = np.isfinite(values) & (np.abs(values - offset) <= 127 * scale)
-            assert (np.abs(back - values) <= scale * 0.5001 + 1e-6)[inside].all()
+            inside = np.isfinite(values) & (np.abs(values - offset) <= np.iinfo(storage.dtype).max * scale)
+            assert (np.abs(back - values) <= scale * 0.501 + 1e-6)[inside].all()
             assert np.isnan(back[~np.isfinite(values)]).all() and np.isfinite(back[np.isfinite(values)]).all()
 
 
@@ -68,13 +79,21 @@ def test_sound_windows_are_told_one_by_one() -> None:
     values = torch.zeros(4, 1, 2, 2)
     values[1, 0, 0, 0], values[2, 0, 1, 1], values[3, 0, 0, 1] = float("nan"), 7e4, 999.0
     assert Half().sound(values) == Affine8((1.0,), (0.0,)).sound(values) == [True, False, False, True]
+    assert Affine16((1.0,), (0.0,)).sound(values) == [True, False, False, True]  # 7e4 steps are beyond 16 bits
+    assert Affine16((4.0,), (0.0,)).sound(values.half()) == [True, False, False, True]  # no half either
+    assert Affine16((4.0,), (0.0,)).sound(values) == [True, False, True, True]
     assert Raw32().sound(values) == [True, False, True, True]
     assert Codes(999).sound(values) == [True, False, False, False]
     assert Codes(1000).sound(values.nan_to_num().int()) == [True, True, False, True]
 
 
 def test_what_makes_no_sense_is_refused_in_one_line() -> None:
-    for wrong in ({"name": "fp8"}, {}, {"name": "codes", "levels": 0}, {"name": "int8", "scale": [0.0], "offset": [0]}):
+    for wrong in (
+        {"name": "fp8"},
+        {},
+        {"name": "uint16", "levels": 0},
+        {"name": "int8", "scale": [0.0], "offset": [0]},
+    ):
         with pytest.raises(InputError) as error:
             storage_of(wrong)
         assert "\n" not in str(error.value)

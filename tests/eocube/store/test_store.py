@@ -74,7 +74,7 @@ class FakePlan:
 
     @property
     def product(self) -> Product:
-        storage = "fp16" if self.quantisation is None else "int8"
+        storage = "fp16" if self.quantisation is None else {"int8": "int8", "int16": "codes"}[self.dtype]
         encoding = Encoding("nano", "nano", self.weights, self.channels, 8, "fp32", storage, self.quantisation)
         return replace(
             latents(get_sensor("S2L2A").subset(["B02"]), encoding, self.grid.lattice), channel_names=self.channel_names
@@ -97,6 +97,7 @@ class FakePlan:
         return {
             "space": {"weights": {"sha256": self.weights}, "core": 24, "sensor": {"name": "S2L2A", "bands": [1]}},
             "weights": "nano",
+            "storage": self.product.storage.name,
             "quantisation": None if affine is None else {"scale": list(affine[0]), "offset": list(affine[1])},
         }
 
@@ -105,6 +106,7 @@ class FakePlan:
 
 
 INT8 = FakePlan(dtype="int8", quantisation=((0.1, 0.2, 0.05), (0.0, 1.0, -2.0)))
+CODES = replace(INT8, dtype="int16")
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])
@@ -371,6 +373,34 @@ def test_int8_is_affine_per_channel(disk: Path) -> None:
     np.testing.assert_array_equal(ds.scale, INT8.quantisation[0])
     np.testing.assert_array_equal(ds.offset, INT8.quantisation[1])
     assert {"scale", "offset"} <= set(ds.coords)
+    assert store.verify() == []
+
+
+def test_codes_are_byte_planes_that_plain_xarray_opens(url: str) -> None:
+    store = CubeStore.create(url, CODES)
+    fill(store, CODES)
+    ds = xr.open_zarr(url)
+    assert ds.latent.dtype == np.int16
+    ok = np.repeat(np.repeat(ds.status.values == State.OK, 24, 1), 24, 2)
+    assert ((ds.latent.values != -32768).all(1) == ok).all()
+    np.testing.assert_array_equal(ds.scale, CODES.quantisation[0])  # type: ignore[index]
+    first = ds.isel(time=0)
+    values = (first.latent * first.scale + first.offset).transpose("channel", "y", "x").values
+    np.testing.assert_allclose(values[:, ok[0]], store.storage.unpack(first.latent.values)[:, ok[0]], rtol=1e-5)
+    packing = json.loads(store.target.get("latent/zarr.json") or b"")["codecs"][0]["configuration"]["codecs"]
+    assert [codec["name"] for codec in packing] == ["bytes", "blosc", "crc32c"]
+    assert store.verify() == []
+
+
+def test_a_flipped_bit_of_a_code_is_told(disk: Path) -> None:
+    store = CubeStore.create(disk, CODES)
+    fill(store, CODES)
+    shard = next(p for p in sorted((disk / "latent" / "c").rglob("*")) if p.is_file())
+    sound = shard.read_bytes()
+    for at in (len(sound) // 3, len(sound) - 10):
+        shard.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        assert any("damaged" in finding.what for finding in store.verify()), at
+    shard.write_bytes(sound)
     assert store.verify() == []
 
 

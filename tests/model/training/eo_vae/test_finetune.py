@@ -23,12 +23,13 @@ from model.sensors import S1RTC, S2L2A
 from model.training.batch import Batch
 from model.training.checkpoint import Store
 from model.training.eo_vae.batch_norm import calibrate
-from model.training.eo_vae.evaluate import LINEAR, MODEL, markdown
+from model.training.eo_vae.evaluate import LINEAR, MODEL, Evaluator, markdown
 from model.training.eo_vae.finetune import train
 from model.training.eo_vae.groups import branch_parameters
 from model.training.eo_vae.kernels import KernelTable
 from model.training.eo_vae.recipe import EOVAERecipe, Job, limited
 from model.training.loop import Average
+from model.training.sources.images import load_images
 from model.training.tracking import Tracker, read_history
 from model.weights import load_weights
 from model.weights_meta import WeightsMeta
@@ -110,6 +111,11 @@ def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: Wor
     assert {MODEL, LINEAR} == set(row) and {"rmse", "sam", "psnr_physical", "ndvi_mae"} <= set(row[MODEL])
     assert json.loads(out.with_suffix(".json").read_text())["held_out"] == json.loads(json.dumps(table))
     assert "| s2_2 S2L2A 12 |" in markdown(table)
+    # The figures are those of the file, and its latents can be stored as codes.
+    again = Evaluator.build(load_images(*world)).table(loaded)
+    assert json.loads(json.dumps(again)) == table
+    steps = {name: sensor.code_steps for name, sensor in meta.sensors.items()}
+    assert all(given is not None and len(given) == recipe.config.z_channels for given in steps.values())
     assert all(torch.isfinite(v).all() for v in trained.state_dict().values())
     assert loaded.bn.running_var is not None and not torch.allclose(loaded.bn.running_var, torch.ones(128))
 

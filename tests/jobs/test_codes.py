@@ -1,0 +1,63 @@
+"""The main job with `--storage codes`: the same bytes however it came about, a fraction of fp16's, near as good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import eocube
+from eocube.cli import encode_main, main
+from eocube.demo.catalogue import DEMO_BBOX
+from eocube.run.request import Exit
+from eocube.store.store import CubeStore
+
+pytestmark = pytest.mark.slow
+MAY, SUMMER = "2024-05-01/2024-05-31", "2024-05-01/2024-08-31"
+
+
+def encode(catalog: Path, out: Path, when: str, *more: str) -> int:
+    return encode_main([
+        "--bbox", *map(str, DEMO_BBOX), "--datetime", when, "--catalog", str(catalog), "--out", str(out), "--quiet",
+        "--bands", "B02,B03,B04,B08", "--verify-fraction", "1", *more,
+    ])  # fmt: skip
+
+
+def hashes(out: Path) -> dict[str, str | None]:
+    return {receipt.unit: receipt.sha256 for receipt in CubeStore.open(str(out)).receipts()}
+
+
+def stored_bytes(out: Path) -> int:
+    return sum(receipt.bytes_out for receipt in CubeStore.open(str(out)).receipts())
+
+
+def test_codes_by_any_way_are_the_same_and_near_the_latents(
+    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = ("--storage", "codes")
+    whole, grown, half, small = (tmp_path / f"{name}.zarr" for name in ("whole", "grown", "half", "small"))
+    assert encode(demo_catalog, whole, SUMMER, *codes, "--actors", "2") == Exit.DONE
+    for when in (MAY, SUMMER, SUMMER):
+        assert encode(demo_catalog, grown, when, *codes) == Exit.DONE
+    assert hashes(whole) == hashes(grown) and len(hashes(whole)) == 2 and all(hashes(whole).values())
+    assert main(["verify", str(grown)]) == Exit.DONE
+    for other in (("--storage", "fp16"), (*codes, "--quality", "small")):
+        assert encode(demo_catalog, grown, SUMMER, *other) == Exit.BAD_INPUT
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and str(grown) in said[0]
+
+    assert encode(demo_catalog, half, SUMMER) == encode(demo_catalog, small, SUMMER, *codes, "--quality", "small") == 0
+    assert stored_bytes(small) < stored_bytes(whole) < 0.4 * stored_bytes(half)
+    psnr = {out: float(np.nanmean(xr.open_zarr(out)["psnr"])) for out in (half, whole, small)}
+    assert psnr[half] - 0.7 < psnr[whole] < psnr[half] and psnr[small] < psnr[whole]
+
+    stored, values = xr.open_zarr(whole)["latent"], eocube.open(str(whole)).eocube.latents()
+    assert stored.dtype == np.int16 and values.dtype == np.float32
+    exact = eocube.open(str(half)).eocube.latents().values
+    steps = xr.open_zarr(whole)["scale"].values[None, :, None, None]
+    there = np.isfinite(values.values)
+    assert (there == np.isfinite(exact)).all()
+    # Half a step, and what float16 itself rounds off.
+    assert (np.abs(values.values - exact) <= 0.51 * steps + 2**-10 * np.abs(exact))[there].all()
