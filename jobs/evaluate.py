@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,20 @@ def evaluate(options: Options) -> None:
     settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles)
     name = vae.meta.name if vae.meta is not None else Path(options.weights).stem
     images = load_images(listing, options.data)
-    study = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data))
+    study = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data), pack=packed)
     report = study.run()
     paths = write(report, options.out)
     print(markdown(report))
     print("written: " + ", ".join(str(path) for path in paths))
+
+
+def packed(codes: NDArray[np.int16]) -> int:
+    """Bytes of codes (channels, h, w) as a chunk of a cube."""
+    from eocube.store.shard_codec import ShardCodec
+
+    shape = (1, *codes.shape)
+    data = ShardCodec(shape, shape, "int16", -32768, keep_empty=True, packing="byte planes").encode(codes[None])
+    return 0 if data is None else len(data)
 
 
 def main(options: Options) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.evaluation import equal_bits
+from model.evaluation.equal_bits import Row
 from model.evaluation.published import METRICS, NDVI_MAE, TABLE_1
 from model.evaluation.rate_distortion import Curves, Point, draw
 
@@ -68,6 +70,16 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["rate_distortion"]:
         lines += ["", "## Rate and distortion", "", "![rate and distortion](rate_distortion.png)", ""]
         lines += _rates(report["rate_distortion"])
+    if report["equal_bits"]:
+        lines += [
+            "", "## At equal bits", "",
+            "PSNR in dB / SAM in radians / NDVI MAE in physical units, over all tiles of a sensor. Codes as a store "
+            "packs them; the KLT's coefficients by their entropy on the tiles themselves, which no real coder reaches; "
+            "codecs by their files.",
+        ]  # fmt: skip
+        for title, rows in report["equal_bits"].items():
+            read = {name: [Row(**row) for row in line] for name, line in rows.items()}
+            lines += ["", f"### {title}", "", *equal_bits.table(read)]
     return "\n".join(lines) + "\n"
 
 

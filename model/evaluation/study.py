@@ -12,6 +12,7 @@ import numpy as np
 
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import CODECS, Codec, at_bytes, downsampled
+from model.evaluation.equal_bits import COEFFICIENTS, Pack, Row, Yardsticks, compare
 from model.evaluation.figures import Sums, batch_spans, figures, measure
 from model.evaluation.rate_distortion import Curves, curves
 from model.evaluation.storage import BITS
@@ -19,7 +20,7 @@ from model.sensors import SENSORS, Floats, TrainedSensor
 from model.terramind import TerraMind, clamp_alone
 from model.training.eo_vae.evaluate import RANGES, Place, held_out_places, reconstruct
 from model.training.eo_vae.klt import BLOCK, Klt, fit_klt
-from model.training.sources.images import Image, read_listing
+from model.training.sources.images import Image, complete, read_listing
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}
@@ -63,6 +64,8 @@ class Study:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     codecs: Sequence[Codec] = CODECS
     log: Callable[[str], None] = print
+    pack: Pack | None = None
+    """What codes are packed into, for the comparison at equal bits; None: there is none."""
     _fitted: dict[tuple[str, tuple[str, ...]], Klt | None] = field(init=False, default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -78,12 +81,15 @@ class Study:
             "codecs_absent": absent,
             "sensors": {},
             "rate_distortion": {},
+            "equal_bits": {},
         }
         for group in groups:
             self.log(f"{group.title}: {len(group.tiles)} tiles of {len(set(group.grounds))} places")
             report["sensors"][group.title] = self._sensor(group)
             if self.settings.rate_tiles:
                 report["rate_distortion"][group.title] = asdict(self._curves(group))
+            if rows := self._equal_bits(group):
+                report["equal_bits"][group.title] = {name: [asdict(row) for row in line] for name, line in rows.items()}
         return report
 
     def groups(self) -> list[Group]:
@@ -218,6 +224,21 @@ class Study:
             self.vae, self.name, sensor, tiles, calibration or tiles[: self.settings.calibration_tiles],
             lambda k: self._klt(sensor, k), [c for c in self.codecs if c.available],
         )  # fmt: skip
+
+    def _equal_bits(self, group: Group) -> dict[str, tuple[Row, ...]]:
+        """Codes and others at the bytes that codes take, over all of a group's tiles; none where there are no steps."""
+        sensor, meta = group.sensor, self.vae.meta
+        entry = None if meta is None else meta.coded(sensor.name, sensor.bands)
+        if self.pack is None or entry is None or entry.code_steps is None:
+            return {}
+        # As much as the network saw: images that lack bands too, those completed as its training completes them.
+        seen = [*self._trained(sensor), *complete(self.images), *complete(self._level1(), "S2L1C")]
+        tiles = [t[:, : t.shape[1] // BLOCK * BLOCK, : t.shape[2] // BLOCK * BLOCK] for t in group.tiles]
+        others = Yardsticks(fit_klt(seen, sensor, COEFFICIENTS), [c for c in self.codecs if c.available])
+        return compare(self.vae, entry.code_steps, sensor, tiles, self.pack, others)
+
+    def _level1(self) -> list[Image]:
+        return [image for image in self.images if image.sensor == "S2L1C"]
 
     def _calibration(self, sensor: TrainedSensor) -> list[Floats]:
         """The middle of some training images, each of another place."""
