@@ -354,6 +354,7 @@ def _searching(source_options: Options) -> Search:
                 product=request.get("product", DEFAULT),
                 product_options={k: str(v) for k, v in request.get("product_options", {}).items()},
                 max_cloud=None if request["max_cloud"] is None else float(request["max_cloud"]),
+                offset=None if request.get("offset") is None else float(request["offset"]),
             )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise StoreError(f"the store's root does not say what was asked for ({error!r})") from error
