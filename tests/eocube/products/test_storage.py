@@ -56,7 +56,8 @@ def test_reals_come_back_as_near_as_their_storage(numbers: list[float]) -> None:
         if isinstance(storage, Affine8 | Affine16):
             scale, offset = (np.array(v, np.float32)[:, None] for v in (storage.scale, storage.offset))
             inside = np.isfinite(values) & (np.abs(values - offset) <= np.iinfo(storage.dtype).max * scale)
-            assert (np.abs(back - values) <= scale * 0.501 + 1e-6)[inside].all()
+            # Half a step, and what float32 rounds off numbers of that size.
+            assert (np.abs(back - values) <= scale * 0.5 + 1e-6 + 4e-7 * np.abs(values))[inside].all()
             assert np.isnan(back[~np.isfinite(values)]).all() and np.isfinite(back[np.isfinite(values)]).all()
 
 

@@ -113,7 +113,8 @@ def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: Wor
     assert "| s2_2 S2L2A 12 |" in markdown(table)
     # The figures are those of the file, and its latents can be stored as codes.
     again = Evaluator.build(load_images(*world)).table(loaded)
-    assert json.loads(json.dumps(again)) == table
+    for name, entry in again.items():  # threads share a sum out otherwise from run to run
+        assert entry[MODEL] == pytest.approx(table[name][MODEL], rel=1e-4), name
     steps = {name: sensor.code_steps for name, sensor in meta.sensors.items()}
     assert all(given is not None and len(given) == recipe.config.z_channels for given in steps.values())
     assert all(torch.isfinite(v).all() for v in trained.state_dict().values())
