@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -40,19 +41,25 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Disturbance:
     """What one batch's latents go through. `normal` (B, z, h, w) draws from the posterior (None: its mode); `noise`
-    (B, z, h, w) is added in units of each image's own latent spread; `turn` is applied to latents and target alike."""
+    (B, z, h, w) is added in units of each image's own latent spread; `turn` is applied to latents and target alike.
+    `rounding` (B, z, h, w) is added in units of `steps` (z,); of channels from `kept` on their mean is decoded."""
 
     normal: Tensor | None = None
     noise: Tensor | None = None
     turn: Turn | None = None
+    rounding: Tensor | None = None
+    steps: Tensor | None = None
+    kept: int | None = None
 
 
 def draw_disturbance(
-    stage: EOVAEStage, shape: tuple[int, int, int, int], part: slice, generator: torch.Generator, device: torch.device
-) -> Disturbance:
+    stage: EOVAEStage, shape: tuple[int, int, int, int], part: slice, generator: torch.Generator, device: torch.device,
+    steps: Tensor | None = None,
+) -> Disturbance:  # fmt: skip
     """The disturbance of one batch whose latents, of all workers together, have `shape`; `part` are this worker's.
 
-    Every worker draws for all of them from the same stream, so that their number does not change the run.
+    `steps` (z,) are those of codes, where the stage takes them. Every worker draws for all of them from one stream,
+    so that their number does not change the run.
     """
     normal = noise = turn = None
     if stage.sample:
@@ -65,7 +72,24 @@ def draw_disturbance(
         if chance < stage.equivariance:
             side = max(1, round(shape[-1] * (_SMALLEST + (1 - _SMALLEST) * scale)))
             turn = Turn(int(4 * quarters) % 4, side)
-    return Disturbance(normal, noise, turn)
+    rounding = kept = None
+    if stage.rounding > 0:
+        rounding = (stage.rounding * (torch.rand(shape, generator=generator) - 0.5))[part].to(device)
+    if stage.tail > 0:
+        chance, which = torch.rand(2, generator=generator).tolist()
+        kept = shape[1] // (4 if which < 0.5 else 2) if chance < stage.tail else None
+    return Disturbance(normal, noise, turn, rounding, None if steps is None else steps.to(device), kept)
+
+
+def code_bytes(z: Tensor, steps: Tensor) -> Tensor:
+    """Bytes that the codes of a cell take, all channels together: (B, z, h, w), (z,) -> (B,), with a gradient.
+
+    The entropy of a Laplacian rounded to steps, log2(2 e b / step) bits a channel with b its mean deviation in an image
+    (Cover and Thomas, Elements of Information Theory, 8.3 and 8.28), kept above 0 by 1 inside the logarithm.
+    """
+    z = z.float()
+    spread = (z - z.mean(dim=(2, 3), keepdim=True)).abs().mean(dim=(2, 3))
+    return torch.log2(1 + 2 * math.e * spread / steps).sum(1) / 8
 
 
 class Reconstruction(nn.Module):
@@ -82,8 +106,11 @@ class Reconstruction(nn.Module):
         self.vae = vae
         self.precision = precision
 
-    def forward(self, x: Tensor, waves: Tensor, how: Disturbance | None = None) -> Tensor:
-        """Pixels (B, C, H, W) z-scores -> prediction of the same shape, or of the turned target's."""
+    def forward(self, x: Tensor, waves: Tensor, how: Disturbance | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W) z-scores -> prediction of the same shape, or of the turned target's.
+
+        With steps of codes, also the bytes a cell that they would take (a scalar).
+        """
         how = how or Disturbance()
         x = x.contiguous(memory_format=torch.channels_last)
         weight, bias = self.vae.encoder.conv_in.kernel(waves)
@@ -94,10 +121,17 @@ class Reconstruction(nn.Module):
                 z = z.float() + torch.exp(0.5 * logvar.float().clamp(LOGVAR_MIN, LOGVAR_MAX)) * how.normal
             if how.noise is not None:
                 z = z + how.noise * z.detach().float().flatten(1).std(1)[:, None, None, None]
+            rate = None if how.steps is None else code_bytes(z, how.steps).mean()
+            if how.rounding is not None and how.steps is not None:
+                z = z + how.rounding * how.steps[:, None, None]
+            if how.kept is not None:
+                middle = z.detach().float().mean(dim=(0, 2, 3), keepdim=True)[:, how.kept :]
+                z = torch.cat([z[:, : how.kept], middle.to(z.dtype).expand_as(z[:, how.kept :])], dim=1)
             if how.turn is not None:
                 z = how.turn(z)
             h = self.vae.decoder.body(z)
-        return cast(Tensor, self.vae.decoder.conv_out(h.float(), waves))
+        prediction = cast(Tensor, self.vae.decoder.conv_out(h.float(), waves))
+        return prediction if rate is None else (prediction, rate)
 
 
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -25,7 +25,10 @@ class EOVAEStage(Stage):
     are left out of the loss: production drops more. `loss` weighs relative_error, relative_angle, charbonnier and
     ms_ssim; the last begins at `ms_ssim_from` of the stage, or at optimiser step `ms_ssim_step`. `sample` decodes a
     draw from the posterior instead of its mode; `latent_noise` is the largest noise added to latents, in units of their
-    spread; `equivariance` the chance that latents and target are turned and scaled together.
+    spread; `equivariance` the chance that latents and target are turned and scaled together. For latents that are
+    stored as codes, in the steps of the weights that the run starts from: `rounding` is the width in steps of uniform
+    noise on each channel, `rate` weighs the bytes a cell that codes would take beside the other losses, `tail` is the
+    chance that all but the first quarter or half of the channels are left out.
     """
 
     optimiser: str = "muon"
@@ -41,11 +44,22 @@ class EOVAEStage(Stage):
     sample: bool = False
     latent_noise: float = 0.0
     equivariance: float = 0.0
+    rounding: float = 0.0
+    rate: float = 0.0
+    tail: float = 0.0
+
+    @property
+    def coded(self) -> bool:
+        """Whether it takes code steps."""
+        return self.rounding > 0 or self.rate > 0
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)  # super() knows not the class that slots made anew
         if unknown := sorted(set(self.loss) - set(LOSSES)):
             raise ValueError(f"stage {self.name}: unknown loss {', '.join(unknown)}: known are {', '.join(LOSSES)}")
+        for name in ("rounding", "rate", "tail"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"stage {self.name}: {name} {getattr(self, name)} is below 0")
         if "ms_ssim" in self.loss and self.patch - 2 * self.margin < MIN_SIDE:
             raise ValueError(
                 f"stage {self.name}: ms_ssim needs {MIN_SIDE} px a side, a patch of {self.patch} less its margins has "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.eo_vae import EOVAE
+from model.sensors import TrainedSensor
 from model.training.batch import Batch
 from model.training.eo_vae.groups import trained_groups
 from model.training.eo_vae.objective import Reconstruction, draw_disturbance, loss_of
@@ -49,10 +50,26 @@ class EOVAETask(Task[Batch, EOVAEStage]):
         x, waves = batch.x[progress.rows].to(device), batch.wavelengths.to(device)
         side = stage.patch // config.scale_factor
         shape = (len(batch), config.z_channels, side, side)
-        how = draw_disturbance(stage, shape, progress.rows, progress.generator, device)
-        prediction = progress.forward(x, waves, how)
+        steps = self._steps(batch.sensor, stage) if stage.coded else None
+        how = draw_disturbance(stage, shape, progress.rows, progress.generator, device, steps)
+        found = progress.forward(x, waves, how)
+        prediction, rate = (found, None) if steps is None else found
         target = x if how.turn is None else how.turn(x, config.scale_factor)
-        return loss_of(prediction, target, stage, progress.share, progress.step)
+        total, values = loss_of(prediction, target, stage, progress.share, progress.step)
+        if rate is not None:
+            total, values = total + stage.rate * rate, {**values, "code_bytes": float(rate.detach())}
+        return total, values
+
+    def _steps(self, sensor: TrainedSensor, stage: EOVAEStage) -> Tensor:
+        """(z,) code steps of a sensor by the weights that the run started from. ValueError where they carry none."""
+        meta = self.vae.meta
+        entry = None if meta is None else meta.coded(sensor.name, sensor.bands)
+        if entry is None or entry.code_steps is None:
+            raise ValueError(
+                f"stage {stage.name}: the weights it starts from carry no code steps for {', '.join(sensor.bands)} of "
+                f"{sensor.name}: measure them with python -m model.training.eo_vae.measured"
+            )
+        return torch.tensor(entry.code_steps)
 
     def parameter_groups(self, stage: EOVAEStage) -> list[dict[str, Any]]:
         return trained_groups(self.vae, stage)

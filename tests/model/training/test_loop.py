@@ -15,14 +15,16 @@ import torch
 
 from model.eo_vae import EOVAE
 from model.layouts import is_dynamic
+from model.sensors import S1RTC
 from model.training.checkpoint import Position, Store, read_snapshot
 from model.training.distributed import Team
-from model.training.eo_vae.objective import Disturbance, Reconstruction, Turn, draw_disturbance
+from model.training.eo_vae.objective import Disturbance, Reconstruction, Turn, code_bytes, draw_disturbance
 from model.training.eo_vae.recipe import EOVAERecipe
 from model.training.loop import Average
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, read_history
-from tests.model.training.batches import TINY, Fixed, Random, looped, recipe
+from model.weights_meta import SensorMeta, WeightsMeta
+from tests.model.training.batches import RGB, TINY, Fixed, Random, looped, recipe
 
 
 def network(seed: int = 0) -> EOVAE:
@@ -137,6 +139,76 @@ def test_posterior_sample_and_noise_are_what_they_say() -> None:
         assert torch.allclose(noisy, expected, atol=1e-5)
 
 
+STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+def coded_network(seed: int = 0) -> EOVAE:
+    """With code steps for the sensors of `Random`."""
+    vae = network(seed)
+    sensors = {
+        s.name: SensorMeta(s.bands, s.wavelengths, s.mean, s.std, s.unit, True, "test", code_steps=STEPS)
+        for s in (RGB, S1RTC)
+    }
+    vae.meta = WeightsMeta("tiny", TINY, sensors, "none", "CC0-1.0", "2026")
+    return vae
+
+
+def test_rounding_and_a_left_out_tail_are_what_they_say() -> None:
+    vae = coded_network().eval()
+    module, batch, steps = Reconstruction(vae, "fp32"), Random(1).draw(2, 32), torch.tensor(STEPS)
+    mean = vae.encode(batch.x, batch.wavelengths).mean
+    stage = recipe({"rounding": 1.0, "rate": 0.1, "tail": 0.5}).stages[0]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        draw_disturbance(stage, (4, 8, 16, 16), slice(0, 2), generator, torch.device("cpu"), steps) for _ in range(200)
+    ]
+    kept = [d.kept for d in drawn if d.kept is not None]
+    assert 70 < len(kept) < 130 and set(kept) == {2, 4}
+    how = next(d for d in drawn if d.kept == 4)
+    assert how.rounding is not None and how.rounding.shape == (2, 8, 16, 16)
+    assert how.rounding.abs().max() <= 0.5 and abs(float(how.rounding.std()) - 12**-0.5) < 0.02
+    with torch.no_grad():
+        prediction, rate = module(batch.x, batch.wavelengths, how)
+        z = mean + how.rounding * steps[:, None, None]
+        z[:, 4:] = z.mean(dim=(0, 2, 3), keepdim=True)[:, 4:]
+        assert torch.allclose(prediction, vae.decode(z, batch.wavelengths), atol=1e-5)
+    assert float(rate) == pytest.approx(float(code_bytes(mean.detach(), steps).mean()), rel=1e-5)
+
+
+def test_the_rate_is_the_entropy_of_laplacian_codes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand((1, 2, 256, 256), generator=generator) - 0.5
+    z = -torch.sign(uniform) * torch.log1p(-2 * uniform.abs()) * torch.tensor([3.0, 8.0])[:, None, None]
+    steps = torch.tensor([0.25, 0.5])
+    counted = 0.0
+    for channel, step in zip(z[0], steps, strict=True):
+        share = torch.unique((channel / step).round(), return_counts=True)[1] / channel.numel()
+        counted -= float((share * share.log2()).sum()) / 8
+    assert float(code_bytes(z, steps)) == pytest.approx(counted, rel=0.02)
+    z.requires_grad_(True)
+    code_bytes(z, steps).sum().backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None and float((z.grad * z.detach()).sum()) > 0  # smaller latents, fewer bytes
+
+
+def test_a_rate_in_the_loss_makes_codes_cheaper() -> None:
+    def end(weight: float) -> float:
+        how, source = recipe({"rounding": 1.0, "rate": weight, "steps": 30}), Fixed(2, 32)
+        notes = Notes()
+        looped(coded_network(), how, source, tracker=notes).run()
+        lines = notes.lines
+        assert lines[0]["loss"] == pytest.approx(lines[0]["charbonnier"] + weight * lines[0]["code_bytes"], rel=1e-4)
+        return lines[-1]["code_bytes"]
+
+    assert end(1.0) < 0.9 * end(0.0001)
+
+
+def test_codes_need_weights_that_carry_steps() -> None:
+    with pytest.raises(ValueError, match=r"no code steps for B04, B03, B02 of S2L2A: measure them"):
+        looped(network(), recipe({"rate": 0.1}), Random()).run()
+    with pytest.raises(ValueError, match="rounding -1"):
+        recipe({"rounding": -1.0})
+
+
 def test_equivariance_turns_latents_and_target_alike() -> None:
     module = Reconstruction(network().eval(), "fp32")
     batch = Random(1).draw(2, 32)
@@ -161,12 +233,13 @@ def test_equivariance_turns_latents_and_target_alike() -> None:
     [
         ("fp32", {}),
         ("fp32", {"sample": True, "latent_noise": 0.1, "equivariance": 0.5}),
+        ("fp32", {"rounding": 1.0, "rate": 0.01, "tail": 0.3}),
         pytest.param("fp16", {"sample": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: dict[str, Any], precision: str) -> None:
     how = recipe({"steps": 7, **extra}, ema=0.9, precision=precision, checkpoint_steps=2)
-    whole = looped(network(), how, Random(5, mixed=True)).run()
+    whole = looped(coded_network(), how, Random(5, mixed=True)).run()
 
     class KilledError(Exception):
         pass
@@ -180,11 +253,11 @@ def test_a_run_that_is_left_goes_on_to_the_same_weights(tmp_path: Path, extra: d
     url = str(tmp_path / "run")
     tracker = Tracker(url, "run")
     with pytest.raises(KilledError):
-        looped(network(), how, Dying(5, mixed=True), keeper=Store(url), tracker=tracker).run()
+        looped(coded_network(), how, Dying(5, mixed=True), keeper=Store(url), tracker=tracker).run()
     tracker.close()
     torch.manual_seed(99)
     source, tracker = Random(5, mixed=True), Tracker(url, "run")
-    again = looped(network(1), how, source, keeper=Store(url), tracker=tracker)
+    again = looped(coded_network(1), how, source, keeper=Store(url), tracker=tracker)
     with Store(url).restore() as folder:
         assert folder is not None
         again.resume(read_snapshot(folder, 0, sliced=False))
