@@ -34,6 +34,7 @@ _WIDTH, _HEIGHT = 420, 190
 """A chart's size in its own units."""
 _PAGES = {"bar": "#3f7f9f", "mark": "#c8553d", "soft": "#5d676e", "line": "#dfe3e0", "ink": "#1d2327"}
 """The page's own colours by the names that its style sheet has for them, by which they follow a dark screen."""
+_TICKS = 4  # along the bottom: numbers of five digits still stand apart
 _SAID = "said "
 """How the id of what is pointed at begins in matplotlib's SVG; the rest is what is shown then."""
 
@@ -165,9 +166,10 @@ def _bars(
             bar.set_gid(f"{_SAID}{left:.4g} to {right:.4g}: {height:.4g} {unit}")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0.0, 1.1 * float(heights.max()) or 1.0)
-    axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(_TICKS))
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=unit == "windows"))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(label, size=11, color=_PAGES["soft"])
     axes.tick_params(length=0, labelsize=11, labelcolor=_PAGES["soft"])
     axes.grid(axis="y", color=_PAGES["line"], clip_on=False)

@@ -41,3 +41,12 @@ def test_charts_take_the_pages_colours_and_no_ids() -> None:
     assert svg == histogram(np.arange(9.0), "dB") and " id=" not in svg and "<?xml" not in svg
     assert set(re.findall(r"var\(--(\w+)\)", svg)) == {"bar", "mark", "soft", "line", "ink"}
     assert not re.search(r"#[0-9a-f]{6}", svg)
+
+
+def test_numbers_below_the_bars_stand_apart_and_windows_are_whole() -> None:
+    """What was seen: spectral angles of 0.02025, 0.0205, ... ran into each other, and windows were counted by 0.8."""
+    svg = histogram(0.02 + 1e-4 * np.array([0.0, 1.0, 5.0, 14.0, 21.0]), "spectral angle, rad")
+    texts = [text.text or "" for text in ET.fromstring(svg).iter(f"{SVG}text")]
+    below = [text for text in texts if text.startswith("0.02")]
+    assert 2 <= len(below) <= 5
+    assert all(float(text).is_integer() for text in texts if re.fullmatch(r"\d(\.\d+)?", text) and text not in below)
