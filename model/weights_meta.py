@@ -15,6 +15,8 @@ from model.config import EOVAEConfig
 from model.sensors import S1RTC, S2L1C, S2L2A, S2RGB
 
 FORMAT = "eocube-weights-1"
+CODE_OF_MEAN = 128
+"""Code of a channel's mean where latents are stored as codes: below 256, far from 0, where the high byte changes."""
 FLOOR_MARGIN = 6.0
 """dB that a window may fall below the worst held-out place before it is suspect: twice that place's error."""
 

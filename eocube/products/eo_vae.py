@@ -24,6 +24,7 @@ from model.fused import FusedDecoder, FusedEncoder, cpu_steps
 from model.fused_gpu import compiler_missing
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
+from model.weights_meta import CODE_OF_MEAN
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ A picture's own error is some 3 % of it at best, beside which this is nothing: i
 """
 _PROBE = 8  # latents a side of the picture that tells
 _ANY_ZONE = 32601  # windows are alike in all of them
-CODE_OF_MEAN = 128
-"""Code of a channel's mean: below 256, and far from 0, where the high byte changes."""
 Quantisation = tuple[tuple[float, ...], tuple[float, ...]]
 """(scale, offset), a channel each."""
 INT8_STEPS_PER_SIGMA = 16.0

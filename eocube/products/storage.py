@@ -140,17 +140,18 @@ class Half(_Reals):
         return [bool(v) for v in (largest <= _LARGEST_HALF).tolist()]
 
 
+@dataclass(frozen=True, slots=True)
 class _Affine:
     """Integer codes, value = code * scale + offset per channel; the lowest integer where there is no value.
 
     Codes are rounded half to even and saturate one above the lowest integer and at the highest.
     """
 
-    __slots__ = ()
     scale: tuple[float, ...]
     offset: tuple[float, ...]
-    name: str
-    dtype: str
+
+    name: ClassVar[str]
+    dtype: ClassVar[str]
     unpacked = "float32"
     as_they_are = False
 
@@ -206,9 +207,6 @@ class _Affine:
 class Affine8(_Affine):
     """int8 codes in equal parts of each channel's spread, -128 where there is no value."""
 
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
     name = "int8"
     dtype = "int8"
     packing: ClassVar[Packing] = "zstd"
@@ -225,9 +223,6 @@ class Affine16(_Affine):
     Steps are such that each channel's rounding costs the decoded pixels alike. Codes lie about 128, so that one byte
     tells nearly all of them apart; the other leaves room for what is far from ordinary ground, such as cloud.
     """
-
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
 
     name = "codes"
     dtype = "int16"

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from model import metrics
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import JPEG2000, Codec, Coded, at_bytes
+from model.evaluation.rate_distortion import pooled_psnr
 from model.sensors import Floats, TrainedSensor
 from model.training.eo_vae.code_steps import offsets, rounded
 from model.training.eo_vae.evaluate import HALO, RANGES, decoded, encoded
-from model.training.eo_vae.klt import BLOCK, Klt, to_blocks
+from model.training.eo_vae.klt import BLOCK, Klt
+from model.weights_meta import CODE_OF_MEAN
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """What the weights' code steps are multiplied by: a rate each, at which the others are measured too."""
 COEFFICIENTS = 256
 """Coefficients of a block that the KLT may spend bits on."""
-CODE_OF_MEAN = 128
 _TRIES = 24
 
 Pack = Callable[[NDArray[np.int16]], int]
@@ -74,7 +75,7 @@ def compare(
         found.setdefault("codes", []).append(_row(size, back, tiles, sensor))
         if basis is not None and others.klt is not None:
             step = basis.step_for(size)
-            coded = [_through(others.klt, tile, step) for tile in tiles]
+            coded = [others.klt.reconstruct(tile, step) for tile in tiles]
             found.setdefault("KLT 8x8, entropy", []).append(_row(basis.size(step), coded, tiles, sensor))
         budgets = [round(size * tile.shape[1] * tile.shape[2] / BLOCK**2) for tile in tiles]
         for codec in others.codecs:
@@ -94,7 +95,7 @@ class Spread:
     @classmethod
     def of(cls, klt: Klt, tiles: Sequence[Floats]) -> Spread:
         """Of all blocks of the tiles."""
-        return cls(np.concatenate([(to_blocks(t) - klt.mean) @ klt.basis for t in tiles]))
+        return cls(np.concatenate([klt.coefficients(tile) for tile in tiles]))
 
     def size(self, step: float) -> float:
         """Bytes a block: the entropy of each coefficient, rounded to one step for all, by the tiles' own frequencies.
@@ -118,14 +119,6 @@ def entropy(values: NDArray[np.int64]) -> float:
     """Bits a value, by the frequencies of the values given."""
     share = np.unique(values, return_counts=True)[1] / len(values)
     return float(-(share * np.log2(share)).sum())
-
-
-def _through(klt: Klt, tile: Floats, step: float) -> Floats:
-    """(C, H, W) as it comes back from coefficients rounded to a step."""
-    c, h, w = tile.shape[0], tile.shape[1] // BLOCK, tile.shape[2] // BLOCK
-    coefficients = np.rint((to_blocks(tile) - klt.mean) @ klt.basis / step) * step
-    back = (coefficients @ klt.basis.T + klt.mean).reshape(h, w, c, BLOCK, BLOCK).transpose(2, 0, 3, 1, 4)
-    return back.reshape(c, h * BLOCK, w * BLOCK).astype(np.float32)
 
 
 def _codes(z: torch.Tensor, middle: torch.Tensor, steps: NDArray[np.float64]) -> NDArray[np.int16]:
@@ -161,12 +154,11 @@ def _add(
 
 def _row(size: float, back: Sequence[Floats], tiles: Sequence[Floats], sensor: TrainedSensor) -> Row:
     pairs = [(sensor.physical(b), sensor.physical(t)) for b, t in zip(back, tiles, strict=True)]
-    square = sum(float(np.square(b.astype(np.float64) - t).sum()) for b, t in pairs) / sum(t.size for _, t in pairs)
     ndvi = None
     if {"B04", "B08"} <= set(sensor.bands):
         red, nir = sensor.bands.index("B04"), sensor.bands.index("B08")
         ndvi = float(np.mean(np.concatenate([metrics.ndvi_errors(b, t, red, nir) for b, t in pairs])))
-    psnr = float(10 * np.log10(RANGES[sensor.unit] ** 2 / square)) if square else float("inf")
+    psnr = pooled_psnr(back, tiles, sensor, RANGES[sensor.unit])
     return Row(size, psnr, float(np.mean([metrics.sam(b, t) for b, t in pairs])), ndvi)
 
 

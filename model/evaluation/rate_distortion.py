@@ -62,13 +62,13 @@ def curves(
     for kind in BITS:
         for k in kept:
             back = [decoded(vae, statistics.stored(z, kind, order[:k]), sensor) for z in latents]
-            point = Point(bits_per_pixel(vae, kind, k, bands), _psnr(back, tiles, sensor, span), k)
+            point = Point(bits_per_pixel(vae, kind, k, bands), pooled_psnr(back, tiles, sensor, span), k)
             found.setdefault(f"{name} {kind}, top-k channels", []).append(point)
     for k in kept:
         klt = linear(k * BLOCK**2 // vae.scale_factor**2)
         if klt is not None:
             bits = bits_per_pixel(vae, "fp16", k, bands)
-            psnr = _psnr([klt.reconstruct(t) for t in tiles], tiles, sensor, span)
+            psnr = pooled_psnr([klt.reconstruct(t) for t in tiles], tiles, sensor, span)
             found.setdefault("KLT 8x8, fp16", []).append(Point(bits, psnr, k))
     pixels = sum(t.size for t in tiles)
     rates = sorted({p.bits for p in found[f"{name} fp16, top-k channels"]})
@@ -78,11 +78,13 @@ def curves(
             done = [c for c in coded if c is not None]
             if len(done) == len(tiles):
                 rate = 8 * sum(c.size for c in done) / pixels
-                found.setdefault(codec.name, []).append(Point(rate, _psnr([c.z for c in done], tiles, sensor, span)))
+                found.setdefault(codec.name, []).append(
+                    Point(rate, pooled_psnr([c.z for c in done], tiles, sensor, span))
+                )
     return Curves(sensor.name, span, len(tiles), tuple(order), {key: tuple(line) for key, line in found.items()})
 
 
-def _psnr(back: Sequence[Floats], tiles: Sequence[Floats], sensor: TrainedSensor, span: float) -> float:
+def pooled_psnr(back: Sequence[Floats], tiles: Sequence[Floats], sensor: TrainedSensor, span: float) -> float:
     """Of all tiles together, in physical units."""
     square = sum(
         float(((sensor.physical(b).astype(np.float64) - sensor.physical(t)) ** 2).sum())

@@ -18,6 +18,7 @@ from model.evaluation.rate_distortion import Curves, curves
 from model.evaluation.storage import BITS
 from model.sensors import SENSORS, Floats, TrainedSensor
 from model.terramind import TerraMind, clamp_alone
+from model.training.eo_vae.code_steps import training_tiles
 from model.training.eo_vae.evaluate import RANGES, Place, held_out_places, reconstruct
 from model.training.eo_vae.klt import BLOCK, Klt, fit_klt
 from model.training.sources.images import Image, complete, read_listing
@@ -25,7 +26,6 @@ from model.training.sources.images import Image, complete, read_listing
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}
 _LEAST_SIDE = 64
-_CALIBRATION_SIDE = 96
 Method = Callable[[Floats, TrainedSensor], Floats | None]
 
 
@@ -242,18 +242,7 @@ class Study:
 
     def _calibration(self, sensor: TrainedSensor) -> list[Floats]:
         """The middle of some training images, each of another place."""
-        tiles: dict[str, Floats] = {}
-        side = _CALIBRATION_SIDE
-        for image in self._trained(sensor):
-            z = image.seen_by(sensor)
-            if z is None:
-                continue
-            row, column = ((n - side) // 2 for n in z.shape[1:])
-            if min(row, column) >= 0 and image.place not in tiles:
-                tile = z[:, row : row + side, column : column + side]
-                if np.isfinite(tile).all():
-                    tiles[image.place] = tile
-        return list(tiles.values())[: self.settings.calibration_tiles]
+        return training_tiles(self.images, sensor)[: self.settings.calibration_tiles]
 
 
 def _labels(group: Group) -> list[str]:

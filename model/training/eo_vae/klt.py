@@ -28,10 +28,15 @@ class Klt:
     mean: NDArray[np.float64]
     basis: NDArray[np.float64]
 
-    def reconstruct(self, z: Floats) -> Floats:
-        """(C, H, W) z-scores, sides multiples of 8 -> what k coefficients a block keep of them."""
+    def coefficients(self, z: Floats) -> NDArray[np.float64]:
+        """(C, H, W) z-scores, sides multiples of 8 -> (blocks, k)."""
+        return np.asarray((to_blocks(z) - self.mean) @ self.basis)
+
+    def reconstruct(self, z: Floats, step: float | None = None) -> Floats:
+        """(C, H, W) z-scores, sides multiples of 8 -> what k coefficients a block, rounded to a step, keep of them."""
         c, h, w = z.shape[0], z.shape[1] // BLOCK, z.shape[2] // BLOCK
-        coded = (to_blocks(z) - self.mean) @ self.basis @ self.basis.T + self.mean
+        kept = self.coefficients(z)
+        coded = (kept if step is None else np.rint(kept / step) * step) @ self.basis.T + self.mean
         back = coded.reshape(h, w, c, BLOCK, BLOCK).transpose(2, 0, 3, 1, 4)
         return back.reshape(c, h * BLOCK, w * BLOCK).astype(np.float32)
 
