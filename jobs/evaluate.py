@@ -1,4 +1,4 @@
-"""Evaluate weights on held-out places beside their baselines: `python jobs/evaluate.py --weights nano --data ... `."""
+"""Evaluate weights on held-out places beside their baselines: `python jobs/evaluate.py --weights nano --data ...`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Options:
     weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path or hf://owner/name")] = "nano"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
+    test: Annotated[bool, tyro.conf.arg(help="measure on the listing's test places (test: true) rather than on those "
+                                             "of validation: for a release's figures, once")] = False  # fmt: skip
     terramind: Annotated[
         dict[str, Path],
         tyro.conf.arg(help="sensor and published weights of TerraMind's tokenizer, for example "
@@ -70,7 +72,7 @@ def evaluate(options: Options) -> None:
         name: TerraMind(load_tokenizer(path, name), SENSORS[name], options.terramind_steps)
         for name, path in options.terramind.items()
     }
-    settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles)
+    settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test)
     name = vae.meta.name if vae.meta is not None else Path(options.weights).stem
     images = load_images(listing, options.data)
     study = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data), pack=packed)

@@ -57,7 +57,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["", "## Published table beside ours: z-scores", "", *published(report)]
     for title, item in report["sensors"].items():
         lines += [
-            "", f"## {title}", "", f"{item['tiles']} tiles, places: {', '.join(item['places'])}.", "",
+            "", f"## {title}", "", f"{item['tiles']} tiles, {_kind(report)} places: {', '.join(item['places'])}.", "",
             f"### {title} in z-scores (PSNR and SSIM by the range of batches of {batch}, as published)", "",
             *_table(item["methods"], "z", METRICS),
             "", f"### {title} in {item['unit']} (range {item['physical_range']:g})", "",
@@ -99,9 +99,13 @@ def published(report: Mapping[str, Any]) -> list[str]:
             cells += [_number(key, None if figures is None else figures["z"][key]["value"]) for key in METRICS]
             if figures is not None and "ndvi_mae" in figures["physical"]:
                 ndvi = figures["physical"]["ndvi_mae"]["value"]
-        rows.append([method, "here, held-out places", *cells, _number("ndvi_mae", ndvi)])
+        rows.append([method, f"here, {_kind(report)} places", *cells, _number("ndvi_mae", ndvi)])
     note = "SAM in radians. NDVI MAE is of reflectances in either case. The ground differs: read rows of one origin."
     return [*_rows(rows), "", note]
+
+
+def _kind(report: Mapping[str, Any]) -> str:
+    return "test" if report["settings"].get("test") else "validation"
 
 
 def _table(methods: Mapping[str, Any], space: str, keys: Sequence[str]) -> list[str]:

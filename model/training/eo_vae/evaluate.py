@@ -37,11 +37,12 @@ class Place:
     ground: str = ""
 
 
-def held_out_places(images: Sequence[Image]) -> list[Place]:
-    """Every held-out image as its own sensor, and the twelve-band ones as RGBN and 8-bit RGB too."""
+def held_out_places(images: Sequence[Image], *, test: bool = False) -> list[Place]:
+    """Every held-out image as its own sensor, and the twelve-band ones as RGBN and 8-bit RGB too: those of validation,
+    or with `test` those that only the figures of a release may be of."""
     places = []
     for image in images:
-        if not image.held_out:
+        if not image.held_out or image.test != test:
             continue
         native = SENSORS[image.sensor].subset(image.bands)
         sensors = [native]
@@ -122,9 +123,9 @@ class Evaluator:
     linear: Mapping[str, dict[str, float]]
 
     @classmethod
-    def build(cls, images: Sequence[Image], coefficients: int = 32) -> Evaluator:
-        """Fit one KLT for each set of bands among the held-out places."""
-        places = held_out_places(images)
+    def build(cls, images: Sequence[Image], coefficients: int = 32, *, test: bool = False) -> Evaluator:
+        """Fit one KLT for each set of bands among the validation places, or with `test` among the test places."""
+        places = held_out_places(images, test=test)
         fitted: dict[tuple[str, tuple[str, ...]], Klt | None] = {}
         linear = {}
         for place in places:

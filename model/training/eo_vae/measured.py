@@ -1,7 +1,8 @@
 """Measures written weights: held-out figures of what is read back from the file, and steps for storing codes.
 
 `python -m model.training.eo_vae.measured WEIGHTS --data FOLDER --out FILE` writes weights with what was measured in
-their metadata, and a JSON of the figures beside them. The tensors and their hash stay as they are.
+their metadata, and a JSON of the figures beside them. The tensors and their hash stay as they are. With `--test`
+the test places are scored too: once a release, after everything is chosen.
 """
 
 from __future__ import annotations
@@ -29,19 +30,21 @@ log = logging.getLogger(__name__)
 
 
 def measure(
-    source: str | Path, out: Path, evaluator: Evaluator, images: Sequence[Image], *, seed: int = 0
-) -> dict[str, Any]:
+    source: str | Path, out: Path, evaluator: Evaluator, images: Sequence[Image], *, seed: int = 0,
+    test: Evaluator | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Score weights as they are in their file, give them steps, and write them to `out`.
 
     Args:
         source: what `load_weights` takes.
         out: safetensors file; may be the source.
-        evaluator: of the held-out places.
+        evaluator: of the validation places.
         images: of which the training ones give the steps.
         seed: of the noise that tells the decoder's gains.
+        test: of the test places; None leaves them unopened, and no figures of them in the metadata.
 
     Returns:
-        The metrics among their metadata, `held_out` new.
+        The metrics among their metadata, `held_out` and `test` new.
 
     Raises:
         ValueError: weights without metadata.
@@ -50,7 +53,8 @@ def measure(
     if vae.meta is None:
         raise ValueError(f"weights {str(source)!r} carry no metadata: save them with model.weights.save_weights first")
     table = evaluator.table(vae)
-    metrics = {**vae.meta.metrics, "held_out": table}
+    kept = {name: value for name, value in vae.meta.metrics.items() if name != "test"}
+    metrics = {**kept, "held_out": table} | ({} if test is None else {"test": test.table(vae)})
     meta = replace(vae.meta, metrics=metrics, sensors=stepped(vae, images, seed=seed))
     halves = all(torch.equal(v, v.half().float()) for v in vae.decoder.up.state_dict().values())
     save_weights(vae, out, meta, torch.float16 if halves else torch.float32)
@@ -89,13 +93,17 @@ class Options:
     out: Annotated[Path, tyro.conf.arg(help="safetensors file to write; may be the weights' own")]
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of rasters (default: the recipe nano's)")] = None
     seed: int = 0
+    test: Annotated[bool, tyro.conf.arg(help="score the test places too: for a release, once")] = False
 
 
 def main(options: Options) -> None:
     """Measure and write."""
     listing = options.listing or Path(__file__).parents[1] / "recipes" / "nano_data.yaml"
     images = load_images(listing, options.data)
-    measure(options.weights, options.out, Evaluator.build(images), images, seed=options.seed)
+    test = Evaluator.build(images, test=True) if options.test else None
+    if test is not None and not test.places:
+        raise ValueError(f"{listing.name} lists no test place: mark some of it held_out: true and test: true")
+    measure(options.weights, options.out, Evaluator.build(images), images, seed=options.seed, test=test)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from model.sensors import COLOURS, SENSORS, Floats, TrainedSensor, true_colour
 class Image:
     """`data` (C, H, W) in the sensor's unit, `bands` names its channels; `gsd` is the pixel size in metres.
 
-    `place` groups images of one ground: a place is either trained on or held out, never both.
-    `weight` multiplies the chance of being drawn.
+    `place` groups images of one ground: a place is either trained on or held out, never both. `test` marks those held
+    out for the figures of a release alone. `weight` multiplies the chance of being drawn.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Image:
     gsd: float
     held_out: bool = False
     weight: float = 1.0
+    test: bool = False
 
     def select(self, bands: Sequence[str]) -> Floats:
         """Channels `bands` in that order."""
@@ -54,6 +55,7 @@ class Source:
     """One entry of the listing. `parts` maps a file (or a dataset in it) to band names; see `READERS` for the kinds.
 
     Values become raw * scale + offset, or with `decibel` = 10 (power) or 20 (amplitude) decibel * log10(raw) + offset.
+    A place held out is for validation, or with `test` for the figures of a release alone.
     `crop` is (row, column, rows, columns); `every` takes each n-th time step. Coarser bands are brought to the finest
     grid by `upsampling`: bilinear as the reader does, or nearest as many archives of ready-made patches have done.
     """
@@ -75,6 +77,7 @@ class Source:
     every: int = 1
     upsampling: str = "bilinear"
     options: Mapping[str, Any] = field(default_factory=dict)
+    test: bool = False
 
 
 def read_listing(path: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> list[Source]:
@@ -95,6 +98,13 @@ def read_listing(path: Path, sensors: Mapping[str, TrainedSensor] = SENSORS) -> 
                 f"sensors {sorted(sensors)}, kinds {sorted(READERS)}"
             )
         sources.append(source)
+    for place in sorted({s.place for s in sources}):
+        if len({(s.held_out, s.test) for s in sources if s.place == place}) > 1:
+            raise ValueError(
+                f"{path.name}: place {place!r} is trained on, held out or test: one of them for all its sources"
+            )
+    if wrong := [s.name for s in sources if s.test and not s.held_out]:
+        raise ValueError(f"{path.name}: source {wrong[0]!r} is test and not held out: give it held_out: true too")
     return sources
 
 
@@ -133,7 +143,10 @@ def load_source(source: Source, root: Path, sensors: Mapping[str, TrainedSensor]
             raise ValueError(f"{source.name}: none of its bands {', '.join(bands)} is one of {source.sensor}'s")
         data = np.ascontiguousarray(data[[bands.index(b) for b in order]])
         name = source.name + suffix
-        yield Image(name, source.place, source.sensor, tuple(order), data, source.gsd, source.held_out, source.weight)
+        yield Image(
+            name, source.place, source.sensor, tuple(order), data, source.gsd, source.held_out, source.weight,
+            source.test,
+        )  # fmt: skip
 
 
 def to_unit(raw: NDArray[Any], source: Source) -> Floats:

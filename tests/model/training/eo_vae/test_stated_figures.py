@@ -23,6 +23,7 @@ ROWS = {
 def test_a_held_out_row_is_what_the_file_gives(row: str, shared_dir: Path) -> None:
     source, in_readme = ROWS[row]
     listed = next(s for s in read_listing(LISTING) if s.name == source)
+    assert not listed.test
     (place,) = (p for p in held_out_places(list(load_source(listed, shared_dir / "data"))) if p.name == row)
     vae = load_weights("nano")
     found = score(place.tiles, [reconstruct(vae, tile, place.sensor) for tile in place.tiles], place.sensor)

@@ -78,6 +78,23 @@ def test_an_image_is_seen_in_another_sensors_bands_and_as_a_picture(world: World
     assert image.seen_by(S1RTC) is None
 
 
+def test_a_place_is_of_one_kind(world: World, tmp_path: Path) -> None:
+    listing, root = world
+    entries = yaml.safe_load(listing.read_text())["sources"]
+    listed = tmp_path / "l.yaml"
+
+    def written(changes: dict[str, dict[str, object]]) -> Path:
+        listed.write_text(yaml.safe_dump({"sources": [e | changes.get(e["name"], {}) for e in entries]}))
+        return listed
+
+    images = {i.name: i for i in load_images(written({"s2_2": {"test": True}}), root)}
+    assert images["s2_2"].held_out and images["s2_2"].test and not images["s2_1"].test
+    with pytest.raises(ValueError, match="source 's2_1' is test and not held out"):
+        load_images(written({"s2_1": {"test": True}, "s1": {"test": True}}), root)
+    with pytest.raises(ValueError, match="place 'p1' is trained on, held out or test: one of them"):
+        load_images(written({"s2_1": {"held_out": True}}), root)
+
+
 def test_sampler_never_draws_held_out_places_and_repeats_by_seed(world: World) -> None:
     images = load_images(*world)
     first, second = (Sampler(images, seed=3) for _ in range(2))
