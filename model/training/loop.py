@@ -39,7 +39,8 @@ _SMOOTH = 0.97
 class Average:
     """Exponential moving average of a network's parameters, bias-corrected by a decay that grows with the steps seen.
 
-    `decay` 0 keeps the live parameters themselves. The network must have the live one's parameters in the same order.
+    `decay` 0 keeps the live parameters themselves; buffers are the live one's in any case. The network must have the
+    live one's parameters and buffers in the same order.
     """
 
     network: nn.Module
@@ -53,6 +54,8 @@ class Average:
         decay = min(self.decay, (1 + self.seen) / (10 + self.seen))
         for mean, value in zip(self.network.parameters(), live.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
+        for kept, running in zip(self.network.buffers(), live.buffers(), strict=True):
+            kept.copy_(running)
 
 
 @dataclass(slots=True)

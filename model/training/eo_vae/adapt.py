@@ -129,7 +129,8 @@ def adapt(
 
     def finished(averaged: EOVAE) -> tuple[EOVAE, dict[str, dict[str, float]]]:
         frozen = copy.deepcopy(averaged).requires_grad_(False).eval().to(team.device)
-        calibrate(frozen, fixed, batches=len(fixed.batches))
+        if recipe.batch_norm == "measured":
+            calibrate(frozen, fixed, batches=len(fixed.batches))
         return frozen, score(frozen, data.held_out)
 
     def judge(averaged: EOVAE, total: int) -> float | None:

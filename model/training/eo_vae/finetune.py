@@ -219,9 +219,10 @@ def publish(
 def write_weights(
     vae: EOVAE, out: Path, recipe: EOVAERecipe, job: Job, sampler: Sampler, table: Mapping[str, Any]
 ) -> None:
-    """Weights with calibrated batch norm and their metadata."""
+    """Weights with their metadata, their batch norm calibrated unless it was trained through."""
     frozen = copy.deepcopy(vae)
-    calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
+    if recipe.batch_norm == "measured":
+        calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
     described = {"held_out": table, "recipe": recipe_summary(recipe)}
     dtype = torch.float16 if recipe.dtype == "float16" else torch.float32
     save_weights(frozen, out, metadata(frozen, recipe, job.name, described), dtype)

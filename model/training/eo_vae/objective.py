@@ -97,14 +97,15 @@ class Reconstruction(nn.Module):
 
     The generators and the last convolution run in float32 whatever `precision` ("bf16", "fp16", "fp32") the bodies
     have: rounded kernels would shift every level they carry. The batch norm takes no part (its statistics are set from
-    the data afterwards, `calibrate`), unlike in the published training, which normalised with a batch's statistics and
-    undid it with the running ones.
+    the data afterwards, `calibrate`) unless it is `through_norm`: the published training normalised latents with a
+    batch's statistics and undid it with the running ones, so that what it decoded was not quite what it had encoded.
     """
 
-    def __init__(self, vae: EOVAE, precision: str = "bf16") -> None:
+    def __init__(self, vae: EOVAE, precision: str = "bf16", *, through_norm: bool = False) -> None:
         super().__init__()
         self.vae = vae
         self.precision = precision
+        self.through_norm = through_norm
 
     def forward(self, x: Tensor, waves: Tensor, how: Disturbance | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) z-scores -> prediction of the same shape, or of the turned target's.
@@ -119,6 +120,9 @@ class Reconstruction(nn.Module):
             z, logvar = moments.chunk(2, dim=1)
             if how.normal is not None:
                 z = z.float() + torch.exp(0.5 * logvar.float().clamp(LOGVAR_MIN, LOGVAR_MAX)) * how.normal
+            if self.through_norm:
+                with torch.autocast(x.device.type, enabled=False):
+                    z = self.vae.denormalise(self.vae.normalise(z.float()))
             if how.noise is not None:
                 z = z + how.noise * z.detach().float().flatten(1).std(1)[:, None, None, None]
             rate = None if how.steps is None else code_bytes(z, how.steps).mean()

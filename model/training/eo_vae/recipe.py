@@ -13,6 +13,7 @@ from model.training.recipe import Recipe, Stage
 
 LOSSES = ("relative_error", "relative_angle", "charbonnier", "ms_ssim")
 AUGMENTATIONS = ("physical", "symmetries")
+BATCH_NORMS = ("measured", "published")
 DEFAULT_MIX = {"S2L2A": 0.5, "subset": 0.14, "RGBN": 0.1, "S2L1C": 0.08, "S2RGB": 0.06, "S1RTC": 0.12}
 
 
@@ -75,7 +76,8 @@ class EOVAERecipe(Recipe[EOVAEStage]):
     `listing` names local rasters (see `model.training.sources.images`); a recipe without one trains on what the job is
     told to read. `favour` multiplies the weights that the listing gives a place's images. `precision` is that of the
     bodies. `augment` "physical" changes brightness, spectra and clouds, "symmetries" only turns and mirrors
-    (published).
+    (published). `batch_norm` "measured" trains without it and measures its statistics at the end; "published" trains
+    through it, normalised by a batch's statistics and undone by the running ones, which are what the weights keep.
     """
 
     config: EOVAEConfig | None = None
@@ -91,6 +93,7 @@ class EOVAERecipe(Recipe[EOVAEStage]):
     start_patch: int = 96
     distil_steps: int = 0
     augment: str = "physical"
+    batch_norm: str = "measured"
     complete_bands: bool = True
     free_kernels: bool = False
     teach_minutes: float = 0.0
@@ -105,6 +108,8 @@ class EOVAERecipe(Recipe[EOVAEStage]):
         Recipe.__post_init__(self)
         if self.augment not in AUGMENTATIONS:
             raise ValueError(f"augment {self.augment!r} is none of {', '.join(AUGMENTATIONS)}")
+        if self.batch_norm not in BATCH_NORMS:
+            raise ValueError(f"batch_norm {self.batch_norm!r} is none of {', '.join(BATCH_NORMS)}")
 
     @classmethod
     def prepared(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:

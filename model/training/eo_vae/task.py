@@ -34,7 +34,9 @@ class EOVAETask(Task[Batch, EOVAEStage]):
         self, vae: EOVAE, recipe: EOVAERecipe, judge: Judge | None = None, export: Export | None = None
     ) -> None:
         self.vae, self.recipe = vae, recipe
-        self.module: Reconstruction = Reconstruction(vae, recipe.precision)
+        self.module: Reconstruction = Reconstruction(
+            vae, recipe.precision, through_norm=recipe.batch_norm == "published"
+        )
         self.whole_matrices = recipe.free_kernels
         self._judge, self._export = judge, export
 

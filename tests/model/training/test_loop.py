@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -137,6 +137,42 @@ def test_posterior_sample_and_noise_are_what_they_say() -> None:
         spread = posterior.mean.flatten(1).std(1)[:, None, None, None]
         expected = vae.decode(posterior.mean + 0.1 * normal * spread, batch.wavelengths)
         assert torch.allclose(noisy, expected, atol=1e-5)
+
+
+def test_published_batch_norm_normalises_by_the_batch_and_undoes_it_by_the_running_statistics() -> None:
+    """By hand: momentum 0.1 and the unbiased variance for what runs, eps 1e-5 one way and 1e-4 the other."""
+    vae = network().train()
+    batch = Random(1).draw(2, 32)
+    with torch.no_grad():
+        packed = vae.pack(vae.encode(batch.x, batch.wavelengths).mode())
+        mean, var = packed.mean((0, 2, 3)), packed.var((0, 2, 3), unbiased=False)
+        count = packed.numel() // packed.shape[1]
+        running = 0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)  # from 0 and 1
+        normed = (packed - mean[:, None, None]) / (var + 1e-5).sqrt()[:, None, None]
+        back = normed * (running[1] + 1e-4).sqrt()[:, None, None] + running[0][:, None, None]
+        expected = vae.decode(vae.unpack(back), batch.wavelengths)
+        found = Reconstruction(vae, "fp32", through_norm=True)(batch.x, batch.wavelengths)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert vae.bn.running_mean is not None and torch.allclose(vae.bn.running_mean, running[0], atol=1e-6)
+    without = Reconstruction(vae, "fp32")(batch.x, batch.wavelengths)
+    assert not torch.allclose(found, without, atol=1e-2)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_average_keeps_the_statistics_that_ran(ema: float) -> None:
+    values = recipe({"steps": 3, "batch": 2, "patch": 32, "margin": 0})
+    vae = network()
+    averaged = cast(EOVAE, looped(vae, replace(values, ema=ema, batch_norm="published"), Random(1)).run())
+    kept = averaged.bn.running_mean
+    assert (
+        kept is not None
+        and vae.bn.running_mean is not None
+        and torch.equal(kept, vae.bn.running_mean)
+        and kept.abs().max() > 0
+    )
+    assert averaged.bn.num_batches_tracked is not None and int(averaged.bn.num_batches_tracked) == 3
+    with pytest.raises(ValueError, match="batch_norm 'none' is none of measured, published"):
+        replace(values, batch_norm="none")
 
 
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
