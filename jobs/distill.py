@@ -27,8 +27,9 @@ GOOD = 1e-2
 class Options(RunOptions):
     """Distil a FLUX.2 autoencoder into an EO-VAE."""
 
-    teacher: Annotated[Path, tyro.conf.arg(help="FLUX.2's ae.safetensors, original or diffusers layout")]
-    out: Annotated[Path, tyro.conf.arg(help="safetensors file to write: give it to finetune.py as --init")]
+    teacher: Annotated[str, tyro.conf.arg(help="FLUX.2's ae.safetensors, original or diffusers layout: a path or URL")]
+    out: Annotated[str, tyro.conf.arg(help="safetensors file to write, a path or an fsspec URL: give it to finetune.py "
+                                      "as --init")]  # fmt: skip
     recipe: Annotated[str, tyro.conf.arg(help="stage 2's recipe: its config gives the network's sizes")] = "published"
     published: Annotated[bool, tyro.conf.arg(help="loss, rate and steps as published; slower, no better")] = False
     steps: Annotated[int | None, tyro.conf.arg(help="optimiser steps (default: 300; 5000 as published)")] = None
@@ -43,8 +44,8 @@ class Options(RunOptions):
 class Plan:
     """What a worker is told."""
 
-    teacher: Path
-    out: Path
+    teacher: str
+    out: str
     config: EOVAEConfig
     how: Distillation
     name: str
@@ -54,6 +55,7 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for a recipe without sizes."""
+    from model.training.checkpoint import check_out
     from model.training.eo_vae.recipe import EOVAERecipe
     from model.training.eo_vae.stage1 import Distillation
 
@@ -63,16 +65,15 @@ def planned(options: Options) -> Plan:
     how = Distillation.published() if options.published else Distillation()
     if options.steps is not None:
         how = replace(how, steps=options.steps)
-    return Plan(
-        options.teacher.resolve(), options.out.resolve(), config, how, options.name, options.licence, options.threads
-    )
+    teacher = options.teacher if "://" in options.teacher else str(Path(options.teacher).resolve())
+    return Plan(teacher, check_out(options.out), config, how, options.name, options.licence, options.threads)
 
 
 def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     """What one worker does, whether Ray started it or not."""
     import torch
 
-    from model.training.checkpoint import upload
+    from model.training.checkpoint import delivered, upload
     from model.training.eo_vae.stage1 import distil_teacher, read_teacher, save_distilled
     from model.training.tracking import Tracker
 
@@ -86,11 +87,10 @@ def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
         if tracker is not None:
             tracker.close()
     if team.leads:
-        save_distilled(vae, plan.out, errors, plan.name, plan.licence)
-        # `out` may be on a worker's own disk: the storage has it as well
-        upload(
-            url, "final", lambda folder: save_distilled(vae, folder / plan.out.name, errors, plan.name, plan.licence)
-        )
+        with delivered(plan.out) as out:
+            save_distilled(vae, out, errors, plan.name, plan.licence)
+            # `out` may be on a worker's own disk: the storage has it as well
+            upload(url, "final", lambda folder: save_distilled(vae, folder / out.name, errors, plan.name, plan.licence))
         mean = sum(errors.values()) / len(errors)
         said = ", ".join(f"{k} {v:.5f}" for k, v in errors.items())
         verdict = "" if mean <= GOOD else f": above {GOOD:g}, give it more --steps"

@@ -33,12 +33,14 @@ class Options(RunOptions):
     data: Annotated[str, tyro.conf.arg(help="folder or URL: what a listing's paths or shards are relative to, the "
                                        "folder of a sensor's GeoTIFFs, or a YAML data file that mixes shards, rasters, "
                                        "searches and cubes")]  # fmt: skip
-    out: Annotated[Path, tyro.conf.arg(help="safetensors file to write; a JSON with the held-out figures beside it")]
+    out: Annotated[str, tyro.conf.arg(help="safetensors file to write, a path or an fsspec URL; a JSON with the "
+                                      "held-out figures beside it")]  # fmt: skip
     recipe: Annotated[str | None, tyro.conf.arg(help="nano, published, adapt, or a YAML file (default: nano; adapt "
                                                 "with --sensor or a data file)")] = None  # fmt: skip
     sensor: Annotated[Path | None, tyro.conf.arg(help="YAML of a sensor of your own to finetune to")] = None
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of that sensor's rasters below --data")] = None
-    init: Annotated[str | None, tyro.conf.arg(help="linear (closed form), random, or weights to go on from (default: "
+    init: Annotated[str | None, tyro.conf.arg(help="linear (closed form), random, or weights to go on from: a name, a "
+                                              "path or a URL (default: "
                                               "linear for a listing's recipe, nano for adapt)")] = None  # fmt: skip
     name: Annotated[str, tyro.conf.arg(help="name written into the weights, and of the run: new for a new run")] = (
         field(default="nano", kw_only=True)
@@ -58,6 +60,7 @@ class Plan:
     job: Job
     recipe: EOVAERecipe
     name: str
+    out: str
     listing: Path | None = None
     sensor: TrainedSensor | None = None
     measure: bool = False
@@ -66,6 +69,7 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for what contradicts itself."""
+    from model.training.checkpoint import check_out
     from model.training.eo_vae.adapt import with_job
     from model.training.eo_vae.recipe import EOVAERecipe, Job, limited
 
@@ -88,10 +92,10 @@ def planned(options: Options) -> Plan:
     if isinstance(data, Path) and not (data.is_file() if mixed else data.is_dir()):
         raise ValueError(f"no {'file' if mixed else 'folder'} {options.data}: give the one that the data lie in")
     job = Job(
-        data, options.out.resolve(), init, options.name, options.minutes, options.steps, options.threads,
+        data, Path(options.out), init, options.name, options.minutes, options.steps, options.threads,
         options.parallel,
     )  # fmt: skip
-    plan = Plan(job, recipe if local else limited(recipe, job), recipe_name)
+    plan = Plan(job, recipe if local else limited(recipe, job), recipe_name, check_out(options.out))
     return plan if options.sensor is None else _with_sensor(plan, options.sensor, options.listing)
 
 
@@ -150,7 +154,15 @@ def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
 
 def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     """What one worker does, whether Ray started it or not."""
-    from model.training.checkpoint import upload
+    from model.training.checkpoint import delivered, upload
+
+    with delivered(plan.out, leads=team.leads) as out:
+        _train(replace(plan, job=replace(plan.job, out=out)), url, keeper, team)
+        if team.leads:  # `out` may be on a worker's own disk: the storage has it as well
+            upload(url, "final", lambda folder: _copy(out, folder))
+
+
+def _train(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     from model.training.eo_vae.adapt import adapt, initial
     from model.training.eo_vae.finetune import train
     from model.training.tracking import Tracker
@@ -166,8 +178,6 @@ def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
     finally:
         if tracker is not None:
             tracker.close()
-    if team.leads:  # `out` may be on a worker's own disk: the storage has it as well
-        upload(url, "final", lambda folder: _copy(plan.job.out, folder))
 
 
 def _copy(out: Path, folder: Path) -> None:

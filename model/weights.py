@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,31 +42,28 @@ def load_weights(source: str | Path, *, device: str | torch.device = "cpu", conf
     """An EO-VAE in float32 and eval mode, with `vae.meta` (None where the file says nothing of itself).
 
     Args:
-        source: a shipped name ("nano"), a path, or `hf://owner/name[@revision][/file]`. Files: our safetensors, a
-            published Lightning .ckpt, FLUX.2's ae.safetensors in the original or the diffusers layout. Of FLUX.2 only
-            the body is taken: the generated convolutions keep their random start.
+        source: a shipped name ("nano"), a path, `hf://owner/name[@revision][/file]`, or any other fsspec URL
+            (s3://bucket/w.safetensors). Files: our safetensors, a published Lightning .ckpt, FLUX.2's ae.safetensors in
+            the original or the diffusers layout. Of FLUX.2 only the body is taken: the generated convolutions keep
+            their random start.
         device: where the network goes.
         config: sizes, for files that do not state them; the published ones by default.
 
     Raises:
         WeightsError: no such weights, no weights file, or keys missing, unexpected or of another shape.
     """
-    text = str(source)
-    if text.startswith("hf://"):
-        path, found = _from_hub(text)
-        config = config or found
-    else:
-        path = _resolve(text)
-    state, header = _read(path)
-    try:
-        meta = WeightsMeta.from_header(header)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    if meta is not None:
-        if config is not None and config != meta.config:
-            raise WeightsError(f"{path}: holds {meta.config}, not the configuration asked for: leave `config` out")
-        config = meta.config
-    return _build(path, state, meta, config or EOVAEConfig()).to(device).eval()
+    with _found(str(source)) as (path, stated):
+        config = config or stated
+        state, header = _read(path)
+        try:
+            meta = WeightsMeta.from_header(header)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        if meta is not None:
+            if config is not None and config != meta.config:
+                raise WeightsError(f"{path}: holds {meta.config}, not the configuration asked for: leave `config` out")
+            config = meta.config
+        return _build(path, state, meta, config or EOVAEConfig()).to(device).eval()
 
 
 def save_weights(vae: EOVAE, path: str | Path, meta: WeightsMeta, dtype: torch.dtype = torch.float32) -> None:
@@ -108,11 +108,11 @@ def flux_ends(source: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     WeightsError where the file lacks one of them, or cannot be read.
     """
-    path = _resolve(str(source))
-    state = layouts.strip_prefix(_read(path)[0])
-    missing = [key for key in layouts.STATIC_ENDS if key not in state]
-    if missing:
-        raise WeightsError(f"{path}: no FLUX.2 autoencoder, it has no {_few(missing)}")
+    with _found(str(source)) as (path, _):
+        state = layouts.strip_prefix(_read(path)[0])
+        missing = [key for key in layouts.STATIC_ENDS if key not in state]
+        if missing:
+            raise WeightsError(f"{path}: no FLUX.2 autoencoder, it has no {_few(missing)}")
     first, first_bias, last, last_bias = (state[key].to(torch.float32) for key in layouts.STATIC_ENDS)
     return first, first_bias, last, last_bias
 
@@ -124,6 +124,44 @@ def shipped_names() -> tuple[str, ...]:
         return ()
     files = (Path(entry.name) for entry in folder.iterdir())
     return tuple(sorted(file.stem for file in files if file.suffix == ".safetensors"))
+
+
+@contextmanager
+def _found(source: str) -> Iterator[tuple[Path, EOVAEConfig | None]]:
+    """The file that a source means, on this machine, and the sizes that lie beside it on the hub; what a URL gives is
+    kept while it is read and no longer, and errors name the URL."""
+    if source.startswith("hf://"):
+        yield _from_hub(source)
+    elif "://" not in source:
+        yield _resolve(source), None
+    else:
+        said = source.split("?")[0]  # what follows may be a signature
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / (PurePosixPath(said).name or "weights")
+            _fetch(source, said, path)
+            try:
+                yield path, None
+            except WeightsError as error:
+                raise WeightsError(str(error).replace(str(path), said)) from error
+
+
+def _fetch(url: str, said: str, path: Path) -> None:
+    try:
+        files, inside = fsspec.core.url_to_fs(url)
+        size = files.info(inside)["size"]
+        if size is not None and size > MAX_WEIGHTS:
+            raise WeightsError(
+                f"{said}: {size / 2**30:.0f} GiB, more than the {MAX_WEIGHTS // 2**30} that weights take"
+            )
+        files.get_file(inside, str(path))
+    except WeightsError:
+        raise
+    except FileNotFoundError as error:
+        raise WeightsError(f"no such weights file: {said}") from error
+    except Exception as error:  # each store has errors of its own; each one means "cannot be had"
+        raise WeightsError(f"{said}: cannot be fetched ({_line(error)})") from error
+    if not path.is_file():
+        raise WeightsError(f"{said} is a folder: name the weights file inside it")
 
 
 def _resolve(text: str) -> Path:

@@ -139,6 +139,36 @@ def upload(url: str, name: str, write: Callable[[Path], object]) -> None:
             _put(f"{url}/{name}", file)
 
 
+@contextmanager
+def delivered(out: str, *, leads: bool = True) -> Iterator[Path]:
+    """Where to write weights meant for `out`, a path or an fsspec URL: of a URL a local file, which is put there with
+    the JSON beside it once the work is done, by the worker that leads."""
+    if "://" not in out:
+        yield Path(out).resolve()
+        return
+    folder, name = out.rsplit("/", 1)
+    with tempfile.TemporaryDirectory() as local:
+        path = Path(local) / name
+        yield path
+        for file in (path, path.with_suffix(".json")):
+            if leads and file.is_file():
+                _put(folder, file)
+
+
+def check_out(out: str) -> str:
+    """`out` as a run is told: a URL as it is, a path made absolute. ValueError for what names no file, or a store that
+    is not known here."""
+    if "://" not in out:
+        return str(Path(out).resolve())
+    if not out.rsplit("/", 1)[1] or out.count("/") < 3:
+        raise ValueError(f"--out {out} names no file: give one, such as s3://bucket/weights.safetensors")
+    try:
+        fsspec.core.url_to_fs(out)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"--out {out}: {error}") from None
+    return out
+
+
 def _put(url: str, file: Path) -> None:
     fs, root = fsspec.url_to_fs(url)
     fs.makedirs(root, exist_ok=True)

@@ -88,7 +88,7 @@ def test_the_job_finetunes_on_a_data_file_and_writes_its_sensors(
     out = tmp_path / "out" / "mine.safetensors"
     options = Options(
         data=str(path),
-        out=out,
+        out=str(out),
         recipe=str(recipe),
         name="mine",
         workers=0,
@@ -115,7 +115,9 @@ def test_a_file_that_cannot_serve_ends_with_one_line(
     demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Any, said: str
 ) -> None:
     path = data_file(tmp_path / "data.yaml", demo_catalog, **changes)
-    options = Options(data=str(path), out=tmp_path / "o.safetensors", name="x", workers=0, storage=str(tmp_path / "r"))
+    options = Options(
+        data=str(path), out=str(tmp_path / "o.safetensors"), name="x", workers=0, storage=str(tmp_path / "r")
+    )
     assert main(options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("error: ") and said in line
@@ -149,7 +151,7 @@ def test_what_cannot_serve_is_refused_before_workers_start_or_the_name_is_taken(
     started: list[object] = []
     monkeypatch.setattr("model.training.ray_train.fit", lambda *given: started.append(given))
     options = Options(
-        str(path), tmp_path / "o.safetensors", str(recipe), name="x", workers=2, storage=str(tmp_path / "r")
+        str(path), str(tmp_path / "o.safetensors"), str(recipe), name="x", workers=2, storage=str(tmp_path / "r")
     )
     assert main(options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -166,7 +168,7 @@ def test_what_can_serve_gets_to_the_workers(
     torch.manual_seed(0)
     save_weights(EOVAE(TINY), tmp_path / "tiny.safetensors", published_meta(TINY))
     options = Options(
-        str(path), tmp_path / "o.safetensors", str(recipe), init=str(tmp_path / "tiny.safetensors"), name="x",
+        str(path), str(tmp_path / "o.safetensors"), str(recipe), init=str(tmp_path / "tiny.safetensors"), name="x",
         workers=2, storage=str(tmp_path / "r"),
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
@@ -175,6 +177,6 @@ def test_what_can_serve_gets_to_the_workers(
 
 
 def test_a_data_file_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = Options(data=str(tmp_path / "gone.yaml"), out=tmp_path / "o.safetensors", name="x", workers=0)
+    options = Options(data=str(tmp_path / "gone.yaml"), out=str(tmp_path / "o.safetensors"), name="x", workers=0)
     assert main(options) == 2
     assert "no file" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 import torch
 from safetensors import safe_open
@@ -74,6 +75,25 @@ def test_round_trip_keeps_tensors_and_metadata(small_vae: EOVAE, tmp_path: Path)
     with safe_open(path, "pt") as file:
         header = {key: json.loads(value) for key, value in file.metadata().items()}
     assert header["sensors"]["S1RTC"]["wavelengths"] == [5.4, 5.6]
+
+
+def test_a_url_is_read_like_a_file_and_named_in_what_is_wrong_with_it(small_vae: EOVAE, tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    save_weights(small_vae, tmp_path / "a.safetensors", meta_of(small_vae))
+    fs.pipe("/w/a.safetensors", (tmp_path / "a.safetensors").read_bytes())
+    fs.pipe("/w/short.safetensors", (tmp_path / "a.safetensors").read_bytes()[:1000])
+    loaded = load_weights("memory://w/a.safetensors")
+    assert same(loaded, small_vae.state_dict()) and loaded.meta is not None
+    assert loaded.meta.sha256 == load_weights(tmp_path / "a.safetensors").meta.sha256  # type: ignore[union-attr]
+    for url, said in (
+        ("memory://w/short.safetensors", "^memory://w/short.safetensors: truncated"),
+        ("memory://w/none.safetensors", "^no such weights file: memory://w/none.safetensors$"),
+        ("memory://w", "memory://w"),
+        ("nowhere://w/a", "^nowhere://w/a: cannot be fetched"),
+        ("nowhere://b/w?X-Amz-Signature=secret", "^((?!secret).)*$"),
+    ):
+        with pytest.raises(WeightsError, match=said):
+            load_weights(url)
 
 
 def test_fp16_keeps_the_statistics_in_fp32_and_loads_as_fp32(small_vae: EOVAE, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def generated(vae: EOVAE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (*vae.encoder.conv_in.kernel(WAVELENGTHS), *vae.decoder.conv_out.kernel(WAVELENGTHS))
 
 
-def read_teacher(path: Path, config: EOVAEConfig | None = None, seed: int = 0) -> tuple[EOVAE, Teacher]:
+def read_teacher(path: str | Path, config: EOVAEConfig | None = None, seed: int = 0) -> tuple[EOVAE, Teacher]:
     """FLUX.2's `ae.safetensors`, in the original or the diffusers layout: the body with its batch-norm statistics in a
     network whose generators are as initialised (by `seed`), and the four tensors to teach them.
 

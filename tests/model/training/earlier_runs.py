@@ -109,7 +109,7 @@ def _job(folder: Path, data: str, *arguments: str) -> State:
     finally:
         os.chdir(before)
     (runs / options.name).rename(folder / "run")
-    return load_weights(folder / options.out.name).state_dict()
+    return load_weights(folder / Path(options.out).name).state_dict()
 
 
 def distillation(folder: Path) -> State:

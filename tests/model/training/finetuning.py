@@ -55,6 +55,6 @@ def short_finetuning(
                   held_out_share=0.4, dtype="float32", checkpoint_steps=checkpoint_steps)  # fmt: skip
     (folder / "short.yaml").write_text(yaml.safe_dump(recipe))
     return Options(
-        str(data), folder / "dove.safetensors", str(folder / "short.yaml"), sensor_file(folder / "dove.yaml"),
+        str(data), str(folder / "dove.safetensors"), str(folder / "short.yaml"), sensor_file(folder / "dove.yaml"),
         init=str(folder / "tiny.safetensors"), name="dove", workers=0, threads=1, storage=str(folder / "runs"),
     )  # fmt: skip

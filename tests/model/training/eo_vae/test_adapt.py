@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -53,9 +56,21 @@ def test_a_new_sensor_gets_weights_of_its_own(
     assert len(losses) == 4
     assert (tmp_path / "runs" / "dove" / "best" / "dove.safetensors").is_file()
     # a finished run is not done again, but only with --resume can it be asked to
-    before = options.out.read_bytes()
+    before = Path(options.out).read_bytes()
     assert main(options) == 2 and main(replace(options, resume=True)) == 0
     assert torch.equal(load_weights(options.out).encoder.conv_out.weight, vae.encoder.conv_out.weight) and before
+
+
+@pytest.mark.slow
+def test_weights_come_from_and_go_to_s3(options: Options, s3_server: Any, tmp_path: Path) -> None:
+    bucket = s3_server.bucket()
+    init, out = f"s3://{bucket}/tiny.safetensors", f"s3://{bucket}/out/dove.safetensors"
+    fsspec.filesystem("s3").put_file(str(options.init), init)
+    assert main(replace(options, init=init, out=out)) == 0
+    meta = load_weights(out).meta
+    assert meta is not None and set(meta.sensors) == {"Dove4"} and not Path(options.out).exists()
+    figures = json.loads(fsspec.filesystem("s3", skip_instance_cache=True).cat_file(f"{bucket}/out/dove.json"))
+    assert set(figures["held_out"]) == {"Dove4"} and figures["started_from"] == "tiny.safetensors"
 
 
 @pytest.mark.slow

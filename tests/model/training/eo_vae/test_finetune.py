@@ -178,7 +178,7 @@ def test_a_run_of_the_recipe_goes_on_from_its_checkpoint(recipe_file: Path, worl
     )  # fmt: skip
     recipe_file.write_text(yaml.safe_dump(values))
     options = Options(
-        str(world[1]), tmp_path / "tiny.safetensors", str(recipe_file), init="random", name="tiny", workers=0,
+        str(world[1]), str(tmp_path / "tiny.safetensors"), str(recipe_file), init="random", name="tiny", workers=0,
         threads=1, storage=str(tmp_path / "runs"),
     )  # fmt: skip
     assert main(options) == 0
@@ -211,6 +211,6 @@ def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) 
 
 
 def test_job_refuses_a_missing_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(Options(str(tmp_path / "none"), tmp_path / "o", storage=str(tmp_path / "runs"))) == 2
+    assert main(Options(str(tmp_path / "none"), str(tmp_path / "o"), storage=str(tmp_path / "runs"))) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "none" in said and not (tmp_path / "runs").exists()

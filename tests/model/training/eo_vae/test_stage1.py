@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,16 +148,44 @@ def test_job_writes_weights_and_refuses_in_one_line(
     recipe.write_text(
         yaml.safe_dump({"config": TINY.to_dict(), "stages": [dict(name="s", batch=1, patch=32, steps=1)]})
     )
-    options = Options(path, out, str(recipe), steps=3, threads=1, storage=str(tmp_path / "runs"))
+    options = Options(str(path), str(out), str(recipe), steps=3, threads=1, storage=str(tmp_path / "runs"))
     with caplog.at_level("INFO"):
         assert main(options) == 0
     assert load_weights(out).config == TINY and "give it more --steps" in caplog.text
     assert main(options) == 2 and "--resume goes on with it" in capsys.readouterr().err
     assert main(replace(options, resume=True, steps=4)) == 2 and "begun with steps 3" in capsys.readouterr().err
     assert main(replace(options, resume=True)) == 0
-    assert main(replace(options, teacher=out, name="other")) == 2
+    assert main(replace(options, teacher=str(out), name="other")) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "no FLUX.2 autoencoder" in said
+
+
+def test_the_teacher_and_what_is_written_may_lie_on_s3(
+    tmp_path: Path, s3_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the stages chain from node to node without a shared disk."""
+    bucket, recipe = s3_server.bucket(), tmp_path / "tiny.yaml"
+    save_file(flux(TINY), tmp_path / "ae.safetensors")
+    fsspec.filesystem("s3").put_file(str(tmp_path / "ae.safetensors"), f"{bucket}/ae.safetensors")
+    recipe.write_text(
+        yaml.safe_dump({"config": TINY.to_dict(), "stages": [dict(name="s", batch=1, patch=32, steps=1)]})
+    )
+    out = f"s3://{bucket}/weights/start.safetensors"
+    options = Options(
+        f"s3://{bucket}/ae.safetensors", out, str(recipe), steps=3, threads=1, storage=f"s3://{bucket}/runs"
+    )  # fmt: skip
+    assert main(options) == 0
+    there, final = load_weights(out), load_weights(f"s3://{bucket}/runs/distilled/final/start.safetensors")
+    assert there.config == TINY and there.meta is not None and there.meta == final.meta
+    for wrong, said in (
+        (replace(options, teacher=f"s3://{bucket}/none.safetensors"), f"no such weights file: s3://{bucket}/none"),
+        (replace(options, teacher=out, name="other"), f"{out}: no FLUX.2 autoencoder"),
+        (replace(options, out=f"s3://{bucket}"), "names no file"),
+        (replace(options, out="nowhere://a/b"), "--out nowhere://a/b: "),
+    ):
+        assert main(wrong) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and said in error, error
 
 
 @pytest.mark.slow
