@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -55,7 +54,7 @@ class Plan:
 
 def planned(options: Options) -> Plan:
     """The options as a plan. ValueError for a recipe without sizes."""
-    from model.training.checkpoint import check_out
+    from model.training.checkpoint import absolute, check_out
     from model.training.eo_vae.recipe import EOVAERecipe
     from model.training.eo_vae.stage1 import Distillation
 
@@ -65,8 +64,8 @@ def planned(options: Options) -> Plan:
     how = Distillation.published() if options.published else Distillation()
     if options.steps is not None:
         how = replace(how, steps=options.steps)
-    teacher = options.teacher if "://" in options.teacher else str(Path(options.teacher).resolve())
-    return Plan(teacher, check_out(options.out), config, how, options.name, options.licence, options.threads)
+    teacher, out = absolute(options.teacher), check_out(options.out)
+    return Plan(teacher, out, config, how, options.name, options.licence, options.threads)
 
 
 def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:

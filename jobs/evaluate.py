@@ -20,7 +20,7 @@ class Options:
 
     data: Annotated[Path, tyro.conf.arg(help="folder that the listing's paths are relative to")]
     out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and rate_distortion.png")]
-    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path or hf://owner/name")] = "nano"
+    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
     test: Annotated[bool, tyro.conf.arg(help="measure on the listing's test places (test: true) rather than on those "

@@ -55,7 +55,8 @@ class Options(RunOptions):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a worker is told: all that decides the run, read and checked by the driver."""
+    """What a worker is told: all that decides the run, read and checked by the driver. The weights are meant for `out`,
+    a path or URL; a worker puts the file that it writes itself in `job.out`."""
 
     job: Job
     recipe: EOVAERecipe

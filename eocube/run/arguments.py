@@ -41,7 +41,7 @@ class EncodeOptions:
     """Reflectance = DN * scale + this, for items that leave it open: 0 or -0.1 for Sentinel-2. What an item's own
     metadata settle stays as they say; where its pixels clearly deny what is stated, the item is refused."""
     weights: str = "nano"
-    """nano, a path, or hf://owner/name."""
+    """nano, a path, a URL or hf://owner/name."""
     resolution: str = "10"
     """Ground sampling in metres that the encoder sees."""
     max_cloud: str | None = None

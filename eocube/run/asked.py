@@ -33,7 +33,7 @@ class Selection:
     offset: float | None = None
     """Reflectance = DN * scale + this, for items that leave it open."""
     weights: str = "nano"
-    """nano, a path, or hf://owner/name."""
+    """nano, a path, a URL or hf://owner/name."""
     resolution: float = 10
     """Whole metres, ground sampling that the encoder sees."""
     max_cloud: float | None = None

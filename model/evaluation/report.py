@@ -105,7 +105,7 @@ def published(report: Mapping[str, Any]) -> list[str]:
 
 
 def _kind(report: Mapping[str, Any]) -> str:
-    return "test" if report["settings"].get("test") else "validation"
+    return "test" if report["settings"]["test"] else "validation"
 
 
 def _table(methods: Mapping[str, Any], space: str, keys: Sequence[str]) -> list[str]:

@@ -141,10 +141,10 @@ def upload(url: str, name: str, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def delivered(out: str, *, leads: bool = True) -> Iterator[Path]:
-    """Where to write weights meant for `out`, a path or an fsspec URL: of a URL a local file, which is put there with
-    the JSON beside it once the work is done, by the worker that leads."""
+    """Where to write weights meant for `out`, an absolute path or an fsspec URL: of a URL a local file, which is put
+    there with the JSON beside it once the work is done, by the worker that leads."""
     if "://" not in out:
-        yield Path(out).resolve()
+        yield Path(out)
         return
     folder, name = out.rsplit("/", 1)
     with tempfile.TemporaryDirectory() as local:
@@ -155,11 +155,15 @@ def delivered(out: str, *, leads: bool = True) -> Iterator[Path]:
                 _put(folder, file)
 
 
+def absolute(place: str) -> str:
+    """A URL as it is, a path made absolute: workers run in folders of their own."""
+    return place if "://" in place else str(Path(place).resolve())
+
+
 def check_out(out: str) -> str:
-    """`out` as a run is told: a URL as it is, a path made absolute. ValueError for what names no file, or a store that
-    is not known here."""
+    """`out` as a run is told, see `absolute`. ValueError for a URL that names no file, or a store not known here."""
     if "://" not in out:
-        return str(Path(out).resolve())
+        return absolute(out)
     if not out.rsplit("/", 1)[1] or out.count("/") < 3:
         raise ValueError(f"--out {out} names no file: give one, such as s3://bucket/weights.safetensors")
     try:

@@ -54,7 +54,9 @@ def initial(recipe: EOVAERecipe, job: Job) -> EOVAE:
     """The network a run starts from. ValueError where its sizes are not the recipe's, naming both."""
     torch.manual_seed(recipe.seed)
     if job.init == "linear":
-        raise ValueError("finetuning starts from weights: --init with a name, a path or hf://owner/name, or random")
+        raise ValueError(
+            "finetuning starts from weights: --init with a name, a path, a URL or hf://owner/name, or random"
+        )
     if job.init == "random":
         if recipe.config is None:
             raise ValueError("the recipe states no config, and a random start has none to take it from")

@@ -88,7 +88,7 @@ def stepped(vae: EOVAE, images: Sequence[Image], *, seed: int = 0) -> dict[str, 
 class Options:
     """Score weights as they are read back, and give them the steps in which their latents are stored as codes."""
 
-    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="nano, a path, or hf://owner/name")]
+    weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="nano, a path, a URL or hf://owner/name")]
     data: Annotated[Path, tyro.conf.arg(help="folder that the listing's paths are relative to")]
     out: Annotated[Path, tyro.conf.arg(help="safetensors file to write; may be the weights' own")]
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of rasters (default: the recipe nano's)")] = None
