@@ -159,7 +159,7 @@ def test_a_killed_worker_of_two_goes_on_as_if_nothing_had_been(head: Head, tmp_p
     assert {"state.pt", "rank-0000.pt", "rank-0001.pt"} <= {path.name for path in last.iterdir()}
     assert 3 <= len(list(run.glob("checkpoint_2*"))) <= 4  # and perhaps one that was cut short by the kill
     assert list((run / "best").iterdir()) and list(run.glob("events.out.tfevents.*"))
-    url, out = str(tmp_path / "calm"), tmp_path / "calm.safetensors"
+    url, out = str(tmp_path / "calm"), str(tmp_path / "calm.safetensors")
     plan = planned(replace(options, out=out))
     mp.spawn(undisturbed, (plan, str(tmp_path / "meeting"), url), nprocs=2)
     assert [line["step"] for line in history(run)] == list(range(1, STEPS + 1))
