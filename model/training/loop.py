@@ -124,6 +124,7 @@ class Loop(Generic[B, S]):
         load_whole_state(self.network, shared["network"])
         load_whole_state(self.average.network, shared["average"])
         self.average.seen = shared["seen"]
+        self.task.load_state_dict(shared.get("task", {}))
         self.source.load_state_dict(own["source"])
         self.generator.set_state(own["generator"])
         torch.set_rng_state(own["torch"])
@@ -287,6 +288,7 @@ class Loop(Generic[B, S]):
             "network": whole_state(self.network),
             "average": whole_state(self.average.network),
             "seen": self.average.seen,
+            "task": self.task.state_dict(),
             "optimiser": None if optimiser is None else optimiser_state(self.task.module, optimiser),
             "scaler": scaler.state_dict(),
         }

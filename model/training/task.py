@@ -126,6 +126,13 @@ class Task(ABC, Generic[B, S]):
         """A context in which the whole stage runs."""
         return nullcontext()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the task itself found out on the way and a resumed run needs: plain values; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave; a checkpoint of before there was any gives an empty one."""
+
     def score(self, network: nn.Module, total: int) -> float | None:
         """Score (and publish) the averaged network after `total` steps, on rank 0: the lower the better; None where
         nobody scores. The network is whole and on the CPU."""

@@ -154,8 +154,8 @@ def _mse(a: Floats, b: Floats) -> float:
     return float(np.square(a.astype(np.float64) - b).mean())
 
 
-def training_tiles(images: Sequence[Image], sensor: TrainedSensor) -> list[Floats]:
-    """The middle of an image of each training place that has the sensor's bands, up to `MOST_TILES` places.
+def training_tiles(images: Sequence[Image], sensor: TrainedSensor, most: int = MOST_TILES) -> list[Floats]:
+    """The middle of an image of each training place that has the sensor's bands, up to `most` places.
 
     Pictures are made of reflectances, as training makes them.
     """
@@ -171,4 +171,4 @@ def training_tiles(images: Sequence[Image], sensor: TrainedSensor) -> list[Float
         tile = z[:, row : row + SIDE, column : column + SIDE]
         if np.isfinite(tile).all():
             found[image.place] = tile
-    return list(found.values())[:MOST_TILES]
+    return list(found.values())[:most]

@@ -23,7 +23,7 @@ from model.training.eo_vae.distill import distil
 from model.training.eo_vae.evaluate import MODEL, Evaluator, ratios, reconstruct
 from model.training.eo_vae.kernels import KernelTable, free_kernels, restore_generators
 from model.training.eo_vae.linear_start import linear_start
-from model.training.eo_vae.measured import measure
+from model.training.eo_vae.measured import measure, steps_by_sensor
 from model.training.eo_vae.recipe import EOVAERecipe, Job, limited, recipe_summary
 from model.training.eo_vae.sampler import Sampler
 from model.training.eo_vae.subsets import Family, Lesson, teach, trained_lessons
@@ -35,6 +35,8 @@ from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
 
 log = logging.getLogger(__name__)
+CODE_TILES = 3
+"""Training places a sensor that steps are measured on between stages: a minute instead of the four of the last time."""
 
 
 def metadata(vae: EOVAE, recipe: EOVAERecipe, name: str, metrics: Mapping[str, object]) -> WeightsMeta:
@@ -139,7 +141,14 @@ def train(
         else:
             write_weights(averaged, folder / job.out.name, recipe, job, sampler, {})
 
-    loop = Loop(EOVAETask(vae, recipe, judge, export), recipe, sampler, team, keeper, tracker)
+    def measure_steps(live: EOVAE) -> dict[str, tuple[float, ...]]:
+        frozen = copy.deepcopy(live).cpu().eval().requires_grad_(False)
+        calibrate(frozen, Sampler(sampler.images, recipe.seed + 77, recipe.mix))
+        steps = steps_by_sensor(frozen, recipe_sensors(recipe), images, seed=recipe.seed, most=CODE_TILES)
+        return {name: found.steps for name, found in steps.items()}
+
+    task = EOVAETask(vae, recipe, judge, export, None if team.strategy == "fsdp" else measure_steps)
+    loop = Loop(task, recipe, sampler, team, keeper, tracker)
     if snapshot is not None:
         loop.resume(snapshot)
         log.info("going on from step %d", loop.at.total)

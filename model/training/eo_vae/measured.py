@@ -20,7 +20,7 @@ import tyro
 
 from model.eo_vae import EOVAE
 from model.sensors import SENSORS, Floats, TrainedSensor
-from model.training.eo_vae.code_steps import code_steps, training_tiles
+from model.training.eo_vae.code_steps import MOST_TILES, CodeSteps, code_steps, training_tiles
 from model.training.eo_vae.evaluate import Evaluator, ratios
 from model.training.sources.images import Image, load_images
 from model.weights import load_weights, save_weights
@@ -66,22 +66,38 @@ def measure(
 def stepped(vae: EOVAE, images: Sequence[Image], *, seed: int = 0) -> dict[str, SensorMeta]:
     """The weights' sensors, with code steps where a training image has their bands."""
     sensors = {} if vae.meta is None else dict(vae.meta.sensors)
-    units: dict[str, list[tuple[TrainedSensor, list[Floats]]]] = {}
+    known = [SENSORS[name] for name in sensors if name in SENSORS]
+    steps = steps_by_sensor(vae, known, images, seed=seed)
     for name in sensors:
-        sensor = SENSORS.get(name)
-        tiles = [] if sensor is None else training_tiles(images, sensor)
-        if sensor is None or not tiles:
+        if name not in steps:
             log.warning("%s: no training image has its bands: no steps, latents of it cannot be stored as codes", name)
-        else:
-            units.setdefault(sensor.unit, []).append((sensor, tiles))
-    for sets in units.values():
-        for (sensor, tiles), found in zip(sets, code_steps(vae, sets, seed=seed), strict=True):
-            sensors[sensor.name] = replace(sensors[sensor.name], code_steps=found.steps, code_error=found.error)
-            log.info(
-                "%s: %d places, steps %.3g to %.3g, RMS error by band %s", sensor.name, len(tiles), min(found.steps),
-                max(found.steps), ", ".join(f"{e:.3g}" for e in found.error),
-            )  # fmt: skip
+            continue
+        found = steps[name]
+        sensors[name] = replace(sensors[name], code_steps=found.steps, code_error=found.error)
+        log.info("%s: RMS error of codes by band %s", name, ", ".join(f"{e:.3g}" for e in found.error))
     return sensors
+
+
+def steps_by_sensor(
+    vae: EOVAE, sensors: Sequence[TrainedSensor], images: Sequence[Image], *, seed: int = 0, most: int = MOST_TILES
+) -> dict[str, CodeSteps]:
+    """Sensor -> code steps, of one level for all sensors of a unit; those without a training image are left out.
+
+    `vae` is in eval mode, its batch norm calibrated; up to `most` training places of each sensor are looked at.
+    """
+    units: dict[str, list[tuple[TrainedSensor, list[Floats]]]] = {}
+    for sensor in sensors:
+        tiles = training_tiles(images, sensor, most)
+        if tiles:
+            units.setdefault(sensor.unit, []).append((sensor, tiles))
+    found: dict[str, CodeSteps] = {}
+    for sets in units.values():
+        for (sensor, tiles), steps in zip(sets, code_steps(vae, sets, seed=seed), strict=True):
+            found[sensor.name] = steps
+            log.info(
+                "%s: %d places, code steps %.3g to %.3g", sensor.name, len(tiles), min(steps.steps), max(steps.steps)
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ class EOVAEStage(Stage):
     ms_ssim; the last begins at `ms_ssim_from` of the stage, or at optimiser step `ms_ssim_step`. `sample` decodes a
     draw from the posterior instead of its mode; `latent_noise` is the largest noise added to latents, in units of their
     spread; `equivariance` the chance that latents and target are turned and scaled together. For latents that are
-    stored as codes, in the steps of the weights that the run starts from: `rounding` is the width in steps of uniform
+    stored as codes, in steps measured when the stage begins (without a listing: those of the weights that the run
+    starts from): `rounding` is the width in steps of uniform
     noise on each channel, `rate` weighs the bytes a cell that codes would take beside the other losses, `tail` is the
     chance that all but the first quarter or half of the channels are left out.
     """

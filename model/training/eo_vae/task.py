@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,22 +23,30 @@ Judge = Callable[[EOVAE, int], float | None]
 """Scores (and publishes) the averaged weights at an optimiser step: the lower the better, None: no score."""
 Export = Callable[[EOVAE, Path], None]
 """Writes the averaged weights, as a user would load them, into a folder."""
+MeasureSteps = Callable[[EOVAE], Mapping[str, Sequence[float]]]
+"""Sensor -> (z,) code steps of the network as it is."""
 
 
 class EOVAETask(Task[Batch, EOVAEStage]):
-    """`vae` trained as the recipe says; `judge` and `export` are the run's own (default: nobody scores)."""
+    """`vae` trained as the recipe says; `judge` and `export` are the run's own (default: nobody scores).
+
+    `measure_steps` is asked when a stage begins that trains for codes; without it, the steps are those of the weights
+    that the run started from.
+    """
 
     memory_format = torch.channels_last
 
     def __init__(
-        self, vae: EOVAE, recipe: EOVAERecipe, judge: Judge | None = None, export: Export | None = None
-    ) -> None:
+        self, vae: EOVAE, recipe: EOVAERecipe, judge: Judge | None = None, export: Export | None = None,
+        measure_steps: MeasureSteps | None = None,
+    ) -> None:  # fmt: skip
         self.vae, self.recipe = vae, recipe
         self.module: Reconstruction = Reconstruction(
             vae, recipe.precision, through_norm=recipe.batch_norm == "published"
         )
         self.whole_matrices = recipe.free_kernels
-        self._judge, self._export = judge, export
+        self._judge, self._export, self._measure = judge, export, measure_steps
+        self._measured: dict[str, dict[str, tuple[float, ...]]] = {}
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -63,7 +71,11 @@ class EOVAETask(Task[Batch, EOVAEStage]):
         return total, values
 
     def _steps(self, sensor: TrainedSensor, stage: EOVAEStage) -> Tensor:
-        """(z,) code steps of a sensor by the weights that the run started from. ValueError where they carry none."""
+        """(z,) code steps of a sensor: measured when the stage began, or those of the weights that the run started
+        from. ValueError where neither has any."""
+        measured = self._measured.get(stage.name, {}).get(sensor.name)
+        if measured is not None:
+            return torch.tensor(measured)
         meta = self.vae.meta
         entry = None if meta is None else meta.coded(sensor.name, sensor.bands)
         if entry is None or entry.code_steps is None:
@@ -83,8 +95,19 @@ class EOVAETask(Task[Batch, EOVAEStage]):
     def unused(self, stage: EOVAEStage) -> bool:
         return stage.skeleton or self.recipe.free_kernels
 
-    def during(self, stage: EOVAEStage) -> AbstractContextManager[Any]:
-        return skeleton_only(self.vae) if stage.skeleton else nullcontext()
+    @contextmanager
+    def during(self, stage: EOVAEStage) -> Iterator[None]:
+        with skeleton_only(self.vae) if stage.skeleton else nullcontext():
+            if stage.coded and self._measure is not None and stage.name not in self._measured:
+                found = self._measure(self.vae)
+                self._measured[stage.name] = {name: tuple(map(float, steps)) for name, steps in found.items()}
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"code_steps": {stage: dict(steps) for stage, steps in self._measured.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._measured = {stage: dict(steps) for stage, steps in state.get("code_steps", {}).items()}
 
     def score(self, network: nn.Module, total: int) -> float | None:
         return None if self._judge is None else self._judge(cast(EOVAE, network), total)

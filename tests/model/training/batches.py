@@ -11,7 +11,7 @@ from model.eo_vae import EOVAE, EOVAEConfig
 from model.sensors import S1RTC, S2L2A, TrainedSensor
 from model.training.batch import Batch
 from model.training.eo_vae.recipe import EOVAERecipe, EOVAEStage
-from model.training.eo_vae.task import EOVAETask, Export, Judge
+from model.training.eo_vae.task import EOVAETask, Export, Judge, MeasureSteps
 from model.training.loop import Loop
 
 TINY = EOVAEConfig(
@@ -80,7 +80,8 @@ def looped(
     *more: Any,
     judge: Judge | None = None,
     export: Export | None = None,
+    measure_steps: MeasureSteps | None = None,
     **given: Any,
 ) -> Loop[Batch, EOVAEStage]:  # fmt: skip
     """EO-VAE on the loop."""
-    return Loop(EOVAETask(vae, how, judge, export), how, source, *more, **given)
+    return Loop(EOVAETask(vae, how, judge, export, measure_steps), how, source, *more, **given)

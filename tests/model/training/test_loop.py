@@ -245,6 +245,28 @@ def test_codes_need_weights_that_carry_steps() -> None:
         recipe({"rounding": -1.0})
 
 
+def test_code_steps_are_measured_when_a_stage_begins_and_kept_for_a_resumed_run(tmp_path: Path) -> None:
+    (coded,) = recipe({"name": "codes", "rounding": 1.0, "rate": 0.1, "steps": 4}).stages
+    how = recipe({"name": "plain", "steps": 2}, checkpoint_steps=4)
+    how = replace(how, stages=(*how.stages, coded))
+    asked: list[EOVAE] = []
+
+    def measure(live: EOVAE) -> dict[str, tuple[float, ...]]:
+        asked.append(live)
+        return {RGB.name: STEPS if len(asked) == 1 else tuple(100 * s for s in STEPS)}
+
+    vae, notes = network(), Notes()
+    looped(vae, how, Random(), keeper=Store(str(tmp_path)), tracker=notes, measure_steps=measure).run()
+    assert asked == [vae]  # not for the stage without codes
+    assert ["code_bytes" in line for line in notes.lines] == [False] * 2 + [True] * 4
+
+    other = network(1)
+    resumed = looped(other, how, Random(), measure_steps=measure)
+    resumed.resume(read_snapshot(tmp_path / "checkpoint_000000004", 0, sliced=True))
+    resumed.run()
+    assert len(asked) == 1 and difference(vae, other) == 0.0
+
+
 def test_equivariance_turns_latents_and_target_alike() -> None:
     module = Reconstruction(network().eval(), "fp32")
     batch = Random(1).draw(2, 32)

@@ -64,11 +64,18 @@ def few_calibration_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_free_kernels_end_up_in_the_generators(recipe_file: Path, world: World, tmp_path: Path) -> None:
+    recipe = EOVAERecipe.load(recipe_file)
+    codes = replace(recipe.stages[0], name="codes", skeleton=False, steps=2, rounding=1.0, rate=0.01)
     recipe = replace(
-        EOVAERecipe.load(recipe_file), free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05
-    )
+        recipe, free_kernels=True, mix={"S2L2A": 0.6, "S1RTC": 0.4}, teach_minutes=0.05,
+        stages=(*recipe.stages, codes),
+    )  # fmt: skip
     out = tmp_path / "tiny.safetensors"
-    trained = train(recipe, Job(world[1], out, name="tiny"))
+    tracker = Tracker(str(tmp_path / "run"), "tiny")
+    trained = train(recipe, Job(world[1], out, name="tiny"), tracker=tracker)
+    tracker.close()
+    last = [line for line in read_history(str(tmp_path / "run")) if "loss" in line][-2:]
+    assert all(line["code_bytes"] > 0 for line in last)  # in steps measured on the way: there are no earlier weights
     assert type(trained.encoder.conv_in) is DynamicConvIn and out.with_suffix(".partial.pt").is_file()
     partial = torch.load(out.with_suffix(".partial.pt"), weights_only=True)
     for i, sensor in enumerate((S2L2A, S1RTC)):
