@@ -218,7 +218,7 @@ def plans_of(
             "encode to another --out"
         )
     searched = searched or Searched()
-    request = at_stored_precision(request, frozen)
+    request = as_stored(request, frozen)
     searched.product = product = searched.product or product_of(request)
     request = replace(request, extent=request.extent or stored_extent(frozen))
     if frozen and all(dict(p.request) == request.document() for p in frozen):
@@ -236,16 +236,24 @@ def plans_of(
     return grow_plans(request.out, frozen, plans) if frozen else plans
 
 
-def at_stored_precision(request: Request, frozen: Sequence[Plan]) -> Request:
-    """The request with the store's precision where none was asked for: another machine may be fastest in another.
+def as_stored(request: Request, frozen: Sequence[Plan]) -> Request:
+    """The request with the store's precision, storage and quality where none were asked for: another machine may be
+    fastest in another precision, and what is stored by choice is not to be said again to go on with it.
 
     Not float16 on a CPU, which would take ten times as long: then the difference is an error that names it.
     """
-    # As it was asked for: what a product's own precision is, is the product's to say.
-    stored = str(frozen[0].request.get("precision", frozen[0].product.precision)) if frozen else request.precision
-    if request.precision_stated or (stored == "fp16" and request.device == "cpu"):
+    if not frozen:
         return request
-    return replace(request, precision=stored)
+    # As it was asked for: what a product's own precision is, is the product's to say.
+    was, product = frozen[0].request, frozen[0].product
+    precision = str(was.get("precision", product.precision))
+    if not request.precision_stated and not (precision == "fp16" and request.device == "cpu"):
+        request = replace(request, precision=precision)
+    if not request.storage_stated and request.product == product.kind:
+        request = replace(request, storage=was.get("storage", request.storage))
+    if request.quality is None and request.storage == was.get("storage"):
+        request = replace(request, quality=was.get("quality"))
+    return request
 
 
 def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:

@@ -74,6 +74,8 @@ class Request:
     """How fine codes are, where the user says it."""
     precision_stated: bool = False
     """Whether `precision` is the user's word, not the machine's choice."""
+    storage_stated: bool = False
+    """Whether `storage` is."""
     allow_local_sources: bool = False
 
     @classmethod
@@ -135,6 +137,7 @@ class Request:
             running.retry, share, network_limits(running), unit_timeout, "cuda" if on_gpu else "cpu",
             product, dict(selection.product_options),
             mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
+            storage_stated=selection.storage is not None,
             allow_local_sources=running.allow_local_sources,
         )  # fmt: skip
 

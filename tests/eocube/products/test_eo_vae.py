@@ -17,7 +17,7 @@ from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, n
 from eocube.products.half_batches import HalfBatches
 from eocube.products.storage import Half
 from eocube.run.asked import Running, Selection
-from eocube.run.job import at_stored_precision
+from eocube.run.job import as_stored
 from eocube.run.request import PRECISIONS, Request, fastest_on_cpu
 from tests.eocube.cubes import make_plan, make_weights
 
@@ -108,8 +108,14 @@ def test_a_store_keeps_its_precision_on_another_machine(tmp_path: Path) -> None:
     other = Request.parse(replace(ASKED, precision="bf16"), Running(), on_gpu=False)
     automatic = replace(other, precision_stated=False)
     stored = plan.product.precision
-    assert at_stored_precision(automatic, [plan]).precision == stored
-    assert at_stored_precision(automatic, []).precision == "bf16"
-    assert at_stored_precision(other, [plan]).precision == "bf16", "asked for: the difference is for the user to see"
+    assert as_stored(automatic, [plan]).precision == stored
+    assert as_stored(automatic, []).precision == "bf16"
+    coded = replace(plan, request={**plan.request, "storage": "codes", "quality": "small"})
+    assert (as_stored(other, [coded]).storage, as_stored(other, [coded]).quality) == ("codes", "small")
+    asked = Request.parse(replace(ASKED, storage="fp16"), Running(), on_gpu=False)
+    assert (as_stored(asked, [coded]).storage, as_stored(asked, [coded]).quality) == ("fp16", None)
+    fine = Request.parse(replace(ASKED, storage="codes", quality="near-lossless"), Running(), on_gpu=False)
+    assert as_stored(fine, [coded]).quality == "near-lossless"
+    assert as_stored(other, [plan]).precision == "bf16", "asked for: the difference is for the user to see"
     half = replace(plan, product=replace(plan.product, meaning={**plan.product.meaning, "precision": "fp16"}))
-    assert at_stored_precision(automatic, [half]).precision == "bf16", "no float16 on a CPU by accident"
+    assert as_stored(automatic, [half]).precision == "bf16", "no float16 on a CPU by accident"
