@@ -162,6 +162,21 @@ class EOVAE(nn.Module):
         scale = torch.sqrt(var + BN_EPS_INVERSE)
         return packed * scale.reshape(1, -1, 1, 1) + mean.reshape(1, -1, 1, 1)
 
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of each latent channel (z,) in float64, from the running statistics of the packed ones.
+
+        The batch norm sees latents packed 2x2, channel-major: four consecutive statistics belong to one channel.
+
+        Raises:
+            ValueError: the batch norm keeps none.
+        """
+        if self.bn.running_mean is None or self.bn.running_var is None:
+            raise ValueError("the weights keep no latent statistics")
+        parts = (self.config.z_channels, PATCH * PATCH)
+        means, variances = self.bn.running_mean.double().reshape(parts), self.bn.running_var.double().reshape(parts)
+        mean = means.mean(1)
+        return mean, (variances.mean(1) + (means - mean[:, None]).square().mean(1)).sqrt()
+
     def normalise(self, z: Tensor) -> Tensor:
         """Raw latents (B, z, h, w), even sides -> batch-norm-normalised latents of the same spatial form."""
         return self.unpack(self.normalise_packed(self.pack(z)))

@@ -116,16 +116,11 @@ def code_steps(weights: LoadedWeights, sensor: Sensor, quality: str) -> Quantisa
 
 
 def int8_quantisation(vae: EOVAE) -> Quantisation:
-    """Per-channel (scale, offset) for int8 latents, from the running statistics that the weights carry.
-
-    The batch norm sees latents packed 2x2, channel-major: four consecutive statistics belong to one channel.
-    """
-    if vae.bn.running_mean is None or vae.bn.running_var is None:
-        raise InputError("the weights keep no latent statistics: only --storage fp16 can do without them")
-    mean = vae.bn.running_mean.double().reshape(vae.config.z_channels, 4)
-    var = vae.bn.running_var.double().reshape(vae.config.z_channels, 4)
-    offset = mean.mean(1)
-    spread = (var.mean(1) + (mean - offset[:, None]).square().mean(1)).sqrt()
+    """Per-channel (scale, offset) for int8 latents, from the running statistics that the weights carry."""
+    try:
+        offset, spread = vae.channel_statistics()
+    except ValueError as error:
+        raise InputError(f"{error}: only --storage fp16 can do without them") from None
     return tuple((spread / INT8_STEPS_PER_SIGMA).tolist()), tuple(offset.tolist())
 
 

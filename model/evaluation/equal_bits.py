@@ -14,7 +14,7 @@ from model.eo_vae import EOVAE
 from model.evaluation.codecs import JPEG2000, Codec, Coded, at_bytes
 from model.evaluation.rate_distortion import pooled_psnr
 from model.sensors import Floats, TrainedSensor
-from model.training.eo_vae.code_steps import offsets, rounded
+from model.training.eo_vae.code_steps import rounded
 from model.training.eo_vae.evaluate import HALO, RANGES, decoded, encoded
 from model.training.eo_vae.klt import BLOCK, Klt
 from model.weights_meta import CODE_OF_MEAN
@@ -62,7 +62,7 @@ def compare(
         pack: what codes are packed into.
         others: what to compare with.
     """
-    middle, found = offsets(vae), dict[str, list[Row]]()
+    middle, found = vae.channel_statistics()[0].float(), dict[str, list[Row]]()
     latents = [encoded(vae, tile, sensor) for tile in tiles]
     blocks = sum(tile.shape[1] * tile.shape[2] for tile in tiles) / BLOCK**2
     basis = None if others.klt is None else Spread.of(others.klt, tiles)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.eo_vae import EOVAE, PATCH
+from model.eo_vae import EOVAE
 from model.sensors import Floats, TrainedSensor
 from model.training.eo_vae.evaluate import decoded, encoded
 
@@ -31,12 +31,8 @@ class Channels:
     @classmethod
     def of(cls, vae: EOVAE) -> Channels:
         """ValueError where the weights keep none."""
-        if vae.bn.running_mean is None or vae.bn.running_var is None:
-            raise ValueError("the weights keep no latent statistics: int8 and top-k storage need them")
-        parts = (vae.config.z_channels, PATCH * PATCH)
-        mean, var = vae.bn.running_mean.reshape(parts), vae.bn.running_var.reshape(parts)
-        middle = mean.mean(1)
-        return cls(middle, (var.mean(1) + (mean - middle[:, None]).square().mean(1)).sqrt())
+        mean, spread = vae.channel_statistics()
+        return cls(mean.float(), spread.float())
 
     def stored(self, z: Tensor, kind: Kind, keep: Sequence[int] | None = None) -> Tensor:
         """(B, z, h, w) as they come back from storage; channels not in `keep` come back as their mean."""

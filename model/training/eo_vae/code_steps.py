@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.eo_vae import EOVAE, PATCH
+from model.eo_vae import EOVAE
 from model.sensors import SENSORS, Floats, TrainedSensor
 from model.training.eo_vae.evaluate import decoded, encoded
 from model.training.sources.images import Image
@@ -70,7 +70,7 @@ def code_steps(
         ValueError: no tile of a sensor.
     """
     found = [_measure(vae, sensor, tiles, seed) for sensor, tiles in sets]
-    middle = offsets(vae)
+    middle = vae.channel_statistics()[0].float()
 
     def loss(scale: float) -> float:
         losses = [
@@ -104,13 +104,6 @@ def _steps(vae: EOVAE, measured: _Measured, middle: Tensor, scale: float) -> Cod
     ]
     error = np.sqrt(np.mean([np.square(a).mean(axis=(1, 2)) for a in added], axis=0))
     return CodeSteps(tuple(steps.tolist()), tuple(float(f"{e:.2e}") for e in error))
-
-
-def offsets(vae: EOVAE) -> Tensor:
-    """(channels,) mean of each channel by the statistics that the weights carry. ValueError where they keep none."""
-    if vae.bn.running_mean is None:
-        raise ValueError("the weights keep no latent statistics: codes need them")
-    return vae.bn.running_mean.reshape(vae.config.z_channels, PATCH * PATCH).mean(1)
 
 
 def rounded(z: Tensor, middle: Tensor, steps: NDArray[np.float64]) -> Tensor:

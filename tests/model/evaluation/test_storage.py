@@ -34,6 +34,21 @@ def tile() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 64, 64)).astype(np.float32)
 
 
+def test_statistics_of_a_channel_are_those_of_its_four_packed_ones(vae: EOVAE) -> None:
+    z = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+        * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
+        + torch.arange(4.0)[:, None, None]
+    )
+    packed = vae.pack(z).double()
+    assert vae.bn.running_mean is not None and vae.bn.running_var is not None
+    vae.bn.running_mean.copy_(packed.mean((0, 2, 3)))
+    vae.bn.running_var.copy_(packed.var((0, 2, 3), unbiased=False))
+    mean, spread = vae.channel_statistics()
+    torch.testing.assert_close(mean, z.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(spread, z.double().std((0, 2, 3), unbiased=False), rtol=1e-5, atol=1e-6)
+
+
 def test_int8_is_that_of_a_store(vae: EOVAE) -> None:
     from eocube.products.eo_vae import int8_quantisation
 
