@@ -44,7 +44,6 @@ def evaluate(options: Options) -> None:
 
     from model.evaluation.report import markdown, write
     from model.evaluation.study import Settings, Study, cover_labels
-    from model.sensors import SENSORS
     from model.terramind import TerraMind, load_tokenizer
     from model.training.recipe import RECIPES
     from model.training.sources.images import load_images
@@ -69,7 +68,7 @@ def evaluate(options: Options) -> None:
     if 8 % vae.scale_factor:
         raise ValueError(f"{options.weights}: latents of {vae.scale_factor} pixels; the 8x8 baselines need 8 or fewer")
     tokenizers = {
-        name: TerraMind(load_tokenizer(path, name), SENSORS[name], options.terramind_steps)
+        name: TerraMind(load_tokenizer(path, name), name, options.terramind_steps)
         for name, path in options.terramind.items()
     }
     settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test)
