@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from model.terramind import (
 )
 from model.unet import ddim, signal_shares
 from model.weights_meta import WeightsError
+from tests.model.mirror import Mirror
 
 TINY = TokenizerSizes(
     2, width=32, depth=2, heads=4, patch=16, grid=4, levels=(4, 4, 3), unet_base=32, unet_mult=(1, 2), unet_blocks=1,
@@ -137,20 +137,6 @@ def test_an_image_decodes_alike_in_any_batch(tiny: Path) -> None:
     whole = baseline.reconstruct_batch(torch.from_numpy(z), sensor, clamp=True)
     for k in range(3):
         np.testing.assert_allclose(whole[k], baseline.reconstruct(z[k], sensor, clamp=True), atol=1e-4)
-
-
-class Mirror:
-    """A tokenizer that gives back what it is fed with, and keeps it."""
-
-    def __init__(self) -> None:
-        self.sizes, self.decoder, self.fed = TINY, SimpleNamespace(patch=4), list[torch.Tensor]()
-
-    def codes(self, x: torch.Tensor) -> torch.Tensor:
-        self.fed.append(x)
-        return x
-
-    def decode(self, codes: torch.Tensor, *, steps: int, clamp: float | None) -> torch.Tensor:
-        return codes if clamp is None else codes.clamp(-clamp, clamp)
 
 
 @pytest.mark.parametrize("name", ["S2L2A", "S1RTC"])
