@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import fsspec
@@ -77,7 +78,7 @@ class Reader:
     """All samples of `shards`, or the first `limit`, in their order; what cannot be measured is named in `ledger`.
 
     Each is z-scored by `sensor` and then brought to `side` pixels, bilinear, as published; land cover goes to the
-    nearest. Batches are of `batch` samples that can be measured, the last may have fewer: no more than one is held.
+    nearest. Batches are of `batch` samples that can be measured, the last may have fewer: one is held at a time.
     `read` counts the samples met so far, those left out included. A sample whose land cover is damaged is measured
     without it, and named too.
 
@@ -164,6 +165,15 @@ class Reader:
             except ValueError as error:
                 self.ledger.add("land cover", f"{sample.shard}/{sample.key}", str(error))
         return torch.full((self.side, self.side), UNLABELLED)
+
+
+def ahead(batches: Iterator[Samples]) -> Iterator[Samples]:
+    """The same batches, the next one read on a thread while one is measured."""
+    with ThreadPoolExecutor(1, "read") as reader:
+        coming = reader.submit(next, batches, None)
+        while (one := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield one
 
 
 def _together(held: Sequence[tuple[str, Floats, Tensor]]) -> Samples:

@@ -16,7 +16,7 @@ from model.evaluation.batches import measure_batch, physical
 from model.evaluation.figures import Sums, figures
 from model.evaluation.land_cover import ClassSums
 from model.evaluation.study import CLAMPED, CLAMPED_TRUTH, FREE, PHYSICAL, UNITS, Z
-from model.evaluation.terramesh_samples import Reader, Samples, pattern, shards_of
+from model.evaluation.terramesh_samples import Reader, Samples, ahead, pattern, shards_of
 from model.sensors import CORRECTED, SENSORS, TrainedSensor
 from model.terramind import TerraMind, clamped
 from model.training.eo_vae.adapt import known_sensors
@@ -129,6 +129,10 @@ class TerraMeshStudy:
 
     def _sensors(self) -> dict[str, TrainedSensor]:
         known = known_sensors(self.vae.meta)
+        if not self.modalities:
+            raise ValueError("--modalities of nothing: name one or more, such as S2L2A")
+        if strangers := [name for name in self.terramind if name not in self.modalities]:
+            raise ValueError(f"--terramind {strangers[0]}: --modalities has it not, so nothing is measured with it")
         if not known:
             raise ValueError(f"{self.name}: the weights say nothing of their sensors: save them with their metadata")
         for modality in self.modalities:
@@ -158,7 +162,7 @@ class TerraMeshStudy:
         tallies = {method: _Tally(ClassSums(len(sensor.bands))) for method in methods}
         began = said = time.monotonic()
         done = 0
-        for samples in reader:
+        for samples in ahead(iter(reader)):
             self._measure(samples, sensor, methods, tallies)
             done += len(samples.keys)
             if (now := time.monotonic()) - said > _EVERY:

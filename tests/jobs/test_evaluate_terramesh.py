@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from model.eo_vae import EOVAE, EOVAEConfig
 from model.evaluation.figures import batch_spans, figures, measure
 from model.evaluation.published import TABLE_1
 from model.evaluation.study import CLAMPED, CLAMPED_TRUTH, FREE
-from model.evaluation.terramesh_samples import Reader, shards_of
+from model.evaluation.terramesh_samples import Reader, ahead, shards_of
 from model.evaluation.terramesh_study import disagreement
 from model.sensors import CORRECTED, SENSORS, TrainedSensor
 from model.terramind import STATISTICS, Tokenizer
@@ -195,6 +196,7 @@ def test_terramind_is_fed_by_its_own_statistics_and_compared_in_the_weights_z_sc
     x = F.interpolate(dn, size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0].numpy()
     mean, std = (np.array(v)[:, None, None] for v in STATISTICS["S1RTC"])
     np.testing.assert_allclose(stub.fed[0][0], (x - mean) / std, atol=1e-4)
+    assert run(world, tmp_path, modalities=("S2L2A",), terramind={"S1RTC": Path("x.pt")}) == 2
     methods = found["sensors"]["S1RTC"]["methods"]
     assert methods[FREE]["z"]["rmse"]["value"] == pytest.approx(0, abs=1e-5)
     least = np.clip((x - mean) / std, -1, 1) * std + mean
@@ -246,6 +248,7 @@ def test_shards_on_s3_give_the_same(
         ({"terramesh": None}, "give one of --data (a listing's folder) and --terramesh (shards)"),
         ({"data": Path(".")}, "give one of --data (a listing's folder) and --terramesh (shards)"),
         ({"modalities": ("S1GRD",)}, "eo-vae does not know S1GRD: --modalities of S2L2A, S2L1C, S1RTC, S2RGB"),
+        ({"modalities": ()}, "--modalities of nothing"),
         ({"modalities": ("DEM",)}, "no sensor for DEM of TerraMesh"),
         ({"modalities": ("S2RGB",)}, "that have S2RGB"),
         ({"device": "tpu"}, "--device tpu: choose auto, cpu or cuda"),
@@ -261,6 +264,28 @@ def test_bad_input_is_one_line_and_status_2(
     assert run(world, tmp_path / "out", **changes) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_other_bands_than_the_modalitys_are_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = make.zarr_zip(make.pixels("S2L2A", 0)[:10], make.BANDS["S2L2A"][:10], tmp_path / "few")
+    make.write_tar(tmp_path / "val" / "S2L2A" / "a.tar", [("k", few)])
+    assert run(world, tmp_path / "out", terramesh=f"{tmp_path}/val", modalities=("S2L2A",)) == 2
+    assert "k: S2L2A has 10 bands, fewer than the 12 it should" in capsys.readouterr().err
+
+
+def test_no_more_than_two_batches_are_held(world: Path) -> None:
+    """However many samples there are: one that is measured, one that is read meanwhile."""
+    alive = weakref.WeakSet[torch.Tensor]()
+    most = 0
+    reader = Reader(shards_of(f"{world}/train", ["S1RTC"])["S1RTC"], "S1RTC", SENSORS["S1RTC"], side=SIDE, batch=1)
+    seen = 0
+    for samples in ahead(iter(reader)):
+        seen += 1
+        alive.add(samples.z)
+        most = max(most, len(alive))
+    assert seen == COUNT and most <= 2
 
 
 def test_no_such_device_is_said(
