@@ -1,4 +1,7 @@
-"""Evaluate weights on held-out places beside their baselines: `python jobs/evaluate.py --weights nano --data ...`."""
+"""Evaluate weights beside their baselines, on a listing's held-out places or on TerraMesh's shards.
+
+`python jobs/evaluate.py --weights nano --data DATA --out FOLDER`, or `--terramesh s3://bucket/TerraMesh/val`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,35 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from model.eo_vae import EOVAE
+    from model.evaluation.study import Study
+    from model.evaluation.terramesh_study import TerraMeshStudy
+    from model.terramind import TerraMind
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Figures of weights and baselines on held-out places: JSON, Markdown and a rate-distortion plot."""
+    """Figures of weights and baselines on held-out places (--data) or TerraMesh (--terramesh): JSON and Markdown, of
+    held-out places a rate-distortion plot too."""
 
-    data: Annotated[Path, tyro.conf.arg(help="folder that the listing's paths are relative to")]
     out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and rate_distortion.png")]
+    data: Annotated[Path | None, tyro.conf.arg(help="folder that the listing's paths are relative to")] = None
+    terramesh: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="instead of --data: TerraMesh's shards, a folder or URL with one folder a modality, or a "
+            "pattern such as val/[S2L2A,S1RTC]/majortom_shard_{000001..000008}.tar"
+        ),
+    ] = None
+    modalities: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="of TerraMesh: what is measured (default: as published)")
+    ] = ("S2L2A", "S1RTC")
+    limit: Annotated[int | None, tyro.conf.arg(help="of TerraMesh: the first so many samples of each modality")] = None
+    side: Annotated[int, tyro.conf.arg(help="of TerraMesh: pixels that patches are resized to (published: 256)")] = 256
+    device: Annotated[str, tyro.conf.arg(help="of TerraMesh: auto, cpu or cuda")] = "auto"
+    corrected: Annotated[bool, tyro.conf.arg(help="of TerraMesh: correct the data as for the published EO-VAE*")] = (
+        False
+    )
     weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
@@ -43,43 +68,78 @@ def evaluate(options: Options) -> None:
     import torch
 
     from model.evaluation.report import markdown, write
-    from model.evaluation.study import Settings, Study, cover_labels
-    from model.sensors import SENSORS
-    from model.terramind import TerraMind, load_tokenizer
-    from model.training.recipe import RECIPES
-    from model.training.sources.images import load_images
     from model.weights import load_weights
 
-    for key, least in (("batch", 1), ("resamples", 1), ("rate_tiles", 0), ("terramind_steps", 1), ("threads", 1)):
+    if (options.data is None) == (options.terramesh is None):
+        raise ValueError("give one of --data (a listing's folder) and --terramesh (shards)")
+    least_of = {"batch": 1, "resamples": 1, "rate_tiles": 0, "terramind_steps": 1, "threads": 1, "limit": 1, "side": 11}
+    for key, least in least_of.items():
         value = getattr(options, key)
         if value is not None and value < least:
             raise ValueError(f"--{key.replace('_', '-')} {value} must be at least {least}")
     if options.terramind_steps > 1000:
         raise ValueError(f"--terramind-steps {options.terramind_steps}: its schedule has 1000")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file: give a folder")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    run = _terramesh if options.data is None else _held_out
+    report = run(options, load_weights(options.weights)).run()
+    paths = write(report, options.out)
+    print(markdown(report))
+    print("written: " + ", ".join(str(path) for path in paths))
+
+
+def _name(options: Options, vae: EOVAE) -> str:
+    return vae.meta.name if vae.meta is not None else Path(options.weights).stem
+
+
+def _tokenizers(options: Options) -> dict[str, TerraMind]:
+    from model.terramind import TerraMind, load_tokenizer
+
+    return {
+        name: TerraMind(load_tokenizer(path, name), name, options.terramind_steps)
+        for name, path in options.terramind.items()
+    }
+
+
+def _held_out(options: Options, vae: EOVAE) -> Study:
+    """Of a listing's places."""
+    from model.evaluation.study import Settings, Study, cover_labels
+    from model.training.recipe import RECIPES
+    from model.training.sources.images import load_images
+
+    assert options.data is not None
+    for key in ("limit", "corrected"):
+        if getattr(options, key):
+            raise ValueError(f"--{key} goes with --terramesh: leave it out, or give shards")
     if not options.data.is_dir():
         raise FileNotFoundError(f"no folder {options.data}: give the one that the data lie in")
     listing = options.listing or RECIPES / "nano_data.yaml"
     if not listing.is_file():
         raise FileNotFoundError(f"no listing {listing}: give a YAML listing of rasters")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file: give a folder")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    vae = load_weights(options.weights)
     if 8 % vae.scale_factor:
         raise ValueError(f"{options.weights}: latents of {vae.scale_factor} pixels; the 8x8 baselines need 8 or fewer")
-    tokenizers = {
-        name: TerraMind(load_tokenizer(path, name), SENSORS[name], options.terramind_steps)
-        for name, path in options.terramind.items()
-    }
     settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test)
-    name = vae.meta.name if vae.meta is not None else Path(options.weights).stem
-    images = load_images(listing, options.data)
-    study = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data), pack=packed)
-    report = study.run()
-    paths = write(report, options.out)
-    print(markdown(report))
-    print("written: " + ", ".join(str(path) for path in paths))
+    baselines = _tokenizers(options)
+    images, labels = load_images(listing, options.data), cover_labels(listing, options.data)
+    return Study(_name(options, vae), vae, images, settings, baselines, labels, pack=packed)
+
+
+def _terramesh(options: Options, vae: EOVAE) -> TerraMeshStudy:
+    """Of TerraMesh's shards."""
+    from model.evaluation.terramesh_study import MeshSettings, TerraMeshStudy, device_named
+
+    assert options.terramesh is not None
+    if options.listing is not None or options.test:
+        raise ValueError(f"--{'test' if options.test else 'listing'} goes with --data: leave it out")
+    settings = MeshSettings(
+        options.batch, options.resamples, options.seed, options.side, options.limit, options.corrected,
+        device_named(options.device).type,
+    )  # fmt: skip
+    return TerraMeshStudy(
+        _name(options, vae), vae, options.terramesh, options.modalities, settings, _tokenizers(options)
+    )
 
 
 def packed(codes: NDArray[np.int16]) -> int:

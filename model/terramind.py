@@ -157,10 +157,13 @@ class Tokenizer(nn.Module):
         return cast(Tensor, self.quantise(self.quant_proj(self.encoder(x))))
 
     def decode(self, codes: Tensor, *, steps: int = STEPS, clamp: float | None = 1.0, seed: int = 0) -> Tensor:
-        """Codes -> (B, C, H, W) z-scores, from noise of `seed`; `clamp` 1 as published, None for a fair comparison."""
+        """Codes -> (B, C, H, W) z-scores, from noise of `seed`; `clamp` 1 as published, None for a fair comparison.
+
+        The noise is the same for each image: what an image decodes to must not depend on the batch it is in.
+        """
         b, _, h, w = codes.shape
-        shape = (b, self.sizes.channels, h * self.sizes.patch, w * self.sizes.patch)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(codes.device)
+        shape = (1, self.sizes.channels, h * self.sizes.patch, w * self.sizes.patch)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(codes.device).expand(b, -1, -1, -1)
         return ddim(lambda x, step: self.decoder(x, step, codes), noise, steps, clamp=clamp)
 
 
@@ -196,39 +199,71 @@ def load_tokenizer(path: Path, sensor: str, sizes: TokenizerSizes | None = None)
 
 @dataclass(slots=True)
 class TerraMind:
-    """A tokenizer applied to tiles that are z-scored EO-VAE's way: through physical units into its own z-scores."""
+    """A tokenizer of the sensor `name` for z-scores by anybody's statistics: it is fed with z-scores by its own.
+
+    What goes in goes through physical units into terratorch's z-scores, what comes out the same way back. (The
+    published evaluation of EO-VAE fed it with z-scores by EO-VAE's statistics.)
+    """
 
     tokenizer: Tokenizer
-    sensor: TrainedSensor
+    name: str
     steps: int = STEPS
     own: TrainedSensor = field(init=False)
 
     def __post_init__(self) -> None:
-        mean, std = STATISTICS[self.sensor.name]
-        self.own = replace(SENSORS[self.sensor.name], mean=mean, std=std)
+        mean, std = STATISTICS[self.name]
+        self.own = replace(SENSORS[self.name], mean=mean, std=std)
+
+    def reconstruct(self, z: Floats, sensor: TrainedSensor, *, clamp: bool) -> Floats:
+        """(C, H, W) z-scores by `sensor` -> the same through the tokenizer, as `reconstruct_batch`."""
+        whole: Floats = self.reconstruct_batch(_tensor(z)[None], sensor, clamp=clamp)[0].numpy()
+        return whole
 
     @torch.no_grad()
-    def reconstruct(self, z: Floats, *, clamp: bool) -> Floats:
-        """(C, H, W) z-scores of `sensor` -> the same through the tokenizer; mirrored up to whole patches and U-Net."""
+    def reconstruct_batch(self, z: Tensor, sensor: TrainedSensor, *, clamp: bool) -> Tensor:
+        """(B, C, H, W) z-scores by `sensor`, on the tokenizer's device -> the same through the tokenizer.
+
+        Mirrored up to whole patches and U-Net. ValueError where `sensor` has other bands than the tokenizer.
+        """
+        if sensor.bands != self.own.bands:
+            raise ValueError(f"TerraMind {self.name} knows {', '.join(self.own.bands)}, not {', '.join(sensor.bands)}")
         sizes = self.tokenizer.sizes
         whole = max(sizes.patch, self.tokenizer.decoder.patch * 2 ** (len(sizes.unet_mult) - 1))
-        height, width = z.shape[1:]
-        x = convert(z, self.sensor, self.own)
-        x = np.pad(x, ((0, 0), (0, -height % whole), (0, -width % whole)), mode="reflect")
-        codes = self.tokenizer.codes(torch.from_numpy(x)[None])
-        y = self.tokenizer.decode(codes, steps=self.steps, clamp=1.0 if clamp else None)[0].numpy()
-        return convert(y[:, :height, :width], self.own, self.sensor)
+        height, width = z.shape[-2:]
+        x = F.pad(converted(z, sensor, self.own), (0, -width % whole, 0, -height % whole), mode="reflect")
+        y = self.tokenizer.decode(self.tokenizer.codes(x), steps=self.steps, clamp=1.0 if clamp else None)
+        return converted(y[..., :height, :width], self.own, sensor)
+
+
+def converted(z: Tensor, old: TrainedSensor, new: TrainedSensor) -> Tensor:
+    """z-scores (..., C, H, W) by one sensor's statistics -> z-scores by another's."""
+    first, scale, mean, std = (
+        torch.tensor(values, dtype=z.dtype, device=z.device)[:, None, None]
+        for values in (old.mean, old.std, new.mean, new.std)
+    )
+    return (z * scale + first - mean) / std
 
 
 def convert(z: Floats, old: TrainedSensor, new: TrainedSensor) -> Floats:
-    """z-scores by one sensor's statistics -> z-scores by another's."""
-    x = z * np.asarray(old.std, np.float32)[:, None, None] + np.asarray(old.mean, np.float32)[:, None, None]
-    return new.zscore(x)
+    """`converted`, of an array."""
+    out: Floats = converted(_tensor(z), old, new).numpy()
+    return out
 
 
-def clamp_alone(z: Floats, sensor: TrainedSensor) -> Floats:
-    """The truth with nothing but TerraMind's clamp to [-1, 1] in its own z-scores: the least error it can have."""
+def clamped(z: Tensor, sensor: TrainedSensor) -> Tensor:
+    """The truth (..., C, H, W) with nothing but TerraMind's clamp to [-1, 1] in its own z-scores: the least error it
+    can have."""
     own = sensor
     if sensor.name in STATISTICS and len(STATISTICS[sensor.name][0]) == len(sensor.bands):
         own = replace(sensor, mean=STATISTICS[sensor.name][0], std=STATISTICS[sensor.name][1])
-    return convert(np.clip(convert(z, sensor, own), -1, 1), own, sensor)
+    return converted(converted(z, sensor, own).clamp(-1, 1), own, sensor)
+
+
+def clamp_alone(z: Floats, sensor: TrainedSensor) -> Floats:
+    """`clamped`, of an array."""
+    out: Floats = clamped(_tensor(z), sensor).numpy()
+    return out
+
+
+def _tensor(z: Floats) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(z))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from model.sensors import Floats
 
 Doubles = NDArray[np.float64]
 LEVEL = 95.0
+METRICS = ("rmse", "psnr", "ssim", "sam", "ndvi_mae")
+# Weights of this many tiles are held at once: 32 MB.
+_CELLS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +109,21 @@ def _pooled(sums: Sequence[Sums], weights: Doubles) -> dict[str, Doubles]:
     return out
 
 
-def resampled(grounds: Sequence[str], resamples: int, seed: int) -> Doubles | None:
-    """(resamples, tiles) weights: places drawn with replacement, all tiles of a place together; None of one place."""
+def resampled(grounds: Sequence[str], resamples: int, seed: int) -> Iterator[Doubles]:
+    """(r, tiles) weights, `resamples` rows in all: places drawn with replacement, all tiles of a place together.
+
+    They come a few rows at a time, so that memory does not grow with the tiles. Nothing comes of a single place.
+    """
     places = sorted(set(grounds))
     if len(places) < 2:
-        return None
+        return
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=resamples)
-    return counts[:, [places.index(g) for g in grounds]].astype(np.float64)
+    chance, column = np.full(len(places), 1 / len(places)), {place: k for k, place in enumerate(places)}
+    columns = [column[ground] for ground in grounds]
+    rows = max(1, _CELLS // len(grounds))
+    for start in range(0, resamples, rows):
+        counts = rng.multinomial(len(places), chance, size=min(rows, resamples - start))
+        yield counts[:, columns].astype(np.float64)
 
 
 def figures(
@@ -124,12 +134,15 @@ def figures(
     {"rmse": {"value", "low", "high"}, ..., "bands": {band: {"rmse": ..., "psnr": ..., "ssim": ...}}}
     """
     values = pooled(sums, np.ones((1, len(sums))), batch)
-    weights = resampled([s.ground for s in sums], resamples, seed)
-    spread = None if weights is None else pooled(sums, weights, batch)
+    parts = [
+        {key: part[key] for key in part if key in METRICS}
+        for part in (pooled(sums, weights, batch) for weights in resampled([s.ground for s in sums], resamples, seed))
+    ]
+    spread = {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
     out: dict[str, Any] = {}
-    for key in ("rmse", "psnr", "ssim", "sam", "ndvi_mae"):
+    for key in METRICS:
         if key in values:
-            out[key] = {"value": float(values[key][0]), **_bounds(None if spread is None else spread[key])}
+            out[key] = {"value": float(values[key][0]), **_bounds(spread.get(key))}
     if bands:
         out["bands"] = {
             band: {key: float(values[f"{key}_bands"][0, k]) for key in ("rmse", "psnr", "ssim")}

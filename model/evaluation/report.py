@@ -13,6 +13,7 @@ from model.evaluation.equal_bits import Row
 from model.evaluation.published import METRICS, NDVI_MAE, TABLE_1
 from model.evaluation.rate_distortion import Curves, Point, draw
 
+_NAMED = 10
 NAMES = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "sam": "SAM", "ndvi_mae": "NDVI MAE"}
 
 
@@ -49,15 +50,19 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# Evaluation of {report['weights']}",
         "",
         "Value [95 % bootstrap interval over places]; no interval where there is one place. Intervals of a handful of "
-        "places are narrower than the truth. Codecs and latents are compared at equal bytes before any entropy coding "
-        "of the latents. SSIM in z-scores counts mirrored borders, as published; in physical units it leaves them out.",
+        "places are narrower than the truth. SSIM in z-scores counts mirrored borders, as published; in physical units "
+        "it leaves them out.",
     ]
+    if "terramesh" in report:
+        lines += ["", *_terramesh(report)]
+    else:
+        lines.append("Codecs and latents are compared at equal bytes before any entropy coding of the latents.")
     if report["codecs_absent"]:
         lines.append(f"This GDAL has no {' and no '.join(report['codecs_absent'])}: not measured.")
     lines += ["", "## Published table beside ours: z-scores", "", *published(report)]
     for title, item in report["sensors"].items():
         lines += [
-            "", f"## {title}", "", f"{item['tiles']} tiles, {_kind(report)} places: {', '.join(item['places'])}.", "",
+            "", f"## {title}", "", _tiles(item, report), "",
             f"### {title} in z-scores (PSNR and SSIM by the range of batches of {batch}, as published)", "",
             *_table(item["methods"], "z", METRICS),
             "", f"### {title} in {item['unit']} (range {item['physical_range']:g})", "",
@@ -67,6 +72,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         if item["cover_tiles"]:
             lines += ["", f"### {title}, land cover, PSNR in {item['unit']}", "", *_cover(item)]
+        if item.get("cover_pixels"):
+            lines += ["", f"### {title}, land cover of each pixel, in {item['unit']}", "", *_pixel_cover(item)]
     if report["rate_distortion"]:
         lines += ["", "## Rate and distortion", "", "![rate and distortion](rate_distortion.png)", ""]
         lines += _rates(report["rate_distortion"])
@@ -99,13 +106,45 @@ def published(report: Mapping[str, Any]) -> list[str]:
             cells += [_number(key, None if figures is None else figures["z"][key]["value"]) for key in METRICS]
             if figures is not None and "ndvi_mae" in figures["physical"]:
                 ndvi = figures["physical"]["ndvi_mae"]["value"]
-        rows.append([method, f"here, {_kind(report)} places", *cells, _number("ndvi_mae", ndvi)])
-    note = "SAM in radians. NDVI MAE is of reflectances in either case. The ground differs: read rows of one origin."
-    return [*_rows(rows), "", note]
+        rows.append([method, f"here, {_kind(report)}", *cells, _number("ndvi_mae", ndvi)])
+    ground = "The ground differs: read rows of one origin."
+    if "terramesh" in report:
+        ground = (
+            "The published rows are of the test shards, numbers 6 to 8 of val: only rows of the same shards compare."
+        )
+    return [*_rows(rows), "", f"SAM in radians. NDVI MAE is of reflectances in either case. {ground}"]
 
 
 def _kind(report: Mapping[str, Any]) -> str:
-    return "test" if report["settings"]["test"] else "validation"
+    if "terramesh" in report:
+        return "TerraMesh"
+    return "test places" if report["settings"]["test"] else "validation places"
+
+
+def _terramesh(report: Mapping[str, Any]) -> list[str]:
+    """What was read, and how."""
+    how = report["settings"]
+    data = "corrected (EO-VAE*)" if how["corrected"] else "as stored"
+    much = "all samples" if how["limit"] is None else f"the first {how['limit']} samples"
+    lines = [
+        f"TerraMesh at {report['terramesh']['url']}, {much} of each modality, data {data}, brought to {how['side']} "
+        f"pixels (bilinear, no mirrored margin), on {how['device']} in float32. Z-scores by the weights' own "
+        "statistics; TerraMind is fed by its own, and compared in the same z-scores as the weights."
+    ]
+    return [*lines, *(f"Warning: {warning}." for warning in report["terramesh"]["warnings"])]
+
+
+def _tiles(item: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    if "terramesh" not in report:
+        return f"{item['tiles']} tiles, {_kind(report)}: {', '.join(item['places'])}."
+    entries = item["left_out"]["entries"]
+    counts = ", ".join(f"{count} {kind}" for kind, count in item["left_out"]["counts"].items())
+    names = "; ".join(f"{name} ({why})" for _, name, why in entries[:_NAMED])
+    left = f"Left out: {counts}: {names}{'; and more in report.json' if len(entries) > _NAMED else ''}."
+    return (
+        f"{item['tiles']} of {item['samples']} samples measured in {item['seconds']:.0f} s "
+        f"({item['samples_per_second']:.1f} a second). {left if counts else 'Nothing was left out.'}"
+    )
 
 
 def _table(methods: Mapping[str, Any], space: str, keys: Sequence[str]) -> list[str]:
@@ -128,6 +167,15 @@ def _cover(item: Mapping[str, Any]) -> list[str]:
     rows = [["label of the whole patch", "tiles", *methods]]
     for label, tiles in item["cover_tiles"].items():
         rows.append([label, str(tiles), *(_interval("psnr", item["cover"][m][label]["psnr"]) for m in methods)])
+    return _rows(rows)
+
+
+def _pixel_cover(item: Mapping[str, Any]) -> list[str]:
+    methods, whole = list(item["cover"]), sum(item["cover_pixels"].values())
+    rows = [["class of the pixel", "share", *(f"{m}: {NAMES[key]}" for m in methods for key in ("rmse", "psnr"))]]
+    for label, pixels in item["cover_pixels"].items():
+        cells = [_number(key, item["cover"][m][label][key]["value"]) for m in methods for key in ("rmse", "psnr")]
+        rows.append([label, f"{pixels / whole:.2%}", *cells])
     return _rows(rows)
 
 

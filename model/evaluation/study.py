@@ -25,6 +25,8 @@ from model.training.sources.images import Image, complete, read_listing
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}
+CLAMPED_TRUTH = "truth clamped to TerraMind's [-1, 1]"
+CLAMPED, FREE = "TerraMind, clamped as published", "TerraMind, clamp off"
 _LEAST_SIDE = 64
 Method = Callable[[Floats, TrainedSensor], Floats | None]
 
@@ -156,10 +158,10 @@ class Study:
                 for kind, bits in BITS.items():
                     methods[f"{codec.name}, bytes of {kind} latents"] = self._coded(codec, bits)
         if sensor.name in ("S2L2A", "S1RTC") and len(sensor.bands) == len(SENSORS[sensor.name].bands):
-            methods["truth clamped to TerraMind's [-1, 1]"] = lambda z, s: clamp_alone(z, s)
+            methods[CLAMPED_TRUTH] = lambda z, s: clamp_alone(z, s)
             if (tokenizer := self.terramind.get(sensor.name)) is not None:
-                methods["TerraMind, clamped as published"] = lambda z, _: tokenizer.reconstruct(z, clamp=True)
-                methods["TerraMind, clamp off"] = lambda z, _: tokenizer.reconstruct(z, clamp=False)
+                methods[CLAMPED] = lambda z, s: tokenizer.reconstruct(z, s, clamp=True)
+                methods[FREE] = lambda z, s: tokenizer.reconstruct(z, s, clamp=False)
         return methods
 
     def _coded(self, codec: Codec, bits: int) -> Method:

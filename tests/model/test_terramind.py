@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
-from model.sensors import SENSORS
+from model.eo_vae import EOVAE, EOVAEConfig
+from model.evaluation.study import FREE, Study
+from model.sensors import CORRECTED, SENSORS, TrainedSensor
 from model.terramind import (
+    STATISTICS,
     FiniteScalars,
     TerraMind,
     Tokenizer,
@@ -22,10 +27,16 @@ from model.terramind import (
 )
 from model.unet import ddim, signal_shares
 from model.weights_meta import WeightsError
+from tests.model.mirror import Mirror
 
 TINY = TokenizerSizes(
     2, width=32, depth=2, heads=4, patch=16, grid=4, levels=(4, 4, 3), unet_base=32, unet_mult=(1, 2), unet_blocks=1,
     attend_at=(2,),
+)  # fmt: skip
+
+SMALL = EOVAEConfig(
+    ch=16, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=16, norm_groups=2, hypernet_layers=1, wavelength_dim=32,
+    hypernet_ff=32, hypernet_heads=2,
 )  # fmt: skip
 
 
@@ -111,18 +122,57 @@ def test_steps_beyond_the_schedule_are_refused() -> None:
 
 def test_tiny_weights_reconstruct_any_size_and_the_clamp_binds(tiny: Path) -> None:
     sensor = SENSORS["S1RTC"]
-    baseline = TerraMind(load_tokenizer(tiny, "S1RTC", TINY), sensor, steps=3)
+    baseline = TerraMind(load_tokenizer(tiny, "S1RTC", TINY), "S1RTC", steps=3)
     z = np.random.default_rng(0).normal(size=(2, 40, 56)).astype(np.float32)
-    clamped, free = baseline.reconstruct(z, clamp=True), baseline.reconstruct(z, clamp=False)
+    clamped, free = (baseline.reconstruct(z, sensor, clamp=c) for c in (True, False))
     assert clamped.shape == free.shape == z.shape and np.isfinite(free).all()
-    np.testing.assert_array_equal(clamped, baseline.reconstruct(z, clamp=True))  # the noise has a seed
+    np.testing.assert_array_equal(clamped, baseline.reconstruct(z, sensor, clamp=True))  # the noise has a seed
     assert np.abs(convert(clamped, sensor, baseline.own)).max() <= 1 + 1e-4
+
+
+def test_an_image_decodes_alike_in_any_batch(tiny: Path) -> None:
+    sensor = SENSORS["S1RTC"]
+    baseline = TerraMind(load_tokenizer(tiny, "S1RTC", TINY), "S1RTC", steps=3)
+    z = np.random.default_rng(1).normal(size=(3, 2, 32, 32)).astype(np.float32)
+    whole = baseline.reconstruct_batch(torch.from_numpy(z), sensor, clamp=True)
+    for k in range(3):
+        np.testing.assert_allclose(whole[k], baseline.reconstruct(z[k], sensor, clamp=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["S2L2A", "S1RTC"])
+def test_the_tokenizer_is_fed_with_z_scores_by_its_own_statistics_whatever_the_pixels_had(name: str) -> None:
+    dn = np.random.default_rng(0).uniform(-20, 3000, (len(SENSORS[name].bands), 32, 32)).astype(np.float32)
+    mean, std = (np.array(v)[:, None, None] for v in STATISTICS[name])
+    for theirs in (SENSORS[name], CORRECTED[name]):
+        stub = Mirror()
+        baseline = TerraMind(cast(Tokenizer, stub), name)
+        back = baseline.reconstruct(theirs.zscore(dn), theirs, clamp=False)
+        np.testing.assert_allclose(stub.fed[0][0], (dn - mean) / std, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(back, theirs.zscore(dn), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("statistics", [SENSORS, CORRECTED])
+def test_the_study_says_which_statistics_its_tiles_have(statistics: Mapping[str, TrainedSensor]) -> None:
+    stub, sensor = Mirror(), statistics["S2L2A"]
+    study = Study("w", EOVAE(SMALL), [], terramind={"S2L2A": TerraMind(cast(Tokenizer, stub), "S2L2A")}, codecs=())
+    dn = np.random.default_rng(0).uniform(0, 3000, (12, 64, 64)).astype(np.float32)
+    back = study.methods(sensor)[FREE](sensor.zscore(dn), sensor)
+    mean, std = (np.array(v)[:, None, None] for v in STATISTICS["S2L2A"])
+    np.testing.assert_allclose(stub.fed[0][0], (dn - mean) / std, rtol=1e-4, atol=1e-4)
+    assert back is not None
+    np.testing.assert_allclose(back, sensor.zscore(dn), rtol=1e-4, atol=1e-4)
+
+
+def test_other_bands_than_the_tokenizers_are_said() -> None:
+    few = SENSORS["S2L2A"].subset(["B04", "B03"])
+    with pytest.raises(ValueError, match="TerraMind S2L2A knows B01"):
+        TerraMind(cast(Tokenizer, Mirror()), "S2L2A").reconstruct(np.zeros((2, 32, 32), np.float32), few, clamp=True)
 
 
 def test_clamp_alone_is_the_truth_where_it_lies_within() -> None:
     sensor = SENSORS["S1RTC"]
     z = np.random.default_rng(0).normal(size=(2, 20, 20)).astype(np.float32)
-    own = TerraMind(Tokenizer(TINY), sensor).own
+    own = TerraMind(Tokenizer(TINY), "S1RTC").own
     inside = np.abs(convert(z, sensor, own)) <= 1
     back = clamp_alone(z, sensor)
     np.testing.assert_allclose(back[inside], z[inside], atol=1e-5)

@@ -141,7 +141,7 @@ class PatchBatches:
         data = patch.data if places == list(range(len(patch.bands))) else patch.data[places]
         height, width = data.shape[-2:]
         if self.fit == "resize":
-            return _resized(data, size) if np.isfinite(data).all() else None
+            return resized(data, size) if np.isfinite(data).all() else None
         if min(height, width) < size:
             raise ValueError(
                 f"{patch.name} is {height}x{width} px, less than the {size} asked for: "
@@ -157,7 +157,8 @@ class PatchBatches:
         return None
 
 
-def _resized(data: Floats, size: int) -> Floats:
+def resized(data: Floats, size: int) -> Floats:
+    """(C, H, W) -> (C, size, size), bilinear and not smoothed before, as published."""
     if data.shape[-2:] == (size, size):
         return data
     whole = torch.from_numpy(np.ascontiguousarray(data))[None]

@@ -86,11 +86,20 @@ def test_weights_count_tiles_as_often_as_repeating_them() -> None:
 
 
 def test_bootstrap_keeps_the_tiles_of_a_place_together() -> None:
-    weights = resampled(["a", "b", "a", "c"], 50, seed=3)
-    assert weights is not None
+    (weights,) = resampled(["a", "b", "a", "c"], 50, seed=3)
+    assert weights.shape == (50, 4)
     np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
     np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(1), 3)
-    assert resampled(["a", "a"], 50, seed=3) is None
+    assert not list(resampled(["a", "a"], 50, seed=3))
+
+
+def test_many_tiles_are_weighed_a_few_rows_at_a_time_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    grounds = ["a", "b", "a", "c"]
+    (whole,) = resampled(grounds, 50, seed=3)
+    monkeypatch.setattr("model.evaluation.figures._CELLS", 4 * 20)
+    parts = list(resampled(grounds, 50, seed=3))
+    assert [len(part) for part in parts] == [20, 20, 10]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_interval_covers_the_value_and_one_place_has_none() -> None:

@@ -17,12 +17,16 @@ BANDS = {
     "S2L2A": ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"),
     "S1RTC": ("vv", "vh"),
     "S2RGB": ("r", "g", "b"),
+    "LULC": ("lulc",),
 }
-DTYPES = {"S2L2A": np.int16, "S1RTC": np.float16, "S2RGB": np.uint8}
+DTYPES = {"S2L2A": np.int16, "S1RTC": np.float16, "S2RGB": np.uint8, "LULC": np.uint8}
 
 
 def pixels(modality: str, number: int, side: int = 40) -> np.ndarray:
-    """(C, side, side): each band's level tells sample and band apart."""
+    """(C, side, side): each band's level tells sample and band apart; of LULC a class each quarter, by the sample."""
+    if modality == "LULC":
+        quarters = np.array([[1, 2], [4 + number % 2, 9]], np.uint8)
+        return np.kron(quarters, np.ones((side // 2, side // 2), np.uint8))[None]
     rng = np.random.default_rng([number, len(modality)])
     count = len(BANDS[modality])
     noise = rng.integers(0, 40, (count, side, side))
