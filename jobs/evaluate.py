@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Figures of weights and baselines on held-out places: JSON, Markdown and a rate-distortion plot."""
+    """Figures of weights and baselines on held-out places: JSON, Markdown and plots of rate and distortion."""
 
     data: Annotated[Path, tyro.conf.arg(help="folder that the listing's paths are relative to")]
-    out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and rate_distortion.png")]
+    out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and the plots")]
     weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
@@ -35,6 +35,12 @@ class Options:
     resamples: Annotated[int, tyro.conf.arg(help="bootstrap resamples of the places")] = 2000
     seed: Annotated[int, tyro.conf.arg(help="of the bootstrap")] = 0
     rate_tiles: Annotated[int, tyro.conf.arg(help="tiles a sensor for the rate-distortion curves; 0: no curves")] = 4
+    sensors: Annotated[tuple[str, ...], tyro.conf.arg(help="measure these alone, for example S2L2A S1RTC "
+                                                           "(default: all)")] = ()  # fmt: skip
+    equal_bits: Annotated[bool, tyro.conf.arg(help="compare codecs at the bytes that codes take, 2 to 64 a block: "
+                                                   "the longest part")] = True  # fmt: skip
+    draws: Annotated[int, tyro.conf.arg(help="patches of the training sampler a sensor that the second KLT at equal "
+                                             "bits is fitted on; 0: no second KLT")] = 256  # fmt: skip
     threads: Annotated[int | None, tyro.conf.arg(help="threads (default: torch's own)")] = None
 
 
@@ -56,6 +62,10 @@ def evaluate(options: Options) -> None:
             raise ValueError(f"--{key.replace('_', '-')} {value} must be at least {least}")
     if options.terramind_steps > 1000:
         raise ValueError(f"--terramind-steps {options.terramind_steps}: its schedule has 1000")
+    if options.draws < 0:
+        raise ValueError(f"--draws {options.draws} must be at least 0")
+    if unknown := sorted(set(options.sensors) - set(SENSORS)):
+        raise ValueError(f"--sensors {unknown[0]}: no such sensor; there are {', '.join(SENSORS)}")
     if not options.data.is_dir():
         raise FileNotFoundError(f"no folder {options.data}: give the one that the data lie in")
     listing = options.listing or RECIPES / "nano_data.yaml"
@@ -72,11 +82,14 @@ def evaluate(options: Options) -> None:
         name: TerraMind(load_tokenizer(path, name), SENSORS[name], options.terramind_steps)
         for name, path in options.terramind.items()
     }
-    settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test)
+    settings = Settings(
+        options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test,
+        sensors=options.sensors, draws=options.draws,
+    )  # fmt: skip
     name = vae.meta.name if vae.meta is not None else Path(options.weights).stem
     images = load_images(listing, options.data)
-    study = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data), pack=packed)
-    report = study.run()
+    pack = packed if options.equal_bits else None
+    report = Study(name, vae, images, settings, tokenizers, cover_labels(listing, options.data), pack=pack).run()
     paths = write(report, options.out)
     print(markdown(report))
     print("written: " + ", ".join(str(path) for path in paths))

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation import equal_bits
-from model.evaluation.equal_bits import Row
+from model.evaluation import equal_bits_shown
+from model.evaluation.equal_bits import Compared
+from model.evaluation.equal_bits_shown import counted
 from model.evaluation.published import METRICS, NDVI_MAE, TABLE_1
 from model.evaluation.rate_distortion import Curves, Point, draw
 
@@ -17,7 +18,7 @@ NAMES = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "sam": "SAM", "ndvi_mae
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """report.json, report.md and, where there are curves, rate_distortion.png; the paths written."""
+    """report.json, report.md and, where there are curves, rate_distortion.png and equal_bits.png; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.json", folder / "report.md"]
     paths[0].write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -25,12 +26,19 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     if report["rate_distortion"]:
         paths.append(folder / "rate_distortion.png")
         draw({title: _curves(item) for title, item in report["rate_distortion"].items()}, paths[-1])
+    if report["equal_bits"]:
+        paths.append(folder / equal_bits_shown.PICTURE)
+        equal_bits_shown.draw(_compared(report), _kind(report), paths[-1])
     return paths
 
 
 def _curves(item: Mapping[str, Any]) -> Curves:
     lines = {name: tuple(Point(**point) for point in points) for name, points in item["curves"].items()}
     return Curves(item["sensor"], item["range"], item["tiles"], tuple(item["order"]), lines)
+
+
+def _compared(report: Mapping[str, Any]) -> dict[str, Compared]:
+    return {title: Compared.read(item) for title, item in report["equal_bits"].items()}
 
 
 def _finite(value: Any) -> Any:
@@ -57,7 +65,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["", "## Published table beside ours: z-scores", "", *published(report)]
     for title, item in report["sensors"].items():
         lines += [
-            "", f"## {title}", "", f"{item['tiles']} tiles, {_kind(report)} places: {', '.join(item['places'])}.", "",
+            "", f"## {title}", "",
+            f"{_measured(item, report)}: {', '.join(item['places'])}.", "",
             f"### {title} in z-scores (PSNR and SSIM by the range of batches of {batch}, as published)", "",
             *_table(item["methods"], "z", METRICS),
             "", f"### {title} in {item['unit']} (range {item['physical_range']:g})", "",
@@ -71,15 +80,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", "## Rate and distortion", "", "![rate and distortion](rate_distortion.png)", ""]
         lines += _rates(report["rate_distortion"])
     if report["equal_bits"]:
-        lines += [
-            "", "## At equal bits", "",
-            "PSNR in dB / SAM in radians / NDVI MAE in physical units, over all tiles of a sensor. Codes as a store "
-            "packs them; the KLT's coefficients by their entropy on the tiles themselves, which no real coder reaches; "
-            "codecs by their files.",
-        ]  # fmt: skip
-        for title, rows in report["equal_bits"].items():
-            read = {name: [Row(**row) for row in line] for name, line in rows.items()}
-            lines += ["", f"### {title}", "", *equal_bits.table(read)]
+        lines += ["", "## At equal bits", "", *equal_bits_shown.section(_compared(report), _kind(report))]
     return "\n".join(lines) + "\n"
 
 
@@ -92,6 +93,7 @@ def published(report: Mapping[str, Any]) -> list[str]:
         cells = [_number(key, v) for sensor in sensors for key, v in zip(METRICS, values[sensor], strict=True)]
         rows.append([model, "TerraMesh test, published", *cells, _number("ndvi_mae", NDVI_MAE.get(model))])
     ours = [report["sensors"].get(sensor, {"methods": {}})["methods"] for sensor in sensors]
+    counts = [f"{s} {len(report['sensors'][s]['places'])}" for s in sensors if s in report["sensors"]]
     for method in dict.fromkeys(name for methods in ours for name in methods):
         cells, ndvi = [], None
         for methods in ours:
@@ -99,9 +101,14 @@ def published(report: Mapping[str, Any]) -> list[str]:
             cells += [_number(key, None if figures is None else figures["z"][key]["value"]) for key in METRICS]
             if figures is not None and "ndvi_mae" in figures["physical"]:
                 ndvi = figures["physical"]["ndvi_mae"]["value"]
-        rows.append([method, f"here, {_kind(report)} places", *cells, _number("ndvi_mae", ndvi)])
+        rows.append([method, f"here, {_kind(report)} places: {', '.join(counts)}", *cells, _number("ndvi_mae", ndvi)])
     note = "SAM in radians. NDVI MAE is of reflectances in either case. The ground differs: read rows of one origin."
     return [*_rows(rows), "", note]
+
+
+def _measured(item: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    places = counted(len(item["places"]), f"independent {_kind(report)} place")
+    return f"{counted(item['tiles'], 'tile')} of {places}"
 
 
 def _kind(report: Mapping[str, Any]) -> str:
