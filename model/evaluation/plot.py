@@ -44,9 +44,12 @@ def draw(panels: Mapping[str, Panel], path: Path, marked: str = "") -> None:
         "color": "black",
         "linestyle": "none",
     }
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.8 * columns, 3.9 * rows + 0.7), squeeze=False, layout="constrained"
-    )
+    handles = [Line2D([], [], color=colours[n], marker=markers.get(n, "o"), markersize=4.5, label=n) for n in names]
+    if marked:
+        handles.append(Line2D([], [], **ring, label=marked))
+    abreast = 1 if columns == 1 else min(1 + columns, len(handles))  # two names are wider than one panel
+    height = 3.9 * rows + 0.3 + 0.2 * -(-len(handles) // abreast)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.8 * columns, height), squeeze=False, layout="constrained")
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         for line, spots in panel.lines.items():
             axis.plot(
@@ -67,10 +70,6 @@ def draw(panels: Mapping[str, Panel], path: Path, marked: str = "") -> None:
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
-    handles = [Line2D([], [], color=colours[n], marker=markers.get(n, "o"), markersize=4.5, label=n) for n in names]
-    if marked:
-        handles.append(Line2D([], [], **ring, label=marked))
-    # Names side by side only where the figure is wide enough for them.
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(1 + columns, len(handles)), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=abreast, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
