@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Options:
     """Figures of weights and baselines on held-out places (--data) or TerraMesh (--terramesh): JSON and Markdown, of
-    held-out places a rate-distortion plot too."""
+    held-out places plots of rate and distortion too."""
 
-    out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and rate_distortion.png")]
+    out: Annotated[Path, tyro.conf.arg(help="folder for report.json, report.md and the plots")]
     data: Annotated[Path | None, tyro.conf.arg(help="folder that the listing's paths are relative to")] = None
     terramesh: Annotated[
         str | None,
@@ -60,6 +60,12 @@ class Options:
     resamples: Annotated[int, tyro.conf.arg(help="bootstrap resamples of the places")] = 2000
     seed: Annotated[int, tyro.conf.arg(help="of the bootstrap")] = 0
     rate_tiles: Annotated[int, tyro.conf.arg(help="tiles a sensor for the rate-distortion curves; 0: no curves")] = 4
+    sensors: Annotated[tuple[str, ...], tyro.conf.arg(help="measure these alone, for example S2L2A S1RTC "
+                                                           "(default: all)")] = ()  # fmt: skip
+    equal_bits: Annotated[bool, tyro.conf.arg(help="compare codecs at the bytes that codes take, 2 to 64 a block: "
+                                                   "the longest part")] = True  # fmt: skip
+    draws: Annotated[int, tyro.conf.arg(help="patches of the training sampler a sensor that the second KLT at equal "
+                                             "bits is fitted on; 0: no second KLT")] = 256  # fmt: skip
     threads: Annotated[int | None, tyro.conf.arg(help="threads (default: torch's own)")] = None
 
 
@@ -72,7 +78,16 @@ def evaluate(options: Options) -> None:
 
     if (options.data is None) == (options.terramesh is None):
         raise ValueError("give one of --data (a listing's folder) and --terramesh (shards)")
-    least_of = {"batch": 1, "resamples": 1, "rate_tiles": 0, "terramind_steps": 1, "threads": 1, "limit": 1, "side": 11}
+    least_of = {
+        "batch": 1,
+        "resamples": 1,
+        "rate_tiles": 0,
+        "terramind_steps": 1,
+        "threads": 1,
+        "limit": 1,
+        "side": 11,
+        "draws": 0,
+    }
     for key, least in least_of.items():
         value = getattr(options, key)
         if value is not None and value < least:
@@ -106,6 +121,7 @@ def _tokenizers(options: Options) -> dict[str, TerraMind]:
 def _held_out(options: Options, vae: EOVAE) -> Study:
     """Of a listing's places."""
     from model.evaluation.study import Settings, Study, cover_labels
+    from model.sensors import SENSORS
     from model.training.recipe import RECIPES
     from model.training.sources.images import load_images
 
@@ -120,10 +136,16 @@ def _held_out(options: Options, vae: EOVAE) -> Study:
         raise FileNotFoundError(f"no listing {listing}: give a YAML listing of rasters")
     if 8 % vae.scale_factor:
         raise ValueError(f"{options.weights}: latents of {vae.scale_factor} pixels; the 8x8 baselines need 8 or fewer")
-    settings = Settings(options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test)
+    if unknown := sorted(set(options.sensors) - set(SENSORS)):
+        raise ValueError(f"--sensors {unknown[0]}: no such sensor; there are {', '.join(SENSORS)}")
+    settings = Settings(
+        options.batch, options.resamples, options.seed, options.rate_tiles, test=options.test,
+        sensors=options.sensors, draws=options.draws,
+    )  # fmt: skip
     baselines = _tokenizers(options)
     images, labels = load_images(listing, options.data), cover_labels(listing, options.data)
-    return Study(_name(options, vae), vae, images, settings, baselines, labels, pack=packed)
+    pack = packed if options.equal_bits else None
+    return Study(_name(options, vae), vae, images, settings, baselines, labels, pack=pack)
 
 
 def _terramesh(options: Options, vae: EOVAE) -> TerraMeshStudy:

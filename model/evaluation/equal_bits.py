@@ -1,132 +1,203 @@
-"""Compares codecs at equal bits: latents as codes, the KLT with its entropy counted, JPEG 2000, JPEG XL."""
+"""Compares codecs at equal bits: latents as codes, KLTs with their entropy counted, JPEG 2000, JPEG XL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model import metrics
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import JPEG2000, Codec, Coded, at_bytes
-from model.evaluation.rate_distortion import pooled_psnr
+from model.evaluation.figures import Sums, measure, pooled
+from model.evaluation.rates import Codes, Pack, Spread, blocks_of
 from model.sensors import Floats, TrainedSensor
-from model.training.eo_vae.code_steps import rounded
-from model.training.eo_vae.evaluate import HALO, RANGES, decoded, encoded
-from model.training.eo_vae.klt import BLOCK, Klt
-from model.weights_meta import CODE_OF_MEAN
+from model.training.eo_vae.evaluate import RANGES
+from model.training.eo_vae.klt import Klt
 
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""What the weights' code steps are multiplied by: a rate each, at which the others are measured too."""
-COEFFICIENTS = 256
-"""Coefficients of a block that the KLT may spend bits on."""
-_TRIES = 24
-
-Pack = Callable[[NDArray[np.int16]], int]
-"""Codes (channels, h, w) -> bytes that a store packs them into."""
+RATES = (2, 4, 8, 12, 16, 24, 32, 48, 64)
+"""Bytes an 8x8 block that codes are brought to, over all tiles of a sensor; the others follow what codes take."""
+CODES = "codes"
+Lines = Mapping[str, tuple["Row", ...]]
+"""Codec -> its rows, in the order of the codes' sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One codec at one rate: `size` bytes an 8x8 block over all tiles; PSNR in dB of a fixed range, SAM in radians and
-    NDVI's mean error (None without its bands), in physical units."""
+    """One codec at one rate: `size` bytes an 8x8 block over the tiles; PSNR in dB of a fixed range, SAM in radians and
+    NDVI's mean error (None without its bands), in physical units. `rate` is which of `RATES` was aimed at, or None: the
+    weights' own steps, which is the default quality of a store of codes."""
 
+    rate: int | None
     size: float
     psnr: float
     sam: float
     ndvi: float | None
 
+    @property
+    def default(self) -> bool:
+        """Whether this is the rate of the default quality."""
+        return self.rate is None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Rows over all tiles, and over those of each place alone; `range` is that of PSNR."""
+
+    range: float
+    tiles: int
+    pooled: Lines
+    places: Mapping[str, Lines]
+
+    @classmethod
+    def read(cls, item: Mapping[str, Any]) -> Compared:
+        """Of the plain data that `dataclasses.asdict` makes of one."""
+        places = {place: _lines(lines) for place, lines in item["places"].items()}
+        return cls(item["range"], item["tiles"], _lines(item["pooled"]), places)
+
+
+def _lines(plain: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[Row, ...]]:
+    return {name: tuple(Row(**row) for row in rows) for name, rows in plain.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Yardsticks:
-    """What the weights are compared with: a KLT of `COEFFICIENTS`, fitted on what they were trained on, and codecs."""
+    """What the weights are compared with: KLTs by name, and codecs."""
 
-    klt: Klt | None
+    linear: Mapping[str, Klt]
     codecs: Sequence[Codec]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """(C, H, W) z-scores of one sensor, sides multiples of 8, and each one's place."""
+
+    sensor: TrainedSensor
+    tiles: Sequence[Floats]
+    grounds: Sequence[str]
+
+    def sums(self, k: int, back: Floats) -> Sums:
+        """What tile `k`, come back as `back`, adds to figures in physical units."""
+        bands = self.sensor.bands
+        red_nir = (bands.index("B04"), bands.index("B08")) if {"B04", "B08"} <= set(bands) else None
+        a, b = self.sensor.physical(back), self.sensor.physical(self.tiles[k])
+        return measure(a, b, RANGES[self.sensor.unit], self.grounds[k], red_nir, similarity=False)
+
+    def blocks(self, picks: Sequence[int]) -> float:
+        """How many blocks the tiles picked have."""
+        return sum(blocks_of(self.tiles[k]) for k in picks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filed:
+    """One rate of a storage that codes each tile for itself: bytes and figures of each; None where it could not."""
+
+    rate: int | None
+    tiles: Sequence[tuple[int, Sums] | None]
+
+    def row(self, tiles: _Tiles, picks: Sequence[int]) -> Row | None:
+        """Over the tiles picked, if each of them could be coded."""
+        done = [one for k in picks if (one := self.tiles[k]) is not None]
+        if len(done) < len(picks):
+            return None
+        return _row(self.rate, sum(size for size, _ in done) / tiles.blocks(picks), [sums for _, sums in done])
 
 
 @torch.no_grad()
 def compare(
-    vae: EOVAE, steps: Sequence[float], sensor: TrainedSensor, tiles: Sequence[Floats], pack: Pack, others: Yardsticks
-) -> dict[str, tuple[Row, ...]]:
-    """Codec -> a row for each of `FACTORS`, all at the bytes that codes take there.
+    vae: EOVAE, steps: Sequence[float], sensor: TrainedSensor, tiles: Sequence[Floats], grounds: Sequence[str],
+    pack: Pack, others: Yardsticks,
+) -> Compared:  # fmt: skip
+    """Each codec at each of `RATES` and at the default quality, at the bytes that codes really take there.
+
+    Codes have one factor on their steps a rate, for all tiles; where codes cannot take as many or as few bytes, the row
+    is at the size next to it (once, should several rates end there). Image codecs get, tile for tile, the bytes of
+    that tile's codes. A KLT has one step and one table of frequencies over all tiles, and for the rows of a place a
+    step and frequencies of that place alone, at the bytes that its codes take: so it is at equal bits on every place,
+    and the frequencies are better for it than any that a coder could know. The principal components of the bands are
+    those of all tiles together.
 
     Args:
         vae: in eval mode.
         steps: of its codes (channels,), for this sensor.
         sensor: whose bands the tiles have.
         tiles: (C, H, W) z-scores, sides multiples of 8.
+        grounds: each tile's place.
         pack: what codes are packed into.
         others: what to compare with.
     """
-    middle, found = vae.channel_statistics()[0].float(), dict[str, list[Row]]()
-    latents = [encoded(vae, tile, sensor) for tile in tiles]
-    blocks = sum(tile.shape[1] * tile.shape[2] for tile in tiles) / BLOCK**2
-    basis = None if others.klt is None else Spread.of(others.klt, tiles)
-    spectral = None if len(sensor.bands) < 2 else _rotation(tiles)
-    for factor in FACTORS:
-        own = np.asarray(steps) * factor
-        sizes = [pack(_codes(z, middle, own)) for z in latents]
-        back = [decoded(vae, rounded(z, middle, own), sensor) for z in latents]
-        size = sum(sizes) / blocks
-        found.setdefault("codes", []).append(_row(size, back, tiles, sensor))
-        if basis is not None and others.klt is not None:
-            step = basis.step_for(size)
-            coded = [others.klt.reconstruct(tile, step) for tile in tiles]
-            found.setdefault("KLT 8x8, entropy", []).append(_row(basis.size(step), coded, tiles, sensor))
-        budgets = [round(size * tile.shape[1] * tile.shape[2] / BLOCK**2) for tile in tiles]
+    own = _Tiles(sensor, tiles, grounds)
+    codes = Codes.of(vae, sensor, steps, tiles, pack)
+    filed: dict[str, list[_Filed]] = {}
+    rotation = _rotation(tiles) if len(sensor.bands) > 1 and JPEG2000 in others.codecs else None
+    for rate, factor in _factors(codes):
+        sizes = codes.sizes(factor)
+        filed.setdefault(CODES, []).append(_file(own, rate, list(zip(sizes, codes.decoded(factor), strict=True))))
         for codec in others.codecs:
-            _add(found, codec.name, [at_bytes(codec, t, b) for t, b in zip(tiles, budgets, strict=True)], tiles, sensor)
-        if spectral is not None and JPEG2000 in others.codecs:
-            turned = [at_bytes(JPEG2000, _turn(t, spectral), b) for t, b in zip(tiles, budgets, strict=True)]
-            _add(found, f"PCA of bands, {JPEG2000.name}", turned, tiles, sensor, spectral.T)
-    return {name: tuple(rows) for name, rows in found.items()}
+            filed.setdefault(codec.name, []).append(_by_codec(own, rate, codec, sizes))
+        if rotation is not None:
+            turned = _by_codec(own, rate, JPEG2000, sizes, rotation)
+            filed.setdefault(f"PCA of bands, {JPEG2000.name}", []).append(turned)
+    spreads = {name: [Spread.of(klt, [tile]) for tile in tiles] for name, klt in others.linear.items()}
+
+    def lines(picks: Sequence[int]) -> dict[str, tuple[Row, ...]]:
+        rows = {name: tuple(r for f in line if (r := f.row(own, picks)) is not None) for name, line in filed.items()}
+        linear = {
+            name: _linear(own, picks, klt, [spreads[name][k] for k in picks], rows[CODES])
+            for name, klt in others.linear.items()
+        }
+        return {CODES: rows.pop(CODES), **linear, **{name: line for name, line in rows.items() if line}}
+
+    whole = lines(range(len(tiles)))
+    names = list(dict.fromkeys(grounds))
+    alone = {n: lines([k for k, g in enumerate(grounds) if g == n]) for n in names} if len(names) > 1 else {}
+    return Compared(RANGES[sensor.unit], len(tiles), whole, alone or {names[0]: whole})
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Coefficients of the tiles' blocks (blocks, k) in a KLT's basis: what its rate follows from."""
-
-    values: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, klt: Klt, tiles: Sequence[Floats]) -> Spread:
-        """Of all blocks of the tiles."""
-        return cls(np.concatenate([klt.coefficients(tile) for tile in tiles]))
-
-    def size(self, step: float) -> float:
-        """Bytes a block: the entropy of each coefficient, rounded to one step for all, by the tiles' own frequencies.
-
-        One step for all is reverse water-filling at high rate; coefficients below half a step cost nothing. Frequencies
-        of the tiles themselves are known to no real coder: no one that codes coefficients apart can do with less.
-        """
-        rounded_to = np.rint(self.values / step).astype(np.int64)
-        return sum(entropy(column) for column in rounded_to.T) / 8
-
-    def step_for(self, size: float) -> float:
-        """The step whose rate is `size` bytes a block, to one part in a thousand."""
-        low, high = 1e-4, 1e3
-        for _ in range(_TRIES):
-            middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if self.size(middle) > size else (low, middle)
-        return high
+def _factors(codes: Codes) -> list[tuple[int | None, float]]:
+    """Rate and factor, finer steps last; the default quality, None and 1, among them."""
+    found: dict[float, int | None] = {1.0: None}
+    for rate in RATES:
+        found.setdefault(codes.factor_for(rate), rate)
+    return [(found[factor], factor) for factor in sorted(found, reverse=True)]
 
 
-def entropy(values: NDArray[np.int64]) -> float:
-    """Bits a value, by the frequencies of the values given."""
-    share = np.unique(values, return_counts=True)[1] / len(values)
-    return float(-(share * np.log2(share)).sum())
+def _file(tiles: _Tiles, rate: int | None, coded: Sequence[tuple[int, Floats] | None]) -> _Filed:
+    return _Filed(rate, [None if c is None else (c[0], tiles.sums(k, c[1])) for k, c in enumerate(coded)])
 
 
-def _codes(z: torch.Tensor, middle: torch.Tensor, steps: NDArray[np.float64]) -> NDArray[np.int16]:
-    """Codes (channels, h, w) of latents without their halo."""
-    side = HALO // BLOCK
-    inner = z[0, :, side:-side, side:-side].double().numpy()
-    codes = np.rint((inner - middle.double().numpy()[:, None, None]) / steps[:, None, None]) + CODE_OF_MEAN
-    return np.ascontiguousarray(codes.astype(np.int16))
+def _by_codec(
+    tiles: _Tiles, rate: int | None, codec: Codec, budgets: Sequence[int], rotation: NDArray[np.float64] | None = None
+) -> _Filed:
+    """Each tile, its bands turned by `rotation` (C, C), in at most its budget of bytes."""
+    coded: list[tuple[int, Floats] | None] = []
+    for tile, budget in zip(tiles.tiles, budgets, strict=True):
+        one: Coded | None = at_bytes(codec, tile if rotation is None else _turn(tile, rotation), budget)
+        back = None if one is None else one.z if rotation is None else _turn(one.z, rotation.T)
+        coded.append(None if one is None or back is None else (one.size, back))
+    return _file(tiles, rate, coded)
+
+
+def _linear(
+    tiles: _Tiles, picks: Sequence[int], klt: Klt, spreads: Sequence[Spread], codes: Sequence[Row]
+) -> tuple[Row, ...]:
+    """A KLT at the sizes of the codes' rows, by the entropy over the tiles picked."""
+    spread = Spread(np.concatenate([s.values for s in spreads]))
+    rows = []
+    for row in codes:
+        step = spread.step_for(row.size)
+        sums = [tiles.sums(k, klt.reconstruct(tiles.tiles[k], step)) for k in picks]
+        rows.append(_row(row.rate, spread.size(step), sums))
+    return tuple(rows)
+
+
+def _row(rate: int | None, size: float, sums: Sequence[Sums]) -> Row:
+    found = {key: values[0] for key, values in pooled(sums, np.ones((1, len(sums)))).items()}
+    ndvi = float(found["ndvi_mae"]) if "ndvi_mae" in found else None
+    return Row(rate, size, float(found["psnr"]), float(found["sam"]), ndvi)
 
 
 def _rotation(tiles: Sequence[Floats]) -> NDArray[np.float64]:
@@ -138,40 +209,3 @@ def _rotation(tiles: Sequence[Floats]) -> NDArray[np.float64]:
 def _turn(tile: Floats, rotation: NDArray[np.float64]) -> Floats:
     turned: Floats = np.einsum("kc,chw->khw", rotation, tile).astype(np.float32)
     return turned
-
-
-def _add(
-    found: dict[str, list[Row]], name: str, coded: Sequence[Coded | None], tiles: Sequence[Floats],
-    sensor: TrainedSensor, back: NDArray[np.float64] | None = None,
-) -> None:  # fmt: skip
-    """A row of a codec, where it could code every tile in its bytes."""
-    done = [one for one in coded if one is not None]
-    if len(done) == len(tiles):
-        blocks = sum(t.shape[1] * t.shape[2] for t in tiles) / BLOCK**2
-        pictures = [one.z if back is None else _turn(one.z, back) for one in done]
-        found.setdefault(name, []).append(_row(sum(one.size for one in done) / blocks, pictures, tiles, sensor))
-
-
-def _row(size: float, back: Sequence[Floats], tiles: Sequence[Floats], sensor: TrainedSensor) -> Row:
-    pairs = [(sensor.physical(b), sensor.physical(t)) for b, t in zip(back, tiles, strict=True)]
-    ndvi = None
-    if {"B04", "B08"} <= set(sensor.bands):
-        red, nir = sensor.bands.index("B04"), sensor.bands.index("B08")
-        ndvi = float(np.mean(np.concatenate([metrics.ndvi_errors(b, t, red, nir) for b, t in pairs])))
-    psnr = pooled_psnr(back, tiles, sensor, RANGES[sensor.unit])
-    return Row(size, psnr, float(np.mean([metrics.sam(b, t) for b, t in pairs])), ndvi)
-
-
-def table(rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Markdown: a line a rate, PSNR / SAM / NDVI error of each codec."""
-    names = list(rows)
-    lines = [f"| bytes a block | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for k, first in enumerate(rows[names[0]]):
-        cells = [_cell(rows[name][k]) if k < len(rows[name]) else "-" for name in names]
-        lines.append(f"| {first.size:.1f} | {' | '.join(cells)} |")
-    return lines
-
-
-def _cell(row: Row) -> str:
-    ndvi = "" if row.ndvi is None else f" / {row.ndvi:.4f}"
-    return f"{row.psnr:.1f} / {row.sam:.4f}{ndvi}"

@@ -39,16 +39,18 @@ class Sums:
 
 def measure(
     prediction: Floats, target: Floats, span: float, ground: str, red_nir: tuple[int, int] | None = None, *,
-    borders: bool = False,
+    borders: bool = False, similarity: bool = True,
 ) -> Sums:  # fmt: skip
     """Compare two (C, H, W) arrays in one space; `red_nir` only where they are reflectances.
 
-    `borders`: SSIM with them, as published, or without (`model.metrics.ssim_bands`).
+    `borders`: SSIM with them, as published, or without (`model.metrics.ssim_bands`). Without `similarity` it is NaN: it
+    takes longer than all the rest.
     """
     square = ((prediction.astype(np.float64) - target) ** 2).sum(axis=(1, 2))
     errors = np.empty(0) if red_nir is None else metrics.ndvi_errors(prediction, target, *red_nir)
     pixels = target.shape[1] * target.shape[2]
-    ssim = metrics.ssim_bands(prediction, target, span, borders=borders)
+    none = np.full(len(target), np.nan)
+    ssim = metrics.ssim_bands(prediction, target, span, borders=borders) if similarity else none
     angle = metrics.sam(prediction, target)
     return Sums(ground, pixels, span, square, ssim, angle, float(errors.sum()), len(errors))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from model.eo_vae import EOVAE
+from model.evaluation import plot
 from model.evaluation.codecs import Codec, at_bytes
 from model.evaluation.storage import BITS, Channels, bits_per_pixel, ranked
 from model.sensors import Floats, TrainedSensor
@@ -96,41 +97,12 @@ def pooled_psnr(back: Sequence[Floats], tiles: Sequence[Floats], sensor: Trained
 
 def draw(sets: Mapping[str, Curves], path: Path) -> None:
     """One panel a sensor, written as PNG: bits a pixel and band (logarithmic) against PSNR."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
-    columns = min(3, len(sets))
-    rows = -(-len(sets) // columns)
-    names = list(dict.fromkeys(line for item in sets.values() for line in item.curves))
-    colours = {line: f"C{k}" for k, line in enumerate(names)}
-    markers = {line: mark for line, mark in zip(names, "osD^vP*X", strict=False)}
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.8 * columns, 3.9 * rows + 0.7), squeeze=False, layout="constrained"
-    )
-    for axis, (title, item) in zip(axes.flat, sets.items(), strict=False):
-        for line, points in item.curves.items():
-            axis.plot(
-                [p.bits for p in points], [p.psnr for p in points], marker=markers.get(line, "o"), markersize=4.5,
-                linewidth=1.6, color=colours[line], label=line,
-            )  # fmt: skip
-        axis.set_xscale("log", base=2)
-        rates = [p.bits for points in item.curves.values() for p in points]
-        steps = np.arange(np.floor(np.log2(min(rates))), np.ceil(np.log2(max(rates))) + 1)
-        axis.xaxis.set_major_locator(FixedLocator([float(2.0**s) for s in steps]))
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_title(title)
-        axis.set_xlabel("bits per pixel and band")
-        axis.set_ylabel(f"PSNR in dB, range {item.range:g}")
-        axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(sets) :]:
-        axis.set_visible(False)
-    handles = [Line2D([], [], color=colours[n], marker=markers.get(n, "o"), markersize=4.5, label=n) for n in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    panels = {
+        title: plot.Panel(
+            {name: [(p.bits, p.psnr) for p in points] for name, points in item.curves.items()},
+            "bits per pixel and band",
+            f"PSNR in dB, range {item.range:g}",
+        )
+        for title, item in sets.items()
+    }
+    plot.draw(panels, path)

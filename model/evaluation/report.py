@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.evaluation import equal_bits
-from model.evaluation.equal_bits import Row
+from model.evaluation import equal_bits_shown
+from model.evaluation.equal_bits import Compared
+from model.evaluation.equal_bits_shown import counted
 from model.evaluation.published import METRICS, NDVI_MAE, TABLE_1
 from model.evaluation.rate_distortion import Curves, Point, draw
 
 _NAMED = 10
 NAMES = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM", "sam": "SAM", "ndvi_mae": "NDVI MAE"}
+TABLE_SENSORS = ("S1RTC", "S2L2A")
+"""Of the published table."""
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """report.json, report.md and, where there are curves, rate_distortion.png; the paths written."""
+    """report.json, report.md and, where there are curves, rate_distortion.png and equal_bits.png; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.json", folder / "report.md"]
     paths[0].write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -26,12 +29,19 @@ def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     if report["rate_distortion"]:
         paths.append(folder / "rate_distortion.png")
         draw({title: _curves(item) for title, item in report["rate_distortion"].items()}, paths[-1])
+    if report["equal_bits"]:
+        paths.append(folder / equal_bits_shown.PICTURE)
+        equal_bits_shown.draw(_compared(report), _kind(report), paths[-1])
     return paths
 
 
 def _curves(item: Mapping[str, Any]) -> Curves:
     lines = {name: tuple(Point(**point) for point in points) for name, points in item["curves"].items()}
     return Curves(item["sensor"], item["range"], item["tiles"], tuple(item["order"]), lines)
+
+
+def _compared(report: Mapping[str, Any]) -> dict[str, Compared]:
+    return {title: Compared.read(item) for title, item in report["equal_bits"].items()}
 
 
 def _finite(value: Any) -> Any:
@@ -78,21 +88,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", "## Rate and distortion", "", "![rate and distortion](rate_distortion.png)", ""]
         lines += _rates(report["rate_distortion"])
     if report["equal_bits"]:
-        lines += [
-            "", "## At equal bits", "",
-            "PSNR in dB / SAM in radians / NDVI MAE in physical units, over all tiles of a sensor. Codes as a store "
-            "packs them; the KLT's coefficients by their entropy on the tiles themselves, which no real coder reaches; "
-            "codecs by their files.",
-        ]  # fmt: skip
-        for title, rows in report["equal_bits"].items():
-            read = {name: [Row(**row) for row in line] for name, line in rows.items()}
-            lines += ["", f"### {title}", "", *equal_bits.table(read)]
+        lines += ["", "## At equal bits", "", *equal_bits_shown.section(_compared(report), _kind(report))]
     return "\n".join(lines) + "\n"
 
 
 def published(report: Mapping[str, Any]) -> list[str]:
     """Table 1 of the paper and the same rows of this run; other ground, so only the order of magnitude compares."""
-    sensors = ("S1RTC", "S2L2A")
+    sensors = TABLE_SENSORS
     head = [f"{sensor} {NAMES[key]}" for sensor in sensors for key in METRICS]
     rows = [["model", "measured on", *head, "NDVI MAE"]]
     for model, values in TABLE_1.items():
@@ -106,7 +108,7 @@ def published(report: Mapping[str, Any]) -> list[str]:
             cells += [_number(key, None if figures is None else figures["z"][key]["value"]) for key in METRICS]
             if figures is not None and "ndvi_mae" in figures["physical"]:
                 ndvi = figures["physical"]["ndvi_mae"]["value"]
-        rows.append([method, f"here, {_kind(report)}", *cells, _number("ndvi_mae", ndvi)])
+        rows.append([method, f"here, {_where(report)}", *cells, _number("ndvi_mae", ndvi)])
     ground = "The ground differs: read rows of one origin."
     if "terramesh" in report:
         ground = (
@@ -116,9 +118,15 @@ def published(report: Mapping[str, Any]) -> list[str]:
 
 
 def _kind(report: Mapping[str, Any]) -> str:
+    return "test" if report["settings"].get("test") else "validation"
+
+
+def _where(report: Mapping[str, Any]) -> str:
+    """What the figures of the published table's sensors are of."""
     if "terramesh" in report:
         return "TerraMesh"
-    return "test places" if report["settings"]["test"] else "validation places"
+    counts = [f"{s} {len(report['sensors'][s]['places'])}" for s in TABLE_SENSORS if s in report["sensors"]]
+    return f"{_kind(report)} places: {', '.join(counts)}"
 
 
 def _terramesh(report: Mapping[str, Any]) -> list[str]:
@@ -136,7 +144,8 @@ def _terramesh(report: Mapping[str, Any]) -> list[str]:
 
 def _tiles(item: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     if "terramesh" not in report:
-        return f"{item['tiles']} tiles, {_kind(report)}: {', '.join(item['places'])}."
+        places = counted(len(item["places"]), f"independent {_kind(report)} place")
+        return f"{counted(item['tiles'], 'tile')} of {places}: {', '.join(item['places'])}."
     entries = item["left_out"]["entries"]
     counts = ", ".join(f"{count} {kind}" for kind, count in item["left_out"]["counts"].items())
     names = "; ".join(f"{name} ({why})" for _, name, why in entries[:_NAMED])

@@ -12,16 +12,18 @@ import numpy as np
 
 from model.eo_vae import EOVAE
 from model.evaluation.codecs import CODECS, Codec, at_bytes, downsampled
-from model.evaluation.equal_bits import COEFFICIENTS, Pack, Row, Yardsticks, compare
+from model.evaluation.equal_bits import Compared, Yardsticks, compare
 from model.evaluation.figures import Sums, batch_spans, figures, measure
 from model.evaluation.rate_distortion import Curves, curves
+from model.evaluation.rates import Pack
 from model.evaluation.storage import BITS
+from model.evaluation.yardsticks import linear
 from model.sensors import SENSORS, Floats, TrainedSensor
 from model.terramind import TerraMind, clamp_alone
 from model.training.eo_vae.code_steps import training_tiles
 from model.training.eo_vae.evaluate import RANGES, Place, held_out_places, reconstruct
 from model.training.eo_vae.klt import BLOCK, Klt, fit_klt
-from model.training.sources.images import Image, complete, read_listing
+from model.training.sources.images import Image, completed, read_listing
 
 Z, PHYSICAL = "z", "physical"
 UNITS = {"reflectance*1e4": "reflectance", "dB": "dB", "dn8": "8-bit counts"}
@@ -35,7 +37,8 @@ Method = Callable[[Floats, TrainedSensor], Floats | None]
 class Settings:
     """How it is measured. `batch` tiles share a data range in z-scores, as published; `rate_tiles` tiles a sensor and
     `calibration_tiles` training tiles make the rate-distortion curves (0: none are made). `test` measures on the test
-    places rather than on those of validation."""
+    places rather than on those of validation, `sensors` on those of them alone (none given: on all). `draws` patches of
+    training's sampler go into a KLT of the comparison at equal bits, and `draw_seed` is the sampler's."""
 
     batch: int = 16
     resamples: int = 2000
@@ -43,6 +46,9 @@ class Settings:
     rate_tiles: int = 4
     calibration_tiles: int = 2
     test: bool = False
+    sensors: tuple[str, ...] = ()
+    draws: int = 256
+    draw_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Study:
     log: Callable[[str], None] = print
     pack: Pack | None = None
     """What codes are packed into, for the comparison at equal bits; None: there is none."""
+    _completed: list[Image] | None = field(init=False, default=None)
     _fitted: dict[tuple[str, tuple[str, ...]], Klt | None] = field(init=False, default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -79,8 +86,9 @@ class Study:
             kind, mark = (
                 ("a test place", "test: true as well as ") if self.settings.test else ("held out for validation", "")
             )
+            of = f" of {', '.join(self.settings.sensors)}" if self.settings.sensors else ""
             raise ValueError(
-                f"no place is {kind} with a whole, valid tile: mark some of the listing {mark}held_out: true"
+                f"no place is {kind} with a whole, valid tile{of}: mark some of the listing {mark}held_out: true"
             )
         absent = [c.name for c in self.codecs if not c.available]
         report: dict[str, Any] = {
@@ -97,15 +105,16 @@ class Study:
             report["sensors"][group.title] = self._sensor(group)
             if self.settings.rate_tiles:
                 report["rate_distortion"][group.title] = asdict(self._curves(group))
-            if rows := self._equal_bits(group):
-                report["equal_bits"][group.title] = {name: [asdict(row) for row in line] for name, line in rows.items()}
+            if (compared := self._equal_bits(group)) is not None:
+                report["equal_bits"][group.title] = asdict(compared)
         return report
 
     def groups(self) -> list[Group]:
         """The held-out tiles, sorted into sensors and sets of bands."""
         found: dict[tuple[str, tuple[str, ...]], list[Place]] = {}
         for place in held_out_places(self.images, test=self.settings.test):
-            found.setdefault((place.sensor.name, place.sensor.bands), []).append(place)
+            if place.sensor.name in (self.settings.sensors or SENSORS):
+                found.setdefault((place.sensor.name, place.sensor.bands), []).append(place)
         groups: list[Group] = []
         for (name, bands), places in found.items():
             kept = [(p, t) for p in places for t in p.tiles if min(t.shape[1:]) >= _LEAST_SIDE and np.isfinite(t).all()]
@@ -234,20 +243,22 @@ class Study:
             lambda k: self._klt(sensor, k), [c for c in self.codecs if c.available],
         )  # fmt: skip
 
-    def _equal_bits(self, group: Group) -> dict[str, tuple[Row, ...]]:
-        """Codes and others at the bytes that codes take, over all of a group's tiles; none where there are no steps."""
+    def _equal_bits(self, group: Group) -> Compared | None:
+        """Codes and others at the bytes that codes take, over a group's tiles and places; None where there are no
+        steps."""
         sensor, meta = group.sensor, self.vae.meta
         entry = None if meta is None else meta.coded(sensor.name, sensor.bands)
         if self.pack is None or entry is None or entry.code_steps is None:
-            return {}
+            return None
+        self.log(f"{group.title}: at equal bits")
         # As much as the network saw: images that lack bands too, those completed as its training completes them.
-        seen = [*self._trained(sensor), *complete(self.images), *complete(self._level1(), "S2L1C")]
+        if self._completed is None:
+            self._completed = completed(self.images)
+        how = self.settings
+        klts = linear([*self._trained(sensor), *self._completed], sensor, how.draws, how.draw_seed, self.log)
         tiles = [t[:, : t.shape[1] // BLOCK * BLOCK, : t.shape[2] // BLOCK * BLOCK] for t in group.tiles]
-        others = Yardsticks(fit_klt(seen, sensor, COEFFICIENTS), [c for c in self.codecs if c.available])
-        return compare(self.vae, entry.code_steps, sensor, tiles, self.pack, others)
-
-    def _level1(self) -> list[Image]:
-        return [image for image in self.images if image.sensor == "S2L1C"]
+        others = Yardsticks(klts, [c for c in self.codecs if c.available])
+        return compare(self.vae, entry.code_steps, sensor, tiles, group.grounds, self.pack, others)
 
     def _calibration(self, sensor: TrainedSensor) -> list[Floats]:
         """The middle of some training images, each of another place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,9 @@ def test_markdown_has_the_published_table_and_keeps_the_spaces_apart(
         ({"listing": Path("/nowhere.yaml")}, "no listing /nowhere.yaml"),
         ({"batch": 0}, "--batch 0"),
         ({"rate_tiles": -1}, "--rate-tiles -1"),
+        ({"draws": -1}, "--draws -1"),
+        ({"sensors": ("S1RTC", "S3")}, "--sensors S3: no such sensor"),
+        ({"sensors": ("S2L1C",)}, "of S2L1C"),
         ({"terramind": {"DEM": Path("x.pt")}}, "TerraMind DEM"),
         ({"terramind": {"S1RTC": Path("x.pt")}}, "no such weights file: x.pt"),
         ({"terramind_steps": 1001}, "--terramind-steps 1001"),
@@ -174,6 +178,27 @@ def test_bad_input_is_one_line_and_status_2(
     assert main(options(world, tmp_path / "out", **changes)) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_one_sensor_at_equal_bits(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = published_meta(TINY)
+    sensors = {n: replace(s, code_steps=(0.05,) * 16) for n, s in meta.sensors.items()}
+    torch.manual_seed(0)
+    save_weights(EOVAE(TINY), tmp_path / "coded.safetensors", replace(meta, sensors=sensors))
+    monkeypatch.setattr("model.evaluation.equal_bits.RATES", (4, 16))
+    how: dict[str, Any] = {"weights": str(tmp_path / "coded.safetensors"), "sensors": ("S1RTC",), "rate_tiles": 0}
+    # Images of 64 pixels are mirrored to a patch's 96.
+    assert main(options(world, tmp_path / "out", draws=4, **how)) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["sensors"]) == ["S1RTC"] == list(report["equal_bits"])
+    found = report["equal_bits"]["S1RTC"]
+    assert list(found["places"]) == ["p1"] and found["places"]["p1"] == found["pooled"] and found["tiles"] == 1
+    assert list(found["pooled"])[:3] == ["codes", "KLT 8x8, images", "KLT 8x8, images and draws"]
+    assert {row["rate"] for row in found["pooled"]["codes"]} == {4, None, 16}
+    assert "1 tile of 1 independent validation place" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "equal_bits.png").is_file()
+    assert main(options(world, tmp_path / "none", equal_bits=False, **how)) == 0
+    assert json.loads((tmp_path / "none" / "report.json").read_text())["equal_bits"] == {}
 
 
 def test_no_held_out_place_is_said(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

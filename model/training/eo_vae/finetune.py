@@ -29,7 +29,7 @@ from model.training.eo_vae.sampler import Sampler
 from model.training.eo_vae.subsets import Family, Lesson, teach, trained_lessons
 from model.training.eo_vae.task import EOVAETask
 from model.training.loop import Loop
-from model.training.sources.images import Image, complete, favoured, load_images
+from model.training.sources.images import Image, completed, favoured, load_images
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
 from model.weights_meta import SensorMeta, WeightsMeta
@@ -112,10 +112,7 @@ def train(
     team = team or Team.here(job.parallel)
     recipe = limited(recipe, job)
     images: list[Image] = favoured(load_images(Path(recipe.listing), Path(job.data)), recipe.favour)
-    extra = []
-    if recipe.complete_bands:
-        level1 = [i for i in images if i.sensor == "S2L1C"]
-        extra = [*complete(images), *complete(level1, "S2L1C")]
+    extra = completed(images) if recipe.complete_bands else []
     sampler = Sampler([*images, *extra], recipe.seed, recipe.mix)
     evaluator = Evaluator.build(images)
     snapshot = None

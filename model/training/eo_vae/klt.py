@@ -42,11 +42,14 @@ class Klt:
 
 
 def fit_klt(
-    images: Sequence[Image], sensor: TrainedSensor, coefficients: int = 32, *, max_blocks: int = 4096
-) -> Klt | None:
+    images: Sequence[Image], sensor: TrainedSensor, coefficients: int = 32, *, max_blocks: int = 4096,
+    more: Sequence[Floats] = (),
+) -> Klt | None:  # fmt: skip
     """Fit on the training images that have every band of `sensor` (at most `max_blocks` of each place); None if none.
 
-    Places count alike up to `max_blocks`, so that one large scene does not decide the basis alone.
+    Places count alike up to `max_blocks`, so that one large scene does not decide the basis alone. `more` are further
+    patches (C, h, w) of z-scores, sides multiples of 8, as training draws them: all of them together weigh as much as
+    all the images together, whatever the number of either.
     """
     places: dict[str, list[Floats]] = {}
     for image in images:
@@ -62,7 +65,9 @@ def fit_klt(
         pool = np.concatenate(parts)
         step = max(1, len(pool) // max_blocks)
         chosen.append(pool[::step][:max_blocks])
-    b = np.concatenate(chosen).astype(np.float64)
-    mean = b.mean(0)
-    values = np.linalg.eigh((b - mean).T @ (b - mean))[1]
+    sets = [np.concatenate(chosen).astype(np.float64)]
+    if more:
+        sets.append(np.concatenate([to_blocks(patch) for patch in more]).astype(np.float64))
+    mean = np.mean([b.mean(0) for b in sets], axis=0)
+    values = np.linalg.eigh(sum((b - mean).T @ (b - mean) / len(b) for b in sets))[1]
     return Klt(mean, np.ascontiguousarray(values[:, ::-1][:, :coefficients]))

@@ -68,7 +68,9 @@ class Sampler:
         return self._choose(names[self._rng.choice(len(names), p=shares / shares.sum())])
 
     def draw_set(self, sensor: TrainedSensor, batch_size: int, patch: int) -> Batch:
-        """One batch of the given sensor and bands."""
+        """One batch of the given sensor and bands. ValueError where no training image has them, or a valid patch."""
+        if not self._candidates(sensor):
+            raise ValueError(f"no training image has the bands {', '.join(sensor.bands)} of {sensor.name}")
         x = np.stack([self._patch(sensor, patch) for _ in range(batch_size)])
         return Batch(torch.from_numpy(np.ascontiguousarray(x)), sensor)
 

@@ -248,10 +248,13 @@ def complete(
     """Pseudo-complete copies of images that lack some bands: the others by ridge regression on complete images.
 
     A predicted band is area-averaged to its native sampling first, so that it is no sharper than the real one.
-    Only a supplement of real complete images: spectral shapes in it are those of the regression.
+    Only a supplement of real complete images: spectral shapes in it are those of the regression. None where no image
+    is complete.
     """
     spec = SENSORS[sensor]
     full = [i for i in images if not i.held_out and set(spec.bands) <= set(i.bands)]
+    if not full:
+        return []
     samples = []
     for image in full:
         z = spec.zscore(image.select(spec.bands)).reshape(len(spec.bands), -1)
@@ -276,6 +279,11 @@ def complete(
         mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
         out.append(replace(image, name=image.name + "+", sensor=sensor, bands=spec.bands, data=data * std + mean))
     return out
+
+
+def completed(images: Sequence[Image]) -> list[Image]:
+    """What training adds to its images: copies of those that lack bands, complete as S2L2A and, of L1C, as S2L1C."""
+    return [*complete(images), *complete([i for i in images if i.sensor == "S2L1C"], "S2L1C")]
 
 
 def smooth(x: Floats, factor: int) -> Floats:
