@@ -8,7 +8,7 @@ wavelengths (both are 5.55 cm).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,26 @@ S1RTC = _sensor("S1RTC", "dB", {"VV": (-10.793, 4.278), "VH": (-17.198, 4.346)})
 # TerraMesh's own statistics; the published EO-VAE has no S1GRD.
 S1GRD = _sensor("S1GRD", "dB", {"VV": (-12.577, 5.179), "VH": (-20.265, 5.872)})
 SENSORS: Mapping[str, TrainedSensor] = {s.name: s for s in (S2L2A, S2L1C, RGBN, S1RTC, S1GRD, S2RGB)}
+
+CORRECTED: Mapping[str, TrainedSensor] = {
+    "S2L2A": replace(
+        S2L2A,
+        mean=(1718.9949, 1825.5669, 2043.5834, 2175.4543, 2522.9522, 3114.2216, 3323.3469, 3417.3660, 3470.9655,
+              3489.4869, 2725.9735, 2152.0551),
+        std=(2126.3409, 2140.1035, 2044.6618, 2125.3351, 2065.3251, 1874.4652, 1808.0426, 1839.0210, 1737.9521,
+             1738.5136, 1456.5919, 1365.1743),
+    ),
+    "S2L1C": replace(
+        S2L1C,
+        mean=(2424.2556, 2207.7019, 2098.2302, 2167.1584, 2382.3115, 2938.8499, 3204.8447, 3126.6599, 3389.0706,
+              1580.1287, 572.5726, 2552.1208, 1917.9390),
+        std=(1700.3824, 1731.5450, 1610.9904, 1833.5536, 1808.5067, 1694.4427, 1678.2327, 1625.7446, 1659.3112,
+             1093.5255, 515.6395, 1300.8892, 1151.6169),
+    ),
+    "S1RTC": S1RTC,
+}  # fmt: skip
+"""Statistics of the published EO-VAE*, whose data are corrected (`decode(..., corrected=True)` of
+`model.training.sources.terramesh`); radar falls back to the legacy ones. Same source and section as the legacy ones."""
 
 ALIASES: Mapping[str, str] = {"R": "B04", "G": "B03", "B": "B02"}
 """What weights and archives call a picture's layers -> the bands' own names: `nano` says R, G, B of S2RGB."""
