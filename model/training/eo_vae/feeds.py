@@ -82,6 +82,13 @@ def shards(recipe: EOVAERecipe, url: str, pattern: str, share: Worker | None = N
     )  # fmt: skip
 
 
+def first_look(recipe: EOVAERecipe, url: str, pattern: str) -> None:
+    """Read a first sample of each modality of a pattern's shards. ValueError where there is none."""
+    feed = shards(recipe, url, pattern).in_order()
+    for modality in feed.sensors:
+        feed.next(modality)
+
+
 def trained_as(
     recipe: EOVAERecipe, known: Mapping[str, TrainedSensor], names: Sequence[str] | None = None
 ) -> dict[str, TrainedSensor]:
