@@ -158,7 +158,10 @@ def evaluate(options: Options, chain: Chain, recipe: EOVAERecipe, pattern: str, 
 
     def write(out: Path) -> None:
         shards = f"{absolute(str(options.data)).rstrip('/')}/{pattern}"
-        score(shards, weights, out, corrected=recipe.corrected, limit=options.limit, threads=options.threads)
+        score(
+            shards, weights, out, side=recipe.stages[-1].patch, corrected=recipe.corrected, limit=options.limit,
+            threads=options.threads,
+        )  # fmt: skip
 
     if "://" in options.out:
         upload(_folder(options.out), folder, write)
@@ -169,17 +172,17 @@ def evaluate(options: Options, chain: Chain, recipe: EOVAERecipe, pattern: str, 
 
 
 def score(
-    shards: str, weights: str, out: Path, *, corrected: bool = False, limit: int | None = None,
+    shards: str, weights: str, out: Path, *, side: int = 256, corrected: bool = False, limit: int | None = None,
     threads: int | None = None,
 ) -> None:  # fmt: skip
-    """What `jobs/evaluate.py` writes of weights on TerraMesh's shards, into the folder `out`."""
+    """What `jobs/evaluate.py` writes of weights on TerraMesh's shards, brought to `side` px, into the folder `out`."""
     from jobs import evaluate as job
     from model.training.eo_vae.feeds import modalities_of
 
     job.evaluate(
         job.Options(
             data=None, terramesh=shards, out=out, weights=weights, modalities=tuple(modalities_of(shards)),
-            limit=limit, corrected=corrected, threads=threads,
+            limit=limit, side=side, corrected=corrected, threads=threads,
         )
     )  # fmt: skip
 

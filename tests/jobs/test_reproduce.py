@@ -111,9 +111,8 @@ def test_one_command_does_the_three_stages(world: Path, calm: Path) -> None:
     key = "encoder.conv_out.weight"
     assert not torch.equal(start.state_dict()[key], end.state_dict()[key])
     asked = json.loads((out / "tiny-evaluation" / "report.json").read_text())
-    assert (
-        asked["shards"].endswith("val/[S2RGB,S2L2A,S1RTC]/majortom_shard_{000001..000001}.tar") and asked["corrected"]
-    )
+    assert asked["shards"].endswith("val/[S2RGB,S2L2A,S1RTC]/majortom_shard_{000001..000001}.tar")
+    assert asked["corrected"] and asked["side"] == 32 and asked["limit"] is None
     assert asked["weights"] == str(calm / "runs" / "tiny-finetune" / "final" / "tiny.safetensors")
     assert set(json.loads((calm / "runs" / "tiny" / STATE).read_text())) == {"distil", "finetune", "evaluate"}
 
@@ -264,7 +263,8 @@ def test_all_of_it_may_lie_on_s3(
 @pytest.mark.skipif(not READS_SHARDS, reason="needs evaluate --terramesh")
 def test_the_figures_are_those_of_the_shards(world: Path, calm: Path, tmp_path: Path) -> None:
     shards = f"{world}/TerraMesh/val/[S2RGB,S2L2A,S1RTC]/majortom_shard_{{000001..000001}}.tar"
-    reproduce.score(shards, str(calm / "out" / "tiny.safetensors"), tmp_path, corrected=True, limit=2, threads=1)
+    weights = str(calm / "out" / "tiny.safetensors")
+    reproduce.score(shards, weights, tmp_path, side=32, corrected=True, limit=2, threads=1)
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["sensors"]) == set(MODALITIES) and not report["terramesh"]["warnings"]
     assert {found["samples"] for found in report["sensors"].values()} == {2}
