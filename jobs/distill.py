@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,7 @@ def work(plan: Plan, url: str, keeper: Keeper, team: Team) -> None:
         with delivered(plan.out) as out:
             save_distilled(vae, out, errors, plan.name, plan.licence)
             # `out` may be on a worker's own disk: the storage has it as well
-            upload(url, "final", lambda folder: save_distilled(vae, folder / out.name, errors, plan.name, plan.licence))
+            upload(url, "final", lambda folder: shutil.copyfile(out, folder / out.name))
         mean = sum(errors.values()) / len(errors)
         said = ", ".join(f"{k} {v:.5f}" for k, v in errors.items())
         verdict = "" if mean <= GOOD else f": above {GOOD:g}, give it more --steps"

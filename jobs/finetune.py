@@ -86,6 +86,8 @@ def planned(options: Options) -> Plan:
     local = recipe.listing != "" and options.sensor is None and not mixed
     if not local and not mixed and options.sensor is None and not recipe.shards:
         raise ValueError(f"recipe {recipe_name} names no data of its own: give --sensor, or a recipe with a listing")
+    if recipe.corrected and options.sensor is not None and not mixed:
+        raise ValueError(f"recipe {recipe_name} corrects TerraMesh's shards: --sensor reads rasters, take recipe adapt")
     init = options.init or ("linear" if local else "nano" if recipe.config is None else None)
     if init is None:
         raise ValueError(f"recipe {recipe_name} starts from weights: --init with those of jobs/distill.py, or a path")
@@ -134,21 +136,20 @@ def _listing(plan: Plan, sensor: TrainedSensor) -> Iterator[Path]:
 
 def opened(plan: Plan, vae: EOVAE, rank: int = 0, world: int = 1) -> Data:
     """The data of a plan for one worker. ValueError where there are none, or fewer bands than the sensor's."""
-    from model.sensors import SENSORS
-    from model.training.eo_vae.adapt import known_sensors
-    from model.training.eo_vae.feeds import as_trained, from_file, rasters, terramesh
+    from model.training.eo_vae.adapt import trained_sensors
+    from model.training.eo_vae.feeds import from_file, rasters, terramesh, trained_as
     from model.training.sources.terramesh import MODALITIES
 
-    known = known_sensors(vae.meta)
+    known = trained_sensors(vae.meta)
     if _mixed(plan.job.data):
         from eocube.cube.patches import KINDS
 
-        sensors = as_trained({**SENSORS, **MODALITIES}, known)
+        sensors = trained_as(plan.recipe, known)
         own = {} if plan.sensor is None else {plan.sensor.name: plan.sensor}
         measured = plan.sensor.name if plan.sensor is not None and plan.measure else None
         return from_file(plan.recipe, Path(plan.job.data), rank, world, sensors | own, KINDS, measure=measured)
     if plan.sensor is None:
-        return terramesh(plan.recipe, str(plan.job.data), rank, world, as_trained(MODALITIES, known))
+        return terramesh(plan.recipe, str(plan.job.data), rank, world, trained_as(plan.recipe, known, list(MODALITIES)))
     with _listing(plan, plan.sensor) as listing:
         return rasters(plan.recipe, listing, Path(plan.job.data), plan.sensor, rank, world, measure=plan.measure)
 
@@ -210,7 +211,11 @@ def run(plan: Plan, where: Run) -> None:
         strangers = [name for name in data.sensors if name not in known_sensors(vae.meta)]
         if strangers:
             logging.getLogger(__name__).info("%s: new to %s", ", ".join(strangers), plan.job.init)
-    about = {"recipe": plan.name, "sensor": None if plan.sensor is None else plan.sensor.name}
+    about = {
+        "recipe": plan.name,
+        "sensor": None if plan.sensor is None else plan.sensor.name,
+        "corrected": plan.recipe.corrected or None,  # which runs from before there was a choice do not say
+    }
     where.claim(about | {"config": None if config is None else config.to_dict()})
     if where.workers == 0:
         work(plan, where.url, where.store(), Team.here(plan.job.parallel))

@@ -17,6 +17,8 @@ from model.sensors import S1RTC, S2L1C, S2L2A, S2RGB
 FORMAT = "eocube-weights-1"
 CODE_OF_MEAN = 128
 """Code of a channel's mean where latents are stored as codes: below 256, far from 0, where the high byte changes."""
+DISTILLATION = "distillation"
+"""Key of the metrics of weights that stage 1 made: they have seen no data yet."""
 FLOOR_MARGIN = 6.0
 """dB that a window may fall below the worst held-out place before it is suspect: twice that place's error."""
 

@@ -31,7 +31,7 @@ from model.training.loop import Loop
 from model.training.sources.prefetch import Prefetch
 from model.training.tracking import Tracker, panel
 from model.weights import load_weights, save_weights
-from model.weights_meta import SensorMeta, WeightsMeta
+from model.weights_meta import DISTILLATION, SensorMeta, WeightsMeta
 
 log = logging.getLogger(__name__)
 CALIBRATION = 16
@@ -73,6 +73,12 @@ def known_sensors(meta: WeightsMeta | None) -> dict[str, TrainedSensor]:
         name: TrainedSensor(name, s.unit, own_names(s.bands), s.wavelengths, s.mean, s.std, (1,) * len(s.bands))
         for name, s in (meta.sensors if meta is not None else {}).items()
     }
+
+
+def trained_sensors(meta: WeightsMeta | None) -> dict[str, TrainedSensor]:
+    """Those of them that the weights were trained for: none where stage 1 alone has made them. Its one scaling is
+    FLUX.2's own (pictures in -1..1); stage 2 is published with TerraMesh's statistics of S2RGB."""
+    return {} if meta is None or DISTILLATION in meta.metrics else known_sensors(meta)
 
 
 def metadata(vae: EOVAE, recipe: EOVAERecipe, job: Job, data: Data, figures: Mapping[str, object]) -> WeightsMeta:

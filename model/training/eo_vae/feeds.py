@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from model.sensors import SENSORS, TrainedSensor
+from model.sensors import CORRECTED, SENSORS, TrainedSensor
 from model.training.batch import Batch
 from model.training.eo_vae.recipe import EOVAERecipe
 from model.training.sources.augment import Augmentation
@@ -66,21 +66,49 @@ def _reader(recipe: EOVAERecipe, rank: int, world: int) -> Worker:
     return Worker() if recipe.division == "slices" else Worker(rank, world)
 
 
+def modalities_of(pattern: str) -> list[str]:
+    """The modalities that a pattern of shards names in brackets. ValueError where it names none."""
+    named = re.search(r"\[([^\]]*)\]", pattern)
+    if named is None:
+        raise ValueError(f"shards {pattern!r} name no modalities: write them as [S2L2A,S1RTC]")
+    return [modality.strip() for modality in named[1].split(",")]
+
+
+def shards(recipe: EOVAERecipe, url: str, pattern: str, share: Worker | None = None) -> TerraMesh:
+    """The feed of the shards of a pattern below `url`, corrected where the recipe is. ValueError for none."""
+    return TerraMesh.open(
+        f"{url.rstrip('/')}/{pattern}", modalities_of(pattern), seed=recipe.seed, worker=share or Worker(),
+        corrected=recipe.corrected,
+    )  # fmt: skip
+
+
+def first_look(recipe: EOVAERecipe, url: str, pattern: str) -> None:
+    """Read a first sample of each modality of a pattern's shards. ValueError where there is none."""
+    feed = shards(recipe, url, pattern).in_order()
+    for modality in feed.sensors:
+        feed.next(modality)
+
+
+def trained_as(
+    recipe: EOVAERecipe, known: Mapping[str, TrainedSensor], names: Sequence[str] | None = None
+) -> dict[str, TrainedSensor]:
+    """The built-in sensors (or those of `names`) as a run of the recipe takes them that starts from weights that know
+    `known`: with their wavelengths, and with their statistics unless the recipe's data are corrected."""
+    table = {**SENSORS, **CORRECTED} if recipe.corrected else SENSORS
+    wanted = {name: table[name] for name in names or table}
+    trained = as_trained(wanted, known)
+    if not recipe.corrected:
+        return trained
+    return {name: replace(sensor, mean=wanted[name].mean, std=wanted[name].std) for name, sensor in trained.items()}
+
+
 def terramesh(
     recipe: EOVAERecipe, url: str, rank: int, world: int, sensors: Mapping[str, TrainedSensor] = MODALITIES
 ) -> Data:
     """The recipe's shards under `url`. ValueError where there are none."""
     worker = _reader(recipe, rank, world)
-
-    def opened(pattern: str, share: Worker) -> TerraMesh:
-        named = re.search(r"\[([^\]]*)\]", pattern)
-        if named is None:
-            raise ValueError(f"shards {pattern!r} name no modalities: write them as [S2L2A,S1RTC]")
-        modalities = [m.strip() for m in named[1].split(",")]
-        return TerraMesh.open(f"{url.rstrip('/')}/{pattern}", modalities, seed=recipe.seed, worker=share)
-
-    feed = opened(recipe.shards, worker)
-    held = _held(opened(recipe.held_out_shards, Worker()), sensors, recipe) if recipe.held_out_shards else []
+    feed = shards(recipe, url, recipe.shards, worker)
+    held = _held(shards(recipe, url, recipe.held_out_shards), sensors, recipe) if recipe.held_out_shards else []
     used = {name: sensors[name] for name in feed.sensors}
     return Data(_batches(feed, used, recipe, worker), held, used)
 
@@ -152,7 +180,9 @@ def from_file(
     worker, seed = _reader(recipe, rank, world), recipe.seed
 
     def mixture(split: str | None, share: Worker, known: Mapping[str, TrainedSensor]) -> Mixture:
-        return open_data(path, split=split, seed=seed, worker=share, sensors=known, kinds=kinds)
+        return open_data(
+            path, split=split, seed=seed, worker=share, sensors=known, kinds=kinds, corrected=recipe.corrected
+        )
 
     known = dict(sensors)
     if measure is not None:

@@ -79,6 +79,8 @@ class EOVAERecipe(Recipe[EOVAEStage]):
     bodies. `augment` "physical" changes brightness, spectra and clouds, "symmetries" only turns and mirrors
     (published). `batch_norm` "measured" trains without it and measures its statistics at the end; "published" trains
     through it, normalised by a batch's statistics and undone by the running ones, which are what the weights keep.
+    `corrected` takes TerraMesh's shards as EO-VAE* does (`sources.terramesh.decode`), z-scored with the statistics of
+    such data (`model.sensors.CORRECTED`), whatever statistics the weights had that the run starts from.
     """
 
     config: EOVAEConfig | None = None
@@ -86,6 +88,7 @@ class EOVAERecipe(Recipe[EOVAEStage]):
     favour: Mapping[str, float] = field(default_factory=dict)
     shards: str = ""
     held_out_shards: str = ""
+    corrected: bool = False
     block: float = 20_000.0
     margin: float = 1_000.0
     held_out_share: float = 0.1
@@ -111,6 +114,8 @@ class EOVAERecipe(Recipe[EOVAEStage]):
             raise ValueError(f"augment {self.augment!r} is none of {', '.join(AUGMENTATIONS)}")
         if self.batch_norm not in BATCH_NORMS:
             raise ValueError(f"batch_norm {self.batch_norm!r} is none of {', '.join(BATCH_NORMS)}")
+        if self.corrected and self.listing:
+            raise ValueError("corrected is how TerraMesh's shards are read: a listing's images say their own offset")
 
     @classmethod
     def prepared(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from model.training.recipe import Recipe, Stage
 from model.training.task import Progress, Task
 from model.training.tracking import Tracker
 from model.weights import flux_ends, load_weights, save_weights
-from model.weights_meta import SensorMeta, WeightsMeta
+from model.weights_meta import DISTILLATION, SensorMeta, WeightsMeta
 
 log = logging.getLogger(__name__)
 WAVELENGTHS = (0.665, 0.560, 0.490)
@@ -228,7 +228,7 @@ def metadata(vae: EOVAE, errors: Mapping[str, float], name: str, licence: str) -
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return WeightsMeta(
         name, vae.config, {"S2RGB": rgb}, "none: distilled from a FLUX.2 autoencoder", licence, created,
-        {"distillation": dict(errors)},
+        {DISTILLATION: dict(errors)},
     )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ def open_data(
     worker: Worker | None = None,
     sensors: Mapping[str, TrainedSensor] | None = None,
     kinds: Mapping[str, Opener] | None = None,
+    corrected: bool = False,
 ) -> Mixture:
     """The sources of a data file as one, of which `worker` sees its share.
 
@@ -110,6 +111,7 @@ def open_data(
         worker: which of how many readers this is.
         sensors: sensors of one's own, over the built-in ones.
         kinds: how sources of further kinds are opened ("stac" and "cube-sources": `eocube.cube.patches.KINDS`).
+        corrected: every source of TerraMesh is taken so, whatever the file says.
 
     Raises:
         ValueError: a file that is no such YAML, an unknown key or kind, or data that cannot serve; one line each.
@@ -126,6 +128,8 @@ def open_data(
     shares: dict[str, float] = {}
     for number, entry in enumerate(file.sources):
         where = f"{path.name}: source {number + 1}"
+        if corrected and isinstance(entry, Mapping) and entry.get("kind") == "terramesh":
+            entry = {**entry, "corrected": True}
         source, feed = _feed(entry, where, path.parent, rule, split, seed + number, worker, known, kinds or {})
         name = source.name or f"{number + 1} {source.kind}"
         named[name] = PatchBatches(
