@@ -143,7 +143,7 @@ def test_recipe_errors_name_the_key(recipe_file: Path) -> None:
         EOVAERecipe.load("no-such-recipe")
 
 
-@pytest.mark.parametrize("name", ["nano", "nano_more"])
+@pytest.mark.parametrize("name", ["nano", "nano_more", "nano2"])
 def test_shipped_recipe_loads_and_fits_the_limit(name: str) -> None:
     recipe = EOVAERecipe.load(name)
     assert recipe.config == EOVAERecipe.load("nano").config  # one goes on from the other
