@@ -77,9 +77,12 @@ def checked(options: Options) -> tuple[EOVAERecipe, str]:
     if not pattern:
         raise ValueError(f"recipe {options.recipe} holds no shards out: say what to evaluate with --test-shards")
     check_out(f"{_folder(options.out)}/{options.name}.safetensors")
+    data = absolute(str(options.data))
+    if "://" not in data and not Path(data).is_dir():
+        raise ValueError(f"no folder {options.data}: give the one that holds TerraMesh's train and val")
     for each in dict.fromkeys((recipe.shards, recipe.held_out_shards, pattern)):
         if each:
-            first_look(recipe, absolute(str(options.data)), each)
+            first_look(recipe, data, each)
     return recipe, pattern
 
 

@@ -221,7 +221,7 @@ def test_a_used_name_is_refused_with_the_way_out(
         ({"limit": 0}, "--limit 0 must be 1 or more"),
         ({"recipe": "nano"}, "recipe nano states no shards"),
         ({"recipe": "none"}, "no recipe none"),
-        ({"data": "nowhere"}, "S2RGB/majortom_shard_000001.tar"),
+        ({"data": "nowhere"}, "no folder nowhere: give"),
         ({"test_shards": "val/majortom_shard_000001.tar"}, "name no modalities"),
         ({"test_shards": "test/[S2L2A]/x.tar"}, "S2L2A/x.tar"),
         ({"teacher": "nowhere/ae.safetensors"}, "no such weights file"),
