@@ -35,6 +35,11 @@ class TrainedSensor:
             raise ValueError(f"{self.name} has no band {', '.join(unknown)}: it has {', '.join(self.bands)}")
         return [self.bands.index(b) for b in bands]
 
+    @property
+    def red_nir(self) -> tuple[int, int] | None:
+        """Positions of B04 and B08, which NDVI is of; None without them."""
+        return (self.bands.index("B04"), self.bands.index("B08")) if {"B04", "B08"} <= set(self.bands) else None
+
     def subset(self, bands: Sequence[str]) -> TrainedSensor:
         """The same sensor with only `bands`, in the order given."""
         keep = self.index(bands)

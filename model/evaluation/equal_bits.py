@@ -81,10 +81,8 @@ class _Tiles:
 
     def sums(self, k: int, back: Floats) -> Sums:
         """What tile `k`, come back as `back`, adds to figures in physical units."""
-        bands = self.sensor.bands
-        red_nir = (bands.index("B04"), bands.index("B08")) if {"B04", "B08"} <= set(bands) else None
         a, b = self.sensor.physical(back), self.sensor.physical(self.tiles[k])
-        return measure(a, b, RANGES[self.sensor.unit], self.grounds[k], red_nir, similarity=False)
+        return measure(a, b, RANGES[self.sensor.unit], self.grounds[k], self.sensor.red_nir, similarity=False)
 
     def blocks(self, picks: Sequence[int]) -> float:
         """How many blocks the tiles picked have."""

@@ -204,14 +204,12 @@ class Study:
         """What each tile adds to the figures: in z-scores as published (the batch's range, SSIM with borders), and in
         physical units with a fixed range and SSIM without borders."""
         sensor = group.sensor
-        seen = {"B04", "B08"} <= set(sensor.bands)
-        red_nir = (sensor.bands.index("B04"), sensor.bands.index("B08")) if seen else None
         spans = batch_spans(group.tiles, self.settings.batch)
         rows: dict[str, list[Sums]] = {Z: [], PHYSICAL: []}
         for tile, back, span, ground in zip(group.tiles, predictions, spans, group.grounds, strict=True):
             rows[Z].append(measure(back, tile, span, ground, borders=True))
             a, b = sensor.physical(back), sensor.physical(tile)
-            rows[PHYSICAL].append(measure(a, b, RANGES[sensor.unit], ground, red_nir))
+            rows[PHYSICAL].append(measure(a, b, RANGES[sensor.unit], ground, sensor.red_nir))
         return rows
 
     def _spaces(self, sums: Mapping[str, Sequence[Sums]], bands: Sequence[str]) -> dict[str, Any]:

@@ -195,13 +195,11 @@ class TerraMeshStudy:
     ) -> None:
         z, labels = samples.z.to(self.settings.device), samples.labels.to(self.settings.device)
         truth, span = physical(z, sensor), float(z.max() - z.min())
-        seen = {"B04", "B08"} <= set(sensor.bands)
-        red_nir = (sensor.bands.index("B04"), sensor.bands.index("B08")) if seen else None
         for name, method in methods.items():
             back, tally = method(z), tallies[name]
             tally.sums[Z] += measure_batch(back, z, span, samples.keys, borders=True)
             back = physical(back, sensor)
-            tally.sums[PHYSICAL] += measure_batch(back, truth, RANGES[sensor.unit], samples.keys, red_nir)
+            tally.sums[PHYSICAL] += measure_batch(back, truth, RANGES[sensor.unit], samples.keys, sensor.red_nir)
             tally.cover.add(back, truth, labels)
 
     def _spaces(self, tally: _Tally, sensor: TrainedSensor) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def score(target: Sequence[Floats], prediction: Sequence[Floats], sensor: Traine
         row["psnr_physical"] = metrics.psnr(a, b, span)
         row["ssim_physical"] = metrics.ssim(a, b, span)
         row["sam_physical"] = metrics.sam(a, b)
-        if {"B04", "B08"} <= set(sensor.bands):
-            row["ndvi_mae"] = metrics.ndvi_mae(a, b, sensor.bands.index("B04"), sensor.bands.index("B08"))
+        if sensor.red_nir is not None:
+            row["ndvi_mae"] = metrics.ndvi_mae(a, b, *sensor.red_nir)
         rows.append(row)
     return {key: float(np.mean([r[key] for r in rows])) for key in rows[0]}
 
