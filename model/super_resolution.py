@@ -4,10 +4,10 @@
     mean = sharp.mean(lr)                                    # (B, 32, h, w) raw latents -> (B, 32, 4h, 4w)
     one = sharp.sample(lr, steps=8, generator=generator)     # one of the images that `lr` may stand for
 
-What is known for certain is taken by a regression, and only what it leaves is diffused. The `base` is a ridge regression
-in closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions
-the U-Net that denoises the residual, so that with no step at all the result is a regression's, never a picture of noise.
-The residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
+What is known is taken by a regression, and only what that leaves is diffused. The `base` is a ridge regression in
+closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions the
+U-Net that denoises the residual: with no step at all the result is a regression's, never a picture of noise. The
+residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ class SuperResolver(nn.Module):
             return
         if meta.encoder["sha256"] != sha256:
             raise WeightsError(
-                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are of "
-                f"another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or train with jobs/train_sr.py"
+                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are "
+                f"of another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or use jobs/train_sr.py"
             )
         if tuple(bands) != meta.bands:
             raise WeightsError(
-                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode those bands"
+                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode its bands"
             )
 
 
