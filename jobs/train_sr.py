@@ -187,7 +187,8 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     rows = StoreRows(windows, arrays, encode)
     if not check:
         _same_channels(rows, sizes.channels, plan.pairs)
-    vae, wavelengths = None, ()
+    vae: EOVAE | None = None
+    wavelengths: tuple[float, ...] = ()
     if not pixels:
         vae = load_weights(encoder["weights"])
         if vae.meta is None or vae.meta.sha256 != encoder["sha256"]:

@@ -117,12 +117,12 @@ class SuperResolver(nn.Module):
         to pure noise (of a fixed seed), which is the published network's only one."""
         if self.trunk is not None:
             _, raw = self.denoiser(lr)
-            return cast(Tensor, raw(torch.zeros(self.shape(lr), device=lr.device)))
+            return raw(torch.zeros(self.shape(lr), device=lr.device))
         denoise, raw = self.denoiser(lr)
         noise = self._noise(lr, torch.Generator().manual_seed(0))
         t = torch.ones(len(lr), device=lr.device)
         scale = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t))[:, None, None, None]
-        return cast(Tensor, raw(denoise(scale * noise, t)))
+        return raw(denoise(scale * noise, t))
 
     @torch.no_grad()
     def sample(
@@ -152,10 +152,7 @@ class SuperResolver(nn.Module):
                 return mixed_channels(self.white.forth, project(raw(estimate), t) - zero)
 
         times = even_times(self.schedule, steps) if self.config.times == "even" else None
-        return cast(
-            Tensor,
-            raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times)),
-        )
+        return raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times))
 
     def _noise(self, lr: Tensor, generator: torch.Generator | None) -> Tensor:
         device = lr.device if generator is None else generator.device

@@ -98,7 +98,7 @@ class SRConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The configuration that `to_dict` gave, or a recipe's; ValueError names a key that is none."""
         try:
-            inner = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(values["unet"]).items()}
+            inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values["unet"]).items()}
             return cls(**{**values, "unet": UNetConfig(**inner)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"no configuration of a super-resolver: {error}") from None
