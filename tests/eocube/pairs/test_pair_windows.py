@@ -13,7 +13,8 @@ from eocube.errors import InputError, StoreError
 from eocube.ground.grid import grids_for
 from eocube.pairs.cube_pairs import CubePairs
 from eocube.pairs.encoding import PixelMaker
-from eocube.pairs.pair_store import PairPlan, PairStore
+from eocube.pairs.pair_plan import PairPlan
+from eocube.pairs.pair_store import PairStore
 from eocube.pairs.pair_windows import PairWindows
 from eocube.pairs.pixel_pairs import rows_of, split_notes
 from eocube.pairs.wald import WaldPairs
