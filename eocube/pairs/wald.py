@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -192,10 +192,6 @@ class WaldPairs:
         """How low resolution was made of high."""
         return {"kind": "wald", "mtf": dict(zip(self.bands, self.mtf, strict=True)), "low_pass": "gaussian-1"}
 
-    def resplit(self, notes: Sequence[PairNote]) -> None:
-        """Take notes of the same pairs with other splits."""
-        self.notes = list(notes)
-
     def read(self, index: int) -> PixelPair:
         """One pair."""
         number, row, col = self._at[index]
@@ -224,7 +220,7 @@ class WaldPairs:
         seen: set[tuple[str, str]] = set()
         for number, image in enumerate(self._images):
             if isinstance(image, ArrayImage):
-                key = image.place, hashlib.blake2b(np.ascontiguousarray(image.data), digest_size=12).hexdigest()
+                key = image.place, hashlib.blake2b(image.data.tobytes(), digest_size=12).hexdigest()
                 if key in seen:
                     self.skipped["images with the pixels of another"] += 1
                     continue
@@ -236,11 +232,6 @@ def wald_pairs(images: Sequence[WaldImage], factor: int, side: int, **how: Any) 
     """The pairs of images one after the other; `how` as `WaldPairs` takes it."""
     pairs = WaldPairs(images, factor, side, **how)
     return (pairs.read(k) for k in range(len(pairs.notes)))
-
-
-def with_split(image: ArrayImage, split: str) -> ArrayImage:
-    """The image, of which all pairs are of a split."""
-    return replace(image, split=split)
 
 
 def _side(shape: tuple[int, int], side: int, least: int, step: int) -> int | None:
