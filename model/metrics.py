@@ -35,7 +35,12 @@ def ssim(prediction: Array, target: Array, data_range: float) -> float:
 
 
 def ssim_bands(
-    prediction: Array, target: Array, data_range: float, *, borders: bool = False, valid: NDArray[np.bool_] | None = None
+    prediction: Array,
+    target: Array,
+    data_range: float,
+    *,
+    borders: bool = False,
+    valid: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """`ssim` of each band, (bands,). ValueError where a side has fewer than 11 pixels: nothing lies inside borders.
 

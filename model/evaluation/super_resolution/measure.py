@@ -60,7 +60,12 @@ def measure(result: Floats, case: Case, mtf: Sequence[float]) -> Measured:
         rgb = compare(np.clip(result[picks], 0, 1), np.clip(case.hr[picks], 0, 1), valid, case.pair.place)
     above, above_truth, detail = sharpness(result, case)
     return Measured(
-        compare(result, case.hr, valid, case.pair.place), rgb, consistency(result, case, mtf), above, above_truth, detail
+        compare(result, case.hr, valid, case.pair.place),
+        rgb,
+        consistency(result, case, mtf),
+        above,
+        above_truth,
+        detail,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +40,8 @@ class PairLike(Protocol):
 class Case:
     """One pair as every method gets it: `lr` finite everywhere, `hr` the truth with its NaN.
 
-    `lr_latents` (z, h/8, w/8) and `hr_latents` are what a store has of it, None without a store. `number` seeds what is
-    drawn for it.
+    `lr_latents` (z, h/8, w/8), `hr_latents` and `lr_up_latents` (of the input on the fine grid) are what a store has of
+    it, None without a store. `number` seeds what is drawn for it.
     """
 
     pair: PairLike
@@ -50,11 +50,10 @@ class Case:
     hr: Floats
     lr_latents: Floats | None = None
     hr_latents: Floats | None = None
+    lr_up_latents: Floats | None = None
 
     @classmethod
-    def of(
-        cls, pair: PairLike, number: int, lr_latents: Floats | None = None, hr_latents: Floats | None = None
-    ) -> Case:
+    def of(cls, pair: PairLike, number: int, latents: Mapping[str, Floats] | None = None) -> Case:
         """ValueError, in one line, for a truth that is no whole multiple of the input, other bands, or no valid pixel."""
         lr, hr = np.asarray(pair.lr, np.float32), np.asarray(pair.hr, np.float32)
         factor = scale_of(pair)
@@ -64,7 +63,8 @@ class Case:
             raise ValueError(
                 f"pair {pair.id}: {len(lr)} bands below, {len(hr)} above and {len(pair.bands)} names: give both the same"
             )
-        return cls(pair, number, filled(lr), hr, lr_latents, hr_latents)
+        kept = latents or {}
+        return cls(pair, number, filled(lr), hr, kept.get("lr"), kept.get("hr"), kept.get("lr_up"))
 
     @property
     def factor(self) -> int:

@@ -1,11 +1,13 @@
 """Fits the yardstick: a ridge regression from 5x5 low-resolution pixels of all bands to the pixels above the middle one.
 
 Fitted on what the network saw: the pairs of the training split, in all eight rotations and reflections if that does
-better on training places left out. So is the ridge parameter chosen; no held-out place is touched.
+better on training places left out. So are the ridge parameter and the weight of places chosen; no held-out place is
+touched.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,8 @@ SIDE = 5
 """Low-resolution pixels a side that a prediction looks at."""
 PARAMETERS = tuple(10.0**power for power in range(-8, 1))
 """Ridge parameters tried: shares of the mean variance of an input."""
-FOLDS = 5
+BALANCES = (0.0, 0.5, 1.0)
+FOLDS = 8
 _FORMAT = "eocube-ridge-1"
 Doubles = NDArray[np.float64]
 
@@ -34,8 +37,8 @@ class Ridge:
     """`weight` (inputs, outputs) and `bias` (outputs,) on top of bicubic interpolation.
 
     Inputs are (SIDE, SIDE, bands) flattened, less the middle pixel's own values except in the last `bands` of them;
-    outputs (factor, factor, bands). `parameter`, `turned` (all eight rotations and reflections) and `places` say how it
-    was fitted.
+    outputs (factor, factor, bands). `parameter`, `turned` (all eight rotations and reflections), `balance` (0: places
+    weigh by their pixels, 1: all the same) and `places` say how it was fitted.
     """
 
     weight: Doubles
@@ -44,6 +47,7 @@ class Ridge:
     bands: tuple[str, ...]
     parameter: float
     turned: bool
+    balance: float
     places: tuple[str, ...]
     pixels: int
 
@@ -71,7 +75,7 @@ class _Moments:
 
     inputs: int
     outputs: int
-    count: int = 0
+    count: float = 0
     xx: Doubles = field(init=False)
     xy: Doubles = field(init=False)
     yy: float = 0.0
@@ -91,15 +95,12 @@ class _Moments:
         self.x += x.sum(0)
         self.y += y.sum(0)
 
-    def merged(self, others: Iterable[_Moments]) -> _Moments:
-        """With others' sums."""
-        out = _Moments(self.inputs, self.outputs)
-        for part in (self, *others):
-            out.count += part.count
-            out.yy += part.yy
-            for name in ("xx", "xy", "x", "y"):
-                setattr(out, name, getattr(out, name) + getattr(part, name))
-        return out
+    def plus(self, other: _Moments, weight: float) -> None:
+        """Take another's sums in, `weight` times."""
+        self.count += weight * other.count
+        self.yy += weight * other.yy
+        for name in ("xx", "xy", "x", "y"):
+            setattr(self, name, getattr(self, name) + weight * getattr(other, name))
 
     def fit(self, parameter: float) -> tuple[Doubles, Doubles]:
         """Weight and bias; the bias is not shrunk."""
@@ -123,9 +124,7 @@ class _Moments:
         return float(max(square, 0.0) / max(self.count * self.outputs, 1))
 
 
-def fit_ridge(
-    pairs: Iterable[PairLike], parameters: Sequence[float] = PARAMETERS, folds: int = FOLDS
-) -> Ridge:
+def fit_ridge(pairs: Iterable[PairLike], parameters: Sequence[float] = PARAMETERS, folds: int = FOLDS) -> Ridge:
     """Fit on pairs, one after another, so that memory does not grow with them.
 
     Low-resolution pixels with anything invalid in their 5x5 or above the middle are left out. Places are left out in
@@ -151,11 +150,13 @@ def fit_ridge(
     if known is None:
         raise ValueError("no pair to fit the ridge on: it needs the training split's pixels")
     parts = _parts(groups, by_place=len(places) > 1)
-    parameter, turned = _chosen(parts, parameters, folds)
-    whole = _merged([part[turned] for part in parts])
-    weight, bias = whole.fit(parameter)
+    if not any(part[False].count for part in parts):
+        raise ValueError("no pixel to fit the ridge on: every one of the training split's pairs has holes")
+    parameter, turned, balance = _chosen(parts, parameters, folds)
+    weight, bias = _merged([part[turned] for part in parts], balance).fit(parameter)
     factor, bands = known
-    return Ridge(weight, bias, factor, bands, parameter, turned, tuple(places), whole.count // (8 if turned else 1))
+    pixels = sum(int(part[False].count) for part in parts)
+    return Ridge(weight, bias, factor, bands, parameter, turned, balance, tuple(places), pixels)
 
 
 def _add(sums: dict[bool, _Moments], turned: bool, lr: Floats, hr: Floats, factor: int) -> None:
@@ -180,28 +181,33 @@ def _parts(groups: Mapping[str, dict[bool, _Moments]], *, by_place: bool) -> lis
     return [{turned: _merged([s[turned] for s in sums]) for turned in (False, True)} for sums in found.values()]
 
 
-def _merged(parts: Sequence[_Moments]) -> _Moments:
-    return parts[0].merged(parts[1:])
+def _merged(parts: Sequence[_Moments], balance: float = 0.0) -> _Moments:
+    """All sums together; with a balance of 1 each part weighs the same, with 0 by its pixels."""
+    out = _Moments(parts[0].inputs, parts[0].outputs)
+    for part in parts:
+        if part.count:
+            out.plus(part, part.count**-balance)
+    return out
 
 
-def _chosen(parts: Sequence[dict[bool, _Moments]], parameters: Sequence[float], folds: int) -> tuple[float, bool]:
-    """Parameter and turning of the least error on places left out; each place weighs by its pixels."""
+def _chosen(
+    parts: Sequence[dict[bool, _Moments]], parameters: Sequence[float], folds: int
+) -> tuple[float, bool, float]:
+    """Parameter, turning and balance of the least error on places left out: the mean of its logarithm, as PSNR is."""
+    parts = [part for part in parts if part[False].count]
     count = min(folds, len(parts))
     if count < 2:
-        return parameters[len(parameters) // 2], True
-    best: tuple[float, float, bool] | None = None
+        return parameters[len(parameters) // 2], True, 0.0
+    errors: dict[tuple[float, bool, float], float] = {}
     for turned in (False, True):
-        errors = dict.fromkeys(parameters, 0.0)
-        for fold in range(count):
-            kept = _merged([p[turned] for k, p in enumerate(parts) if k % count != fold])
-            left = _merged([p[False] for k, p in enumerate(parts) if k % count == fold])
-            for parameter in parameters if kept.count and left.count else ():
-                errors[parameter] += left.count * left.error(*kept.fit(parameter))
-        for parameter, error in errors.items():
-            if best is None or error < best[0]:
-                best = (error, parameter, turned)
-    assert best is not None
-    return best[1], best[2]
+        for balance in BALANCES:
+            for fold in range(count):
+                kept = _merged([p[turned] for k, p in enumerate(parts) if k % count != fold], balance)
+                for parameter in parameters:
+                    fit, key = kept.fit(parameter), (parameter, turned, balance)
+                    for part in parts[fold::count]:
+                        errors[key] = errors.get(key, 0.0) + math.log(part[False].error(*fit) + 1e-12)
+    return min(errors, key=lambda key: errors[key])
 
 
 def _above(lr: Floats, factor: int) -> Floats:
@@ -239,6 +245,7 @@ def save_ridge(ridge: Ridge, path: Path) -> None:
         "bands": ",".join(ridge.bands),
         "parameter": repr(ridge.parameter),
         "turned": str(int(ridge.turned)),
+        "balance": repr(ridge.balance),
         "places": ",".join(ridge.places),
         "pixels": str(ridge.pixels),
     }
@@ -258,5 +265,5 @@ def load_ridge(path: Path) -> Ridge:
         raise ValueError(f"{path} is no ridge that jobs/evaluate.py --save-ridge wrote: {error}") from None
     return Ridge(
         weight, bias, int(header["factor"]), tuple(header["bands"].split(",")), float(header["parameter"]),
-        header["turned"] == "1", tuple(header["places"].split(",")), int(header["pixels"]),
+        header["turned"] == "1", float(header["balance"]), tuple(header["places"].split(",")), int(header["pixels"]),
     )  # fmt: skip
