@@ -24,7 +24,7 @@ MTF_NYQUIST: Mapping[str, float] = {
 
 Source: the list that the sharpening methods of Sentinel-2 share (SupReME, S2Sharp, MuSA), whose code takes it from a
 reference of its papers. The mission's own data quality reports, which measure the MTF, could not be read here, so these
-figures are second hand; those of the 10 m bands lie within the 0.15 to 0.30 that is quoted as what the mission requires.
+figures are second hand; those of the 10 m bands lie within the 0.15 to 0.30 that is quoted as the mission requirement.
 There is none of B10 (cirrus), which those methods do not use.
 """
 _REACH = 4.0  # spreads of the Gaussian on each side: what is beyond weighs under 1e-4

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from eocube.errors import InputError, SourceError
 from eocube.pairs.encoding import with_statistics
 from eocube.pairs.pixel_pairs import Floats, PairNote, PixelPair, Transform
-from eocube.pairs.wald import STEP
+from eocube.pairs.wald import STEP, where_data
 from eocube.products.lone_windows import fit_sensor, load
 from eocube.sensors.builtin import SENSORS
 from eocube.sensors.sensor import Sensor
@@ -140,10 +140,9 @@ def _read(path: Path) -> Floats:
     """(C, H, W) float32, NaN where the file has none."""
     try:
         with rasterio.open(path) as dataset:
-            raw = dataset.read(masked=True)
+            return where_data(dataset.read(), dataset.nodata)
     except RasterioError as error:
         raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return np.where(np.ma.getmaskarray(raw), np.float32(np.nan), raw.filled(0).astype(np.float32))
 
 
 def _resampled(x: Floats, side: int) -> Floats:
