@@ -83,15 +83,17 @@ def peak(run: Callable[[], object], device: torch.device) -> Peak:
         torch.cuda.synchronize(device)
         return Peak(torch.cuda.max_memory_allocated(device) - before, "torch, allocated on the GPU")
     _hand_back()
-    before = _resident("VmRSS")
-    if before is None:
+    resident = _resident("VmRSS")
+    if resident is None:
         run()
         return Peak(None, "not known on this system")
     if _reset():
         run()
         most = _resident("VmHWM")
-        return Peak(None if most is None else max(0, most - before), "growth of resident memory, by the kernel's peak")
-    return Peak(max(0, _watched(run) - before), "growth of resident memory, looked at every millisecond")
+        return Peak(
+            None if most is None else max(0, most - resident), "growth of resident memory, by the kernel's peak"
+        )
+    return Peak(max(0, _watched(run) - resident), "growth of resident memory, looked at every millisecond")
 
 
 def _hand_back() -> None:

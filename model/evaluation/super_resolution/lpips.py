@@ -23,7 +23,9 @@ class Perceptual:
 
             self._network: Any = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
         except (ImportError, ModuleNotFoundError):
-            raise ValueError("--lpips needs torchmetrics and torchvision: pip install torchmetrics torchvision") from None
+            raise ValueError(
+                "--lpips needs torchmetrics and torchvision: pip install torchmetrics torchvision"
+            ) from None
         except OSError as error:
             raise ValueError(f"--lpips: AlexNet cannot be had: {str(error).splitlines()[0][:160]}") from None
         self._device = device

@@ -79,17 +79,18 @@ def baselines(ridge: Ridge | None, space: Space | None, mtf: Sequence[float]) ->
         )
     if space is not None:
         found.append(Method(
-            CEILING, lambda case: space.decode(space.above(filled(case.hr)))[0], lambda case: _ceiling(space, case),
+            CEILING, lambda case: _ceiling(space, case), lambda case: _ceiling(space, case, stored=True),
             space.parameters, said="the truth, encoded and decoded",
         ))  # fmt: skip
     return found
 
 
-def _ceiling(space: Space, case: Case) -> Floats:
-    """Of the latents that a store has, rounded as stored, where it has them."""
-    if case.hr_latents is None:
-        return space.decode(space.above(filled(case.hr)))[0]
-    return space.decode(torch.from_numpy(case.hr_latents)[None])[0]
+def _ceiling(space: Space, case: Case, *, stored: bool = False) -> Floats:
+    """Of the truth, or if `stored` of the latents that a store has, rounded as it stores them."""
+    kept = case.hr_latents if stored else None
+    z = space.above(filled(case.hr)) if kept is None else torch.from_numpy(kept)[None]
+    result: Floats = space.decode(z)[0]
+    return result
 
 
 @dataclass(slots=True)
@@ -152,7 +153,8 @@ class Resolver:
 
     def one_step(self, case: Case, *, stored: bool = False) -> Floats:
         """The conditional mean."""
-        return self.pixels(self.net.mean(self.condition(case, stored=stored)))[0]
+        result: Floats = self.pixels(self.net.mean(self.condition(case, stored=stored)))[0]
+        return result
 
     def several(self, case: Case, count: int) -> Floats:
         """The mean of `count` draws, all of it anew."""
@@ -163,13 +165,13 @@ class Resolver:
 
     def curve(self, case: Case, steps: int, method: str) -> Floats:
         """One draw of so many steps."""
-        return self.pixels(self.draw(case, self.condition(case, stored=True), 1, steps, method))[0]
+        result: Floats = self.pixels(self.draw(case, self.condition(case, stored=True), 1, steps, method))[0]
+        return result
 
     def methods(self, name: str) -> list[Method]:
         """A draw, the one-step mean, the mean of draws, and the last two and the first put right."""
         how, kept = self.sampling, self.drawn
         calls = 2 * how.steps - 1 if how.method == "heun" else how.steps
-        base = {"parameters": self.with_space, "of_diffusion": self.parameters}
 
         def right(run: Run) -> Run:
             return lambda case: consistent(run(case), case, self.mtf)
@@ -178,7 +180,8 @@ class Resolver:
             return self.several(case, 1)
 
         def first(case: Case) -> Floats:
-            return kept(case)[0]
+            result: Floats = kept(case)[0]
+            return result
 
         def mean(case: Case) -> Floats:
             return np.asarray(kept(case).mean(0), np.float32)
@@ -186,17 +189,23 @@ class Resolver:
         def stored_mean(case: Case) -> Floats:
             return self.one_step(case, stored=True)
 
+        def several(case: Case) -> Floats:
+            return self.several(case, how.samples)
+
+        def method(key: str, run: Run, result: Run, steps: int, samples: int = 1, timed: bool = False) -> Method:
+            parts = self._parts() if timed else {}
+            return Method(key, run, result, self.with_space, self.parameters, steps, samples, parts)
+
         one, many = f"{name}_{ONE_STEP}", f"{name}_{MEAN}"
+        regression = 1 if self.net.trunk is None else 0
         return [
-            Method(one, self.one_step, stored_mean, steps=1 if self.net.trunk is None else 0, **base),
-            Method(f"{one}_{CONSISTENT}", right(self.one_step), right(stored_mean),
-                   steps=1 if self.net.trunk is None else 0, **base),
-            Method(name, once, first, steps=calls, parts=self._parts(), **base),
-            Method(many, lambda case: self.several(case, how.samples), mean, steps=calls, samples=how.samples, **base),
-            Method(f"{name}_{CONSISTENT}", right(once), right(first), steps=calls, **base),
-            Method(f"{many}_{CONSISTENT}", right(lambda case: self.several(case, how.samples)), right(mean),
-                   steps=calls, samples=how.samples, **base),
-        ]  # fmt: skip
+            method(one, self.one_step, stored_mean, regression),
+            method(f"{one}_{CONSISTENT}", right(self.one_step), right(stored_mean), regression),
+            method(name, once, first, calls, timed=True),
+            method(f"{name}_{CONSISTENT}", right(once), right(first), calls),
+            method(many, several, mean, calls, how.samples),
+            method(f"{many}_{CONSISTENT}", right(several), right(mean), calls, how.samples),
+        ]
 
     def _parts(self) -> dict[str, Run]:
         """Encoding the condition, drawing, decoding; drawing and decoding on what was made before."""

@@ -54,14 +54,14 @@ class Case:
 
     @classmethod
     def of(cls, pair: PairLike, number: int, latents: Mapping[str, Floats] | None = None) -> Case:
-        """ValueError, in one line, for a truth that is no whole multiple of the input, other bands, or no valid pixel."""
+        """ValueError, in one line, for a truth that is no whole multiple of the input, or of other bands."""
         lr, hr = np.asarray(pair.lr, np.float32), np.asarray(pair.hr, np.float32)
         factor = scale_of(pair)
         if factor < 2:
             raise ValueError(f"pair {pair.id}: the truth has the input's own size: nothing is super-resolved")
         if not len(lr) == len(hr) == len(pair.bands):
             raise ValueError(
-                f"pair {pair.id}: {len(lr)} bands below, {len(hr)} above and {len(pair.bands)} names: give both the same"
+                f"pair {pair.id}: {len(lr)} bands below, {len(hr)} above and {len(pair.bands)} names: all must agree"
             )
         kept = latents or {}
         return cls(pair, number, filled(lr), hr, kept.get("lr"), kept.get("hr"), kept.get("lr_up"))
@@ -69,7 +69,8 @@ class Case:
     @property
     def factor(self) -> int:
         """Pixels of the truth a pixel of the input and side."""
-        return self.hr.shape[-1] // self.lr.shape[-1]
+        factor: int = self.hr.shape[-1] // self.lr.shape[-1]
+        return factor
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -90,7 +91,8 @@ def scale_of(pair: PairLike) -> int:
     (low, wide), (high, long) = pair.lr.shape[-2:], pair.hr.shape[-2:]
     if high % low or long % wide or high // low != long // wide:
         raise ValueError(f"pair {pair.id}: {high}x{long} pixels are no whole multiple of {low}x{wide}")
-    return int(high // low)
+    factor: int = high // low
+    return factor
 
 
 def filled(image: Floats) -> Floats:

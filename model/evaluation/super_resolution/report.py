@@ -39,13 +39,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         f"# Super-resolution of {report['weights']}, {report['scale']}x, {', '.join(report['bands'])}",
         "",
-        f"{report['pairs']} pairs of {len(places)} {report['split']} places, none of them trained on. Figures of a place "
-        "are over all its pixels; the rows below are means over places, each of the same weight. PSNR in dB and SSIM with "
-        f"a data range of {report['data_range']:g}, RMSE and consistency (mean |result averaged back by the MTF - input|) "
-        "in reflectance, SAM in radians. Sharpness is the share of spectral energy above the input's Nyquist frequency "
-        "over the truth's; detail the correlation with the truth there: 1 where it is real, 0 where it is invented. Pixels "
-        f"that the truth lacks count nowhere. The truth's own consistency is {_of(report['truth_consistency'], 4)}: its "
-        "squares were cut from larger images.",
+        *_explained(report),
         "",
         "## All bands",
         "",
@@ -56,8 +50,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", "## Red, green and blue clamped to 0..1, as published", "", *_table(methods, keys)]
     lines += [
         "", "## Time and memory", "",
-        f"One image of {report['timed_pixels']} px a side after another, from pixels to pixels, on {report['device']} with "
-        f"{report['threads']} threads ({report['machine']}); memory: {next(iter(methods.values()))['peak_memory_kind']}.",
+        f"One image of {report['timed_pixels']} px a side after another, from pixels to pixels, on {report['device']}, "
+        f"{report['threads']} threads ({report['machine']['cpu']}, load before {report['machine']['load_before']}). "
+        f"Memory: {next(iter(methods.values()))['peak_memory_kind']}.",
         "", *_costs(methods),
     ]  # fmt: skip
     if through := report["throughput"]:
@@ -73,6 +68,20 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["", f"![input, methods, spread, truth]({PICTURE})", "", "## The published table beside ours", ""]
     lines += _published(methods)
     return "\n".join(lines) + "\n"
+
+
+def _explained(report: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{report['pairs']} pairs of {len(report['places'])} places, split {report['split']}. Figures of a place are "
+        "over all its pixels; rows are means over places, each of one weight. PSNR in dB and SSIM with a data range "
+        f"of {report['data_range']:g}, RMSE and consistency (mean |result averaged back by the MTF - input|) in "
+        "reflectance, SAM in radians. Sharpness is the share of spectral energy above the input's Nyquist frequency, by "
+        "the truth's; detail the correlation with the truth there: 1 where it is real, 0 where it is invented. Pixels "
+        "that the truth lacks count nowhere.",
+        "",
+        f"The truth's own consistency is {_of(report['truth_consistency'], 4)}: pairs are cut from larger images, and "
+        "the input has seen what lies beyond the cut.",
+    ]
 
 
 _HEADS = {
@@ -123,8 +132,8 @@ def _short(goals: Mapping[str, Any]) -> list[str]:
     if not goals["means"]:
         return []
     if not goals["short"]:
-        return ["Every place reaches the goals: the means are no worse than the ridge and 1.5 dB above bicubic, samples "
-                "are sharper than both and within 0.01 of their input."]  # fmt: skip
+        return ["Every place reaches the goals: the means are no worse than the ridge and 1.5 dB above bicubic, "
+                "samples are sharper than both and within 0.01 of their input."]  # fmt: skip
     return ["Where it falls short:", "", *(f"- {line}" for line in goals["short"])]
 
 

@@ -1,4 +1,4 @@
-"""Fits the yardstick: a ridge regression from 5x5 low-resolution pixels of all bands to the pixels above the middle one.
+"""Fits the yardstick: a ridge regression from 5x5 low-resolution pixels of all bands to those above the middle one.
 
 Fitted on what the network saw: the pairs of the training split, in all eight rotations and reflections if that does
 better on training places left out. So are the ridge parameter and the weight of places chosen; no held-out place is
@@ -108,7 +108,7 @@ class _Moments:
         cov = self.xx / self.count - np.outer(mean_x, mean_x)
         cross = self.xy / self.count - np.outer(mean_x, mean_y)
         shrink = parameter * max(float(np.trace(cov)) / len(cov), 1e-12)
-        weight = np.linalg.solve(cov + shrink * np.eye(len(cov)), cross)
+        weight: Doubles = np.linalg.solve(cov + shrink * np.eye(len(cov)), cross).astype(np.float64)
         return weight, mean_y - mean_x @ weight
 
     def error(self, weight: Doubles, bias: Doubles) -> float:
@@ -215,7 +215,7 @@ def _above(lr: Floats, factor: int) -> Floats:
 
 
 def _inputs(lr: Floats) -> Floats:
-    """(h * w, SIDE * SIDE * C): the neighbours less the middle pixel, then the middle pixel itself; borders repeated."""
+    """(h * w, SIDE * SIDE * C): the neighbours less the middle pixel, then the middle itself; borders repeated."""
     reach = SIDE // 2
     padded = np.pad(lr, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), (1, 2))  # (C, h, w, SIDE, SIDE)

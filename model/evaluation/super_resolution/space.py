@@ -1,4 +1,4 @@
-"""Encodes and decodes whole pairs as production does windows: fused network, mirrored borders that are cut off again."""
+"""Encodes and decodes whole pairs as production does windows: fused network, mirrored borders, cut off again."""
 
 from __future__ import annotations
 

@@ -128,7 +128,9 @@ class SuperResolutionStudy:
             "scale": self.cases[0].factor,
             "data_range": DATA_RANGE,
             "mtf": list(self.mtf),
-            "truth_consistency": over_places({p: {"c": of_place(found)["consistency"]} for p, found in own.items()})["c"],
+            "truth_consistency": over_places({p: {"c": of_place(found)["consistency"]} for p, found in own.items()})[
+                "c"
+            ],
             "timed_on": self._timed_case().pair.id,
             "timed_pixels": self._timed_case().hr.shape[-1],
             "device": self.device.type,
@@ -260,7 +262,9 @@ def goals(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                     f"({figures['sharpness']:.2f}, {other['sharpness']:.2f})"
                 )
         if figures["consistency"] > CONSISTENCY_GOAL:
-            found["short"].append(f"{place}: a sample differs from its input by {figures['consistency']:.4f} reflectance")
+            found["short"].append(
+                f"{place}: a sample differs from its input by {figures['consistency']:.4f} reflectance"
+            )
     return found
 
 
