@@ -193,5 +193,5 @@ def _pooled(sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
+    known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")

@@ -75,7 +75,7 @@ def _explained(report: Mapping[str, Any]) -> list[str]:
         f"{report['pairs']} pairs of {len(report['places'])} places, split {report['split']}. Figures of a place are "
         "over all its pixels; rows are means over places, each of one weight. PSNR in dB and SSIM with a data range "
         f"of {report['data_range']:g}, RMSE and consistency (mean |result averaged back by the MTF - input|) in "
-        "reflectance, SAM in radians. Sharpness is the share of spectral energy above the input's Nyquist frequency, by "
+        "reflectance, SAM in radians. Sharpness is the share of spectral energy above the input's Nyquist frequency by "
         "the truth's; detail the correlation with the truth there: 1 where it is real, 0 where it is invented. Pixels "
         "that the truth lacks count nowhere.",
         "",
