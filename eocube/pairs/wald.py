@@ -180,6 +180,8 @@ class WaldPairs:
             self.mtf = tuple(mtf) if mtf is not None else mtf_of(self.bands)
         except ValueError as error:
             raise InputError(f"{error}; give --mtf") from None
+        if len(self.mtf) != len(self.bands):
+            raise InputError(f"--mtf names {len(self.mtf)}: give one for each of {', '.join(self.bands)}")
         self._images, self._margin = images, reach(self.mtf, factor)
         self.skipped: Counter[str] = Counter()
         self._at: list[tuple[int, int, int]] = []
