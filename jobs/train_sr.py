@@ -1,7 +1,7 @@
 """Train super-resolution: `python jobs/train_sr.py --recipe sr_nano --pairs STORE --out sr-nano.safetensors`.
 
-STORE is what `jobs/encode_pairs.py` wrote. Latents are read as they are stored: with `--space latent` no pixel is touched
-but for the figures of held-out places, whose pixels the store may hold (`--pixels`).
+STORE is what `jobs/encode_pairs.py` wrote. Latents are read as they are stored: no pixel is touched but by `--space
+pixel` and for the figures of held-out places, whose pixels the store may hold (`--pixels`).
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     )  # fmt: skip
     about = windows.store.document
     if windows.store.scale != sizes.scale:
-        raise ValueError(
-            f"{plan.pairs} holds pairs of scale {windows.store.scale}, the recipe's network is of {sizes.scale}"
-        )
+        raise ValueError(f"{plan.pairs} holds pairs of scale {windows.store.scale}, the recipe's are of {sizes.scale}")
     encoder = about["encoder"]
     if encoder is None and not pixels:
         raise ValueError(f"{plan.pairs} was made of cubes and names no encoder of its own: train on encoded pairs")
@@ -189,20 +187,21 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     rows = StoreRows(windows, arrays, encode)
     if not check:
         _same_channels(rows, sizes.channels, plan.pairs)
-    vae, wavelengths = None, ()
+    vae: EOVAE | None = None
+    wavelengths: tuple[float, ...] = ()
     if not pixels:
         vae = load_weights(encoder["weights"])
         if vae.meta is None or vae.meta.sha256 != encoder["sha256"]:
             raise ValueError(
-                f"{plan.pairs} was encoded by {encoder['name']} {encoder['sha256'][:12]}, {encoder['weights']} here are "
-                "others: encode the pairs again with jobs/encode_pairs.py"
+                f"{plan.pairs} was encoded by {encoder['name']} {encoder['sha256'][:12]}, {encoder['weights']} "
+                "here are others: encode the pairs again with jobs/encode_pairs.py"
             )
         wavelengths = vae.meta.sensors[encoder["sensor"]].wavelengths
     mtf = tuple(float(v) for v in about["source"].get("mtf", {}).values())
     meta = SRMeta(
         plan.name, bands, None if pixels else {k: encoder[k] for k in ("weights", "sha256", "bands", "sensor")},
         tuple(zip(about["resolutions"]["lr"], about["resolutions"]["hr"], strict=True)), mtf,
-        split={"pairs": about["splits"], "train": sorted({str(p) for p in windows.store.tables["place"][windows.rows]})},
+        split={"pairs": about["splits"], "train": sorted({place.split()[0] for place in rows.places})},
     )  # fmt: skip
     if check:
         return SRData(rows, None, meta)

@@ -4,10 +4,10 @@
     mean = sharp.mean(lr)                                    # (B, 32, h, w) raw latents -> (B, 32, 4h, 4w)
     one = sharp.sample(lr, steps=8, generator=generator)     # one of the images that `lr` may stand for
 
-What is known for certain is taken by a regression, and only what it leaves is diffused. The `base` is a ridge regression
-in closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions
-the U-Net that denoises the residual, so that with no step at all the result is a regression's, never a picture of noise.
-The residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
+What is known is taken by a regression, and only what that leaves is diffused. The `base` is a ridge regression in
+closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions the
+U-Net that denoises the residual: with no step at all the result is a regression's, never a picture of noise. The
+residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ class SuperResolver(nn.Module):
         to pure noise (of a fixed seed), which is the published network's only one."""
         if self.trunk is not None:
             _, raw = self.denoiser(lr)
-            return cast(Tensor, raw(torch.zeros(self.shape(lr), device=lr.device)))
+            return raw(torch.zeros(self.shape(lr), device=lr.device))
         denoise, raw = self.denoiser(lr)
         noise = self._noise(lr, torch.Generator().manual_seed(0))
         t = torch.ones(len(lr), device=lr.device)
         scale = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t))[:, None, None, None]
-        return cast(Tensor, raw(denoise(scale * noise, t)))
+        return raw(denoise(scale * noise, t))
 
     @torch.no_grad()
     def sample(
@@ -152,10 +152,7 @@ class SuperResolver(nn.Module):
                 return mixed_channels(self.white.forth, project(raw(estimate), t) - zero)
 
         times = even_times(self.schedule, steps) if self.config.times == "even" else None
-        return cast(
-            Tensor,
-            raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times)),
-        )
+        return raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times))
 
     def _noise(self, lr: Tensor, generator: torch.Generator | None) -> Tensor:
         device = lr.device if generator is None else generator.device
@@ -168,12 +165,12 @@ class SuperResolver(nn.Module):
             return
         if meta.encoder["sha256"] != sha256:
             raise WeightsError(
-                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are of "
-                f"another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or train with jobs/train_sr.py"
+                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are "
+                f"of another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or use jobs/train_sr.py"
             )
         if tuple(bands) != meta.bands:
             raise WeightsError(
-                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode those bands"
+                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode its bands"
             )
 
 

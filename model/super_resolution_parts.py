@@ -98,7 +98,7 @@ class SRConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The configuration that `to_dict` gave, or a recipe's; ValueError names a key that is none."""
         try:
-            inner = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(values["unet"]).items()}
+            inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values["unet"]).items()}
             return cls(**{**values, "unet": UNetConfig(**inner)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"no configuration of a super-resolver: {error}") from None
@@ -158,8 +158,8 @@ class Whitening(nn.Module):
     """Coordinates of the residual: y = A (r - mean), unit covariance over the training split.
 
     Among all such coordinates those are taken in which the decoder's cost G (mean of J^T J: what a change of the
-    latents does to the pixels, squared) is diagonal: A = U^T S^-1/2 with U the eigenvectors of S^1/2 G S^1/2. `cost` are
-    its eigenvalues scaled to a mean of 1: what an error of one unit in each coordinate costs in pixels.
+    latents does to the pixels, squared) is diagonal: A = U^T S^-1/2 with U the eigenvectors of S^1/2 G S^1/2. `cost`
+    are its eigenvalues scaled to a mean of 1: what an error of one unit in each coordinate costs in pixels.
     """
 
     mean: Tensor

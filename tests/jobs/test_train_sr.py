@@ -69,7 +69,11 @@ def recipe(folder: Path, **changes: object) -> str:
 
 def options(store: str, folder: Path, name: str = "tiny", **changes: object) -> Options:
     made = Options(
-        pairs=store, out=str(folder / f"{name}.safetensors"), recipe=recipe(folder), workers=0, storage=str(folder / "runs")
+        pairs=store,
+        out=str(folder / f"{name}.safetensors"),
+        recipe=recipe(folder),
+        workers=0,
+        storage=str(folder / "runs"),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -159,8 +163,10 @@ def test_bad_input_is_one_line(
 ) -> None:
     made = options(store, tmp_path)
     if not said:  # a scale that the store has not
-        network = {"channels": 4, "space": "pixel", "scale": 2, "trunk": 8, "trunk_blocks": 0, "features": 1,
-                   "unet": {"channels_in": 4, "channels_out": 4, "condition": 1, "widths": [8], "blocks": [1]}}  # fmt: skip
+        network = {
+            "channels": 4, "space": "pixel", "scale": 2, "trunk": 8, "trunk_blocks": 0, "features": 1,
+            "unet": {"channels_in": 4, "channels_out": 4, "condition": 1, "widths": [8], "blocks": [1]},
+        }  # fmt: skip
         changes, said = {"recipe": recipe(tmp_path, network=network)}, "holds pairs of scale 4"
     assert train_sr.main(replace(made, **changes)) == 2  # type: ignore[arg-type]
     error = capsys.readouterr().err
@@ -174,7 +180,10 @@ def test_a_store_without_what_the_recipe_needs(store: str, tmp_path: Path, capsy
     maker = PixelMaker(pairs, "nano2")
     write_pairs(url, PairPlan.of(rows_of(pairs.notes, splits=("train",)), maker), maker, threads=1)
     assert train_sr.main(options(url, tmp_path)) == 2
-    assert "has no lr_up, which the recipe needs: encode it with jobs/encode_pairs.py --upsampled" in capsys.readouterr().err
+    assert (
+        "has no lr_up, which the recipe needs: encode it with jobs/encode_pairs.py --upsampled"
+        in capsys.readouterr().err
+    )
     # the store says that other weights made it than those of that name here
     maker = PixelMaker(pairs, "nano")
     document = {**maker.document, "encoder": {**maker.document["encoder"], "weights": "nano2"}}

@@ -1,4 +1,4 @@
-"""Encodes red, green and blue with FLUX.2's own autoencoder, where diffusers is installed: another space to train in."""
+"""Encodes red, green and blue with FLUX.2's own autoencoder, where diffusers is installed."""
 
 from __future__ import annotations
 

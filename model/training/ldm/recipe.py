@@ -72,8 +72,11 @@ class SRRecipe(Recipe[SRStage]):
                 replace(s, steps=max(1, round((s.steps or 1) * steps / whole)), minutes=None) for s in stages
             )
         if minutes is not None:
-            whole = sum(s.minutes or 0 for s in stages) or len(stages)
-            stages = tuple(replace(s, steps=None, minutes=(s.minutes or 1) * minutes / whole) for s in stages)
+            shares = [float(s.minutes or s.steps or 1) for s in stages]
+            stages = tuple(
+                replace(s, steps=None, minutes=share * minutes / sum(shares))
+                for s, share in zip(stages, shares, strict=True)
+            )
         return replace(self, stages=stages)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Solves in closed form what super-resolution starts from: statistics, a ridge regression, the residual's coordinates."""
+"""Solves in closed form what super-resolution starts from: statistics, a ridge, the residual's coordinates."""
 
 from __future__ import annotations
 

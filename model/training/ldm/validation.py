@@ -134,7 +134,8 @@ class Judge:
             nearest, made["bicubic"], made["one_step"], made["sample"])]  # fmt: skip
         panels += [4 * made["spread"][row, shown].numpy() / span, (h.high[row, shown].numpy() - low) / span]
         whole = np.clip(np.concatenate(panels, axis=2), 0, 1)
-        return np.round(255 * whole.transpose(1, 2, 0)).astype(np.uint8)
+        drawn: NDArray[np.uint8] = np.round(255 * whole.transpose(1, 2, 0)).astype(np.uint8)
+        return drawn
 
     def _measure(self, images: Sequence[Tensor], truth: Sequence[Tensor], low: Sequence[Tensor]) -> dict[str, float]:
         pairs = list(zip(images, truth, strict=True))
