@@ -47,7 +47,7 @@ class Options:
     corrected: Annotated[bool, tyro.conf.arg(help="of TerraMesh: correct the data as for the published EO-VAE*")] = (
         False
     )
-    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano"
+    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano2"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
     test: Annotated[bool, tyro.conf.arg(help="measure on the listing's test places (test: true) rather than on those "

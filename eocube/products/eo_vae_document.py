@@ -16,8 +16,8 @@ KIND = "eo-vae"
 ARRAY = "latent"
 LONG_NAME = "latent (posterior mean, not whitened)"
 SCORES = ("psnr", "sam")
-STORAGES = (Half.name, Affine16.name, Affine8.name)
-"""How latents can be stored, the default first."""
+STORAGES = (Affine16.name, Half.name, Affine8.name)
+"""How latents can be stored: unasked as codes, and as fp16 by weights without steps for the sensor's bands."""
 QUALITIES = {"default": 1.0, "near-lossless": 0.25, "small": 2.0}
 """What the weights' code steps are multiplied by: noise grows with the square, bits fall by one a doubling."""
 
@@ -27,7 +27,7 @@ class Encoding:
     """The encoder of a run, as far as it decides what the latents mean."""
 
     weights: str
-    """What `load_weights` takes: "nano", a path or a URL."""
+    """What `load_weights` takes: "nano2", a path or a URL."""
     weights_name: str
     sha256: str
     """Content hash of the weights' tensors and metadata."""
