@@ -30,8 +30,8 @@ BALANCES = (0.0, 0.5, 1.0)
 FOLDS = 8
 _FORMAT = "eocube-ridge-1"
 SHIPPED = Path(__file__).with_name("wald4_rgbn.safetensors")
-"""Of four times finer B04, B03, B02, B08, fitted on the training places of `nano`'s listing by Wald's protocol: for pairs
-that have no training split of their own. `jobs/evaluate.py --task sr --pairs STORE --save-ridge` made it."""
+"""Of four times finer B04, B03, B02, B08, fitted on the training places of `nano`'s listing by Wald's protocol: for
+pairs that have no training split of their own. `jobs/evaluate.py --task sr --pairs STORE --save-ridge` made it."""
 Doubles = NDArray[np.float64]
 
 
