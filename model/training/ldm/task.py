@@ -36,6 +36,8 @@ class Losses(nn.Module):
         given = net.normalised(condition)
         linear = net.linear(given)
         wanted = net.white.into(target.float() if linear is None else target.float() - linear)
+        spread = net.spread(given)
+        wanted = wanted if spread is None else wanted / spread
         nothing = torch.zeros(len(target), device=wanted.device)
         mean, features = net.regression(given)
         regression = nothing if mean is None else self._squared(mean.float() - wanted, 1.0)

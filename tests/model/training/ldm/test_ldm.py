@@ -29,7 +29,7 @@ MTF = (0.3, 0.3)
 
 def recipe(**changes: object) -> SRRecipe:
     unet = UNetConfig(2, 2, (8,), (1,), condition=2)
-    network = SRConfig(unet, channels=2, scale=2, space="pixel", trunk=8, trunk_blocks=1, features=2)
+    network = SRConfig(unet, channels=2, scale=2, space="pixel", trunk=8, trunk_blocks=1, features=2, amplitude=False)
     stage = SRStage("all", batch=8, steps=40, optimiser="adamw", lr=3e-3, warmup=5)
     values = {"network": network, "stages": (stage,), "precision": "fp32", "ema": 0.9, "ridge": 1e-6,
               "whiten": "channels", "evaluate_minutes": 60.0}  # fmt: skip
@@ -64,6 +64,26 @@ def test_the_start_is_the_regression_that_made_the_data() -> None:
     assert torch.allclose(white.mean((0, 2, 3)), torch.zeros(2), atol=1e-3)
     assert torch.allclose(white.var((0, 2, 3)), torch.ones(2), rtol=1e-2)
     assert torch.allclose(net.normalised(data.condition).std((0, 2, 3)), torch.ones(2), rtol=1e-2)
+
+
+def test_the_amplitude_follows_the_contrast() -> None:
+    """Ground of a tenth of the contrast leaves a tenth of the residual; measured by it both are alike."""
+    loud = pairs(32, 0)
+    quiet = PairBatch(0.1 * loud.condition, 0.1 * loud.target)
+    made = recipe(network=replace(recipe().network, amplitude=True))
+    net = SuperResolver(made.network)
+    held = rows(("loud", 16, loud), ("quiet", 17, quiet))
+    solve(net, held, made, None, ())
+    assert net.amplitude is not None
+    found = {}
+    for name, batch in (("loud", loud), ("quiet", quiet)):
+        given = net.normalised(batch.condition)
+        linear, spread = net.linear(given), net.spread(given)
+        assert linear is not None and spread is not None
+        found[name] = float((net.white.into(batch.target - linear) / spread).square().mean())
+    assert found["loud"] == pytest.approx(1, abs=0.4) and found["quiet"] == pytest.approx(1, abs=0.4)
+    relative = [net.amplitude.relative(net.normalised(b.condition))[:, 2:] for b in (loud, quiet)]
+    assert torch.allclose(*relative, atol=0.2)
 
 
 def test_statistics_of_the_target_as_published() -> None:
