@@ -50,7 +50,7 @@ class Options:
     method: Annotated[Literal["dpmpp", "heun", "ddim"], Arg(help="sampler")] = "dpmpp"
     seed: Annotated[int, Arg(help="of the draws")] = 0
     ridge: Annotated[Path | None, Arg(help="a ridge that --save-ridge wrote (default: fitted on the store's training "
-                                           "split; a folder has none)")] = None  # fmt: skip
+                                           "split; for a folder the shipped one)")] = None  # fmt: skip
     save_ridge: Annotated[Path | None, Arg(help="file to write the ridge to that was fitted")] = None
     encoder: Annotated[str | None, Arg(help="weights of the autoencoder, for --weights none on a folder")] = None
     limit: Annotated[int | None, Arg(help="the first so many pairs of each place")] = None
@@ -298,14 +298,17 @@ def _fits(found: Found, net: SuperResolver | None, other: SuperResolver | None) 
 
 
 def _ridge(options: Options, found: Found) -> Ridge | None:
-    from model.evaluation.super_resolution.ridge import fit_ridge, load_ridge, save_ridge
+    from model.evaluation.super_resolution.ridge import fit_ridge, load_ridge, save_ridge, shipped_ridge
 
     if options.ridge is not None:
         return load_ridge(options.ridge)
     first = next(found.training, None)
     if first is None:
-        print("no ridge: there are no training pairs with pixels here; give one with --ridge", file=sys.stderr)
-        return None
+        # An aerial picture is no linear function of what Wald's pairs are.
+        shipped = None if found.counts else shipped_ridge(found.cases[0].factor, found.cases[0].pair.bands)
+        if shipped is None:
+            print("no ridge: there are no training pairs with pixels here; give one with --ridge", file=sys.stderr)
+        return shipped
 
     def every() -> Iterator[PixelPair]:
         yield first

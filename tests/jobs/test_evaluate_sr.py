@@ -91,7 +91,7 @@ def test_a_store_side_by_side(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_reflectances_in_sen2naips_layout(world: Path, tmp_path: Path) -> None:
-    """Two areas of different sizes, uint16: no resampling, reflectance, the ridge from its file or none."""
+    """Two areas of different sizes, uint16: no resampling, reflectance, the shipped ridge."""
     for k, side in enumerate((64, 96)):
         high = reflectance((side, side), k)
         low = degrade(torch.from_numpy(high)[None], mtf_of(BANDS), 4)[0].numpy()
@@ -103,7 +103,7 @@ def test_a_folder_of_reflectances_in_sen2naips_layout(world: Path, tmp_path: Pat
                  "--json", str(tmp_path / "sr.json"), "--save", str(tmp_path / "saved"), *QUICK]  # fmt: skip
     assert command(arguments) == 0
     report = json.loads((tmp_path / "sr.json").read_text())
-    assert report["pairs"] == 2 and "ridge" not in report["methods"]
+    assert report["pairs"] == 2 and "29RKH S2L2A 100 m" in report["ridge"]["places"]  # the shipped one
     assert [entry["sides"] for entry in report["places"].values()] == [[64], [96]]
     assert report["truth_consistency"] < 1e-4
     with rasterio.open(tmp_path / "saved" / "truth" / "AOI_a1.tif") as truth:
@@ -115,7 +115,7 @@ def test_a_folder_of_rasters(world: Path, tmp_path: Path) -> None:
     arguments = ["--task", "sr", "--pairs", str(tmp_path / "pairs"), "--weights", "none", "--side", "96", "--json",
                  str(tmp_path / "sr.json"), *QUICK]  # fmt: skip
     assert command(arguments) == 0
-    assert set(json.loads((tmp_path / "sr.json").read_text())["methods"]) == {"bicubic"}
+    assert set(json.loads((tmp_path / "sr.json").read_text())["methods"]) == {"bicubic", "ridge", "ridge_consistent"}
 
 
 @pytest.mark.parametrize(("changes", "said"), [

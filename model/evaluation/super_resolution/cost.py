@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import re
 import threading
 import time
@@ -74,7 +73,6 @@ class Peak:
 def peak(run: Callable[[], object], device: torch.device) -> Peak:
     """Of one run. On a GPU what torch allocates at most, weights left out; on a CPU the growth of resident memory by
     the kernel's own high-water mark, after what is free was handed back. Where neither is known, by looking often."""
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

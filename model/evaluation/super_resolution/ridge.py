@@ -29,6 +29,9 @@ PARAMETERS = tuple(10.0**power for power in range(-8, 1))
 BALANCES = (0.0, 0.5, 1.0)
 FOLDS = 8
 _FORMAT = "eocube-ridge-1"
+SHIPPED = Path(__file__).with_name("wald4_rgbn.safetensors")
+"""Of four times finer B04, B03, B02, B08, fitted on the training places of `nano`'s listing by Wald's protocol: for
+pairs that have no training split of their own. `jobs/evaluate.py --task sr --pairs STORE --save-ridge` made it."""
 Doubles = NDArray[np.float64]
 
 
@@ -251,6 +254,12 @@ def save_ridge(ridge: Ridge, path: Path) -> None:
     }
     tensors = {"weight": torch.from_numpy(ridge.weight).float(), "bias": torch.from_numpy(ridge.bias).float()}
     save_file(tensors, path, header)
+
+
+def shipped_ridge(factor: int, bands: Sequence[str]) -> Ridge | None:
+    """The ridge that comes with the package, None for another factor or other bands."""
+    ridge = load_ridge(SHIPPED)
+    return ridge if (ridge.factor, ridge.bands) == (factor, tuple(bands)) else None
 
 
 def load_ridge(path: Path) -> Ridge:
