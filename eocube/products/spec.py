@@ -45,7 +45,7 @@ def sensor_document(sensor: Sensor) -> dict[str, Any]:
     }
 
 
-def pixels_meaning(sensor: Sensor, resolution: int) -> dict[str, Any]:
+def pixels_meaning(sensor: Sensor, resolution: float) -> dict[str, Any]:
     """What the pixels that a codec is given mean: part of the `meaning` of every product that is made of scenes."""
     return {
         "sensor": sensor_document(sensor), "radiometry": RADIOMETRY, "resampling": RESAMPLING, "resolution": resolution,
