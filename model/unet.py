@@ -1,55 +1,177 @@
-"""Defines the ADM-style U-Net of TerraMind's diffusion decoder and its DDIM sampler, with the published keys.
+"""Defines the U-Nets of diffusion, with published keys: super-resolution's, and TerraMind's decoder with its DDIM.
 
-Source: TerraMind tokenizer specification, section 4 (terratorch's `unet_patched`, DDIM with zero terminal SNR).
+Sources: EO-VAE specification, section 13 (azula's `UNet`); TerraMind tokenizer specification, section 4 (terratorch's
+`unet_patched`, DDIM with zero terminal SNR).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_GROUPS, _MAX_PERIOD = 32, 10_000
+from model.unet_blocks import GROUPS, AdaZeroBlock, Attention, Embedded, Steps, geometric, sinusoid
+
+_MAX_PERIOD = 10_000
+# Of log(sigma / alpha), whose range is about -7 to 7: from half a turn over all of it to one in 0.8.
+_EMBEDDED, _FREQUENCIES = 128, (0.2, 8.0)
 TRAIN_STEPS, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
 
 
-class _Block(nn.Module):
+@dataclass(frozen=True, slots=True)
+class UNetConfig:
+    """Sizes of a `TimeUNet`; ValueError in one line for what cannot be built.
+
+    Args:
+        channels_in: channels of the noisy input.
+        channels_out: channels of the answer.
+        widths: channels at each depth, finest first.
+        blocks: blocks at each depth, as many going down as going up.
+        condition: channels of the condition, concatenated with the input; 0 for none.
+        time: whether the noise level modulates the blocks; else learned constants do.
+        as_published: built and started as the published one (azula's), which ignores time.
+        attention: attention over all pixels at the coarsest depth (its width a multiple of 32).
+        condition_scale: how many times smaller than the input a condition comes. Above 1 two convolutions at its own
+            size and a pixel shuffle lift it, so a low-resolution cube's latents go in as they are.
+    """
+
+    channels_in: int
+    channels_out: int
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    condition: int = 0
+    time: bool = True
+    as_published: bool = False
+    attention: bool = False
+    condition_scale: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.blocks):
+            raise ValueError(
+                f"widths {self.widths} and blocks {self.blocks} of a U-Net: one of each a depth, at least one"
+            )
+        if min(self.channels_in, self.channels_out, self.condition_scale, *self.widths) < 1 or min(self.blocks) < 0:
+            raise ValueError("channels, widths and condition_scale of a U-Net are 1 or more, its blocks 0 or more")
+        if self.as_published and (self.time or self.attention or self.condition_scale != 1):
+            raise ValueError("the published U-Net has no time, attention or lift: leave them out, or as_published")
+        if self.attention and self.widths[-1] % GROUPS:
+            raise ValueError(f"attention at width {self.widths[-1]}: its norm takes a multiple of {GROUPS}")
+
+    @classmethod
+    def published_latent(cls) -> UNetConfig:
+        """EO-VAE's latent super-resolution: 10,999,776 parameters (its specification, section 13)."""
+        return cls(32, 32, (256, 128, 64), (3, 3, 3), condition=32, time=False, as_published=True)
+
+    @classmethod
+    def published_pixel(cls) -> UNetConfig:
+        """Its baseline on RGBN pixels: 10,806,212 parameters."""
+        return cls(4, 4, (256, 128, 64), (3, 3, 3), condition=4, time=False, as_published=True)
+
+
+class TimeUNet(nn.Module):
+    """(B, C, H, W), a noise level (B,) and a condition (B, K, H, W) -> (B, C_out, H, W).
+
+    Convolutions only: blocks and a stride-2 convolution going down, blocks, a doubling by nearest neighbour and a
+    convolution over what came from above and the skip going up. H and W are free; odd ones are cut after doubling. As
+    published the keys are azula's. The noise level is log(sigma / alpha), -7 to 7. The answer of a fresh one that is
+    not `as_published` is 0. Runs in channels_last.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, embedded = config.widths, _EMBEDDED if config.time else 0
+        self.time_embed: nn.Sequential | None = None
+        if config.time:
+            self.register_buffer("frequencies", geometric(*_FREQUENCIES, _EMBEDDED // 2), persistent=False)
+            self.time_embed = nn.Sequential(
+                nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU(), nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU()
+            )
+        self.lift: nn.Sequential | None = None
+        if config.condition and config.condition_scale > 1:
+            self.lift = nn.Sequential(
+                nn.Conv2d(config.condition, 2 * config.condition, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(2 * config.condition, config.condition * config.condition_scale**2, 3, padding=1),
+                nn.PixelShuffle(config.condition_scale),
+            )
+        self.descent, self.ascent = nn.ModuleList(), nn.ModuleList()
+        for depth, (width, count) in enumerate(zip(widths, config.blocks, strict=True)):
+            down, up = (
+                [AdaZeroBlock(width, embedded, unbiased=config.as_published) for _ in range(count)] for _ in range(2)
+            )
+            enters = config.channels_in + config.condition if depth == 0 else widths[depth - 1]
+            first = nn.Conv2d(enters, width, 3, stride=2 if depth else 1, padding=1)
+            last = nn.Upsample(scale_factor=2) if depth else nn.Conv2d(width, config.channels_out, 3, padding=1)
+            coarsest = depth + 1 == len(widths)
+            joins = [] if coarsest else [nn.Conv2d(width + widths[depth + 1], width, 3, padding=1)]
+            attends = [Attention(width)] if coarsest and config.attention else []
+            self.descent.append(Steps(first, *down, *attends))
+            self.ascent.insert(0, Steps(*joins, *up, last))
+            if not depth and not config.as_published:
+                # So that a fresh denoiser answers c_skip x, the best linear guess for unit noise-like data.
+                for parameter in last.parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, noise_level: Tensor, condition: Tensor | None = None) -> Tensor:
+        h, embedding = self._joined(x, condition), self._embedding(noise_level)
+        h = h.contiguous(memory_format=torch.channels_last)
+        kept: list[Tensor] = []
+        for depth, down in enumerate(self.descent):
+            if depth:
+                kept.append(h)
+            h = down(h, embedding)
+        for up in self.ascent:
+            h = up(h, embedding)
+            if kept:
+                skip = kept.pop()
+                h = torch.cat([skip, h[..., : skip.shape[-2], : skip.shape[-1]]], dim=1)
+        return h
+
+    def _joined(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        if (condition is None) != (self.config.condition == 0):
+            given = "none" if condition is None else f"{condition.shape[1]} channels"
+            raise ValueError(f"a condition of {given} for a U-Net built for {self.config.condition}")
+        if condition is None:
+            return x
+        if self.lift is not None:
+            condition = self.lift(condition)
+        if condition.shape[-2:] != x.shape[-2:]:
+            raise ValueError(
+                f"a condition of {tuple(condition.shape[-2:])} beside an input of {tuple(x.shape[-2:])}: "
+                f"it must be 1/{self.config.condition_scale} of the input"
+            )
+        return torch.cat([x, condition.to(x.dtype)], dim=1)
+
+    def _embedding(self, noise_level: Tensor) -> Tensor | None:
+        if self.time_embed is None:
+            return None
+        angles = noise_level[:, None].float() * cast(Tensor, self.frequencies)
+        return cast(Tensor, self.time_embed(sinusoid(angles).to(next(self.time_embed.parameters()).dtype)))
+
+
+class _Block(Embedded):
     """Two convolutions with the time embedding added between them."""
 
     def __init__(self, width_in: int, width_out: int, embedded: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(_GROUPS, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+            nn.GroupNorm(GROUPS, width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedded, width_out))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(_GROUPS, width_out), nn.SiLU(), nn.Identity(), nn.Conv2d(width_out, width_out, 3, padding=1)
+            nn.GroupNorm(GROUPS, width_out), nn.SiLU(), nn.Identity(), nn.Conv2d(width_out, width_out, 3, padding=1)
         )
         self.skip_connection = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
         return cast(Tensor, self.skip_connection(x) + self.out_layers(h))
-
-
-class _Attention(nn.Module):
-    """Single-head attention over pixels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, width)
-        self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.proj_out = nn.Conv1d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        q, k, v = self.qkv(self.norm(flat)).transpose(1, 2).chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return cast(Tensor, flat + self.proj_out(h)).view_as(x)
 
 
 class _Down(nn.Module):
@@ -70,15 +192,6 @@ class _Up(nn.Module):
         return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
 
 
-class _Steps(nn.Sequential):
-    """Layers in turn; residual blocks get the time embedding too."""
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]  # one more input than Sequential's
-        for layer in self:
-            x = layer(x, time) if isinstance(layer, _Block) else layer(x)
-        return x
-
-
 class PatchedUNet(nn.Module):
     """(B, C, H, W) noisy pixels, a step and codes (B, K, h, w) -> predicted clean pixels of the same shape.
 
@@ -95,7 +208,7 @@ class PatchedUNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(base, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         width = base * mult[0]
         first = nn.Conv2d(channels * patch**2 + code, width, 3, padding=1)
-        self.input_blocks = nn.ModuleList([_Steps(first)])
+        self.input_blocks = nn.ModuleList([Steps(first)])
         widths = [width]
         for level, factor in enumerate(mult):
             for _ in range(blocks):
@@ -103,9 +216,9 @@ class PatchedUNet(nn.Module):
                 width = base * factor
                 widths.append(width)
             if level < len(mult) - 1:
-                self.input_blocks.append(_Steps(_Down(width)))
+                self.input_blocks.append(Steps(_Down(width)))
                 widths.append(width)
-        self.middle_block = _Steps(_Block(width, width, embedded), _Attention(width), _Block(width, width, embedded))
+        self.middle_block = Steps(_Block(width, width, embedded), Attention(width), _Block(width, width, embedded))
         self.output_blocks = nn.ModuleList()
         for level, factor in reversed(list(enumerate(mult))):
             for i in range(blocks + 1):
@@ -115,7 +228,7 @@ class PatchedUNet(nn.Module):
                     steps.append(_Up(width))
                 self.output_blocks.append(steps)
         last = nn.Conv2d(base * mult[0], channels * patch**2, 3, padding=1)
-        self.out = nn.Sequential(nn.GroupNorm(_GROUPS, width), nn.SiLU(), last)
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
 
     def forward(self, x: Tensor, step: int, codes: Tensor) -> Tensor:
         h = F.pixel_unshuffle(x, self.patch)
@@ -131,10 +244,10 @@ class PatchedUNet(nn.Module):
         return F.pixel_shuffle(cast(Tensor, self.out(h)), self.patch)
 
 
-def _level(width_in: int, width_out: int, embedded: int, attends: bool) -> _Steps:
-    steps = _Steps(_Block(width_in, width_out, embedded))
+def _level(width_in: int, width_out: int, embedded: int, attends: bool) -> Steps:
+    steps = Steps(_Block(width_in, width_out, embedded))
     if attends:
-        steps.append(_Attention(width_out))
+        steps.append(Attention(width_out))
     return steps
 
 
@@ -142,7 +255,7 @@ def _sinusoid(step: int, width: int) -> Tensor:
     """(1, width): cosines, then sines, of a step at geometric frequencies."""
     half = width // 2
     angle = step * torch.exp(-math.log(_MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
-    return torch.cat([angle.cos(), angle.sin()])[None]
+    return sinusoid(angle)[None]
 
 
 def signal_shares() -> Tensor:

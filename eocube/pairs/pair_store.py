@@ -1,0 +1,456 @@
+"""Keeps pairs in Zarr: whole shards, a receipt each, statistics of the training split; resumes to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.buffer.cpu import Buffer as CpuBuffer
+from zarr.storage import MemoryStore
+
+from eocube.errors import InputError, StoreError
+from eocube.net.objects import Objects, storing
+from eocube.pairs.encoding import Form, Made, Maker, Which
+from eocube.pairs.pixel_pairs import Row
+from eocube.products.identity import DIGEST, digest, signed
+from eocube.store.moments import Moments
+from eocube.store.receipts import STATES, State, checked, with_check
+from eocube.store.shard_codec import ShardCodec, compressors
+
+Values = NDArray[Any]
+FORMAT = "eocube-pairs-1"
+ROOT = "zarr.json"
+PLAN = "commits/plan.json"
+UNIT = 32
+"""Pairs a unit of work, and so a shard: some 2 MB of values at 256 px."""
+STATISTICS = "statistics"
+_MOMENTS: tuple[str, ...] = ("lr", "hr", "lr_up")
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """What a store is to hold: rows in their order, arrays, and the document that says what they mean."""
+
+    rows: tuple[Row, ...]
+    forms: Mapping[str, Form]
+    document: Mapping[str, Any]
+    image_splits: tuple[str, ...] = ()
+    per_unit: int = UNIT
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Row], maker: Maker, *, image_splits: Sequence[str] = (), skipped: Mapping[str, int] | None = None,
+        per_unit: int = UNIT,
+    ) -> Self:  # fmt: skip
+        """The plan of rows that a maker is to make. InputError where there is none of training, or none at all."""
+        if not rows:
+            raise InputError(f"there is no pair to encode{_why(skipped)}: take smaller sides, or other images")
+        side = max(row.note.side for row in rows)
+        spaces: dict[str, dict[str, Any]] = {"lr": {}, "hr": {}}
+        for note in {(r.note.resolution, r.note.side): r.note for r in rows}.values():
+            for which, (space_id, meaning) in maker.spaces(note).items():
+                spaces[which][space_id] = dict(meaning)
+        metres = sorted({row.note.resolution for row in rows})
+        document = {
+            "format": FORMAT,
+            **maker.document,
+            "side": side,
+            "resolutions": {"lr": [r * maker.scale for r in metres], "hr": metres},
+            "spaces": spaces,
+            "splits": dict(Counter(str(row.note.split) for row in rows)),
+            "skipped": dict(skipped or {}),
+            "images": list(image_splits),
+            "numerics": dict(maker.numerics),
+            "notes": digest([row.note.to_json() for row in rows]),
+        }
+        return cls(tuple(rows), maker.forms(side, bool(image_splits)), document, tuple(image_splits), per_unit)
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return -(-len(self.rows) // self.per_unit)
+
+    def of_unit(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit * self.per_unit, min(len(self.rows), (unit + 1) * self.per_unit))
+
+    def codec(self, name: str) -> ShardCodec:
+        """How an array's shards are packed."""
+        form = self.forms[name]
+        return ShardCodec((self.per_unit, *form.shape), (1, *form.shape), form.dtype, form.fill, keep_empty=False)
+
+    def to_json(self) -> str:
+        """What is written before anything else; the same plan always gives the same text."""
+        forms = {n: [list(f.shape), f.dtype, None if f.fill != f.fill else f.fill] for n, f in self.forms.items()}
+        return json.dumps(
+            {"document": self.document, "forms": forms, "per_unit": self.per_unit,
+             "rows": [[row.source, row.note.to_json()] for row in self.rows]},
+            sort_keys=True, allow_nan=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PairReceipt:
+    """What a finished unit did: SHA-256 of each object it wrote, how each row ended, moments of its training rows.
+
+    It holds nothing that differs from run to run, so that a store that was resumed has the bytes of one that was not.
+    """
+
+    unit: int
+    objects: Mapping[str, str]
+    states: tuple[int, ...]
+    moments: Mapping[str, Moments]
+
+    def to_json(self) -> str:
+        """One line with a checksum."""
+        moments = {name: m.to_dict() for name, m in sorted(self.moments.items())}
+        return with_check(
+            {"unit": self.unit, "objects": dict(sorted(self.objects.items())), "states": list(self.states),
+             "moments": moments}
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, line: bytes) -> PairReceipt:
+        """Inverse of `to_json`; ValueError for what is not whole."""
+        found = checked(line)
+        moments = {name: Moments.from_dict(m) for name, m in found["moments"].items()}
+        return cls(int(found["unit"]), dict(found["objects"]), tuple(map(int, found["states"])), moments)
+
+
+def _receipt_key(unit: int) -> str:
+    return f"commits/{unit:08d}.json"
+
+
+class PairWriter:
+    """A store in the making: its plan is there, its root not yet. One driver at a time (hand in a fenced target).
+
+    Raises:
+        InputError: something else is there: a store of another space, of other pairs, or no pair store. Nothing there
+            was touched.
+    """
+
+    def __init__(self, target: Objects, plan: PairPlan) -> None:
+        self.target, self.plan = target, plan
+        if not self.refuse(target, plan):
+            target.put(PLAN, plan.to_json().encode())
+        self.done = {unit: receipt for unit in range(plan.units) if (receipt := self._receipt(unit)) is not None}
+
+    @staticmethod
+    def refuse(target: Objects, plan: PairPlan) -> bool:
+        """InputError where the target holds something else than the plan's store; whether it holds that. Only reads."""
+        found = target.get(PLAN)
+        if found is None:
+            others = [name for name in target.names() if name != "commits"]
+            if others:
+                raise InputError(f"{target} holds {others[0]} and is no pair store: write to another target")
+            return False
+        if found != plan.to_json().encode():
+            raise InputError(
+                f"{target} is a pair store of {_difference(json.loads(found), plan)}; write to another target"
+            )
+        return True
+
+    @property
+    def pending(self) -> list[int]:
+        """Units that are still to do."""
+        return [unit for unit in range(self.plan.units) if unit not in self.done]
+
+    def write(self, unit: int, made: Sequence[Made | None]) -> PairReceipt:
+        """Write a unit's objects and then its receipt. StoreError where the target refuses."""
+        rows = self.plan.of_unit(unit)
+        objects: dict[str, str] = {}
+        for name, form in self.plan.forms.items():
+            block = np.full((len(rows), *form.shape), form.fill, form.dtype)
+            for k, one in enumerate(made):
+                value = None if one is None else getattr(one, name)
+                if value is not None:
+                    with np.errstate(over="ignore"):
+                        block[k][tuple(slice(0, n) for n in value.shape)] = value
+            key = f"{name}/c/{unit}" + "/0" * len(form.shape)
+            data = self.plan.codec(name).encode(block)
+            if data is None:
+                self.target.delete(key)
+                continue
+            self.target.put(key, data, fresh=True)
+            objects[key] = hashlib.sha256(data).hexdigest()
+        states = tuple(int(State.NODATA if one is None else State.OK) for one in made)
+        receipt = PairReceipt(unit, objects, states, self._moments(rows, made))
+        self.target.put(_receipt_key(unit), receipt.to_json().encode(), fresh=True)
+        self.done[unit] = receipt
+        return receipt
+
+    def _moments(self, rows: range, made: Sequence[Made | None]) -> dict[str, Moments]:
+        """Of what is stored of the training rows, in the order of the rows."""
+        found = {}
+        for name in _MOMENTS:
+            if name not in self.plan.forms:
+                continue
+            dtype = self.plan.forms[name].dtype
+            parts = (
+                Moments.of(getattr(one, name).astype(dtype))
+                for row, one in zip(rows, made, strict=True)
+                if one is not None and self.plan.rows[row].note.split == "train"
+            )
+            found[name] = Moments.merged(parts)
+        return found
+
+    def finalise(self, maker: Maker) -> PairStore:
+        """Write tables and metadata, the root last: only then there is a store to open."""
+        if self.pending:
+            raise StoreError(
+                f"{self.target}: {len(self.pending)} of {self.plan.units} units are not done: run it again"
+            )
+        receipts = [self.done[unit] for unit in range(self.plan.units)]
+        statistics = {}
+        for name in _MOMENTS:
+            total = Moments.merged(r.moments[name] for r in receipts if name in r.moments)
+            if total.count:
+                statistics[name] = {"count": total.count, "mean": list(total.mean), "std": list(total.std)}
+        states = [s for receipt in receipts for s in receipt.states]
+        document = signed(
+            {**self.plan.document, STATISTICS: statistics, "rows": dict(Counter(STATES[s] for s in states))}
+        )
+        objects = _metadata(self.plan, document, states, maker)
+        root = objects.pop(ROOT)
+        for key, data in sorted(objects.items()):
+            self.target.put(key, data)
+        self.target.put(ROOT, root)
+        return PairStore(self.target, json.loads(root))
+
+    def _receipt(self, unit: int) -> PairReceipt | None:
+        """A unit's receipt where there is one, whole, of objects that are there."""
+        line = self.target.get(_receipt_key(unit))
+        if line is None:
+            return None
+        try:
+            return PairReceipt.from_json(line)
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+class PairStore:
+    """A finished pair store, read only. StoreError where there is none, an unfinished or an edited one."""
+
+    def __init__(self, target: Objects, root: Mapping[str, Any]) -> None:
+        self.target = target
+        self.document: dict[str, Any] = dict(root["attributes"]["eocube"])
+        members = root["consolidated_metadata"]["metadata"]
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(m["shape"]) for name, m in members.items()}
+        self._members = members
+        self._codecs: dict[str, ShardCodec] = {}
+        for name in ("lr", "hr", "lr_up", "lr_image", "hr_image"):
+            if name in members:
+                self._codecs[name] = _codec_of(members[name])
+
+    @classmethod
+    def open(cls, url: str | PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> PairStore:
+        """Open a store in one request."""
+        target = Objects(url, storage_options)
+        data = target.get(ROOT)
+        if data is None:
+            begun = target.get(PLAN) is not None
+            raise StoreError(
+                f"{target} is not finished: run the command that began it again"
+                if begun
+                else f"no pair store at {target}"
+            )
+        try:
+            root = json.loads(data)
+            document = root["attributes"]["eocube"]
+            if document["format"] != FORMAT:
+                raise KeyError("format")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{target} is no pair store of this version ({error!r})") from None
+        if signed({key: value for key, value in document.items() if key != DIGEST}) != document:
+            raise StoreError(f"{target}: its `eocube` attribute is not what was written: restore its zarr.json")
+        return cls(target, root)
+
+    def __len__(self) -> int:
+        return self.shapes["lr"][0]
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of values and pixels."""
+        return tuple(self._codecs)
+
+    @property
+    def per_unit(self) -> int:
+        """Rows of a shard."""
+        return self._codecs["lr"].shape[0]
+
+    @property
+    def scale(self) -> int:
+        """High-resolution pixels along a low-resolution one."""
+        return int(self.document["scale"])
+
+    @property
+    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
+        """{"lr" | "hr" | "lr_up": {"count", "mean", "std"}} of the training rows."""
+        found: Mapping[str, Mapping[str, Any]] = self.document[STATISTICS]
+        return found
+
+    @cached_property
+    def tables(self) -> dict[str, Values]:
+        """What is known of each row: id, place, level, split, lr_space, hr_space, resolution, side, flip, epsg, bounds,
+        transform, status."""
+        return {name: self._table(name) for name in self.shapes if name not in self._codecs}
+
+    def shard(self, name: str, unit: int) -> Values:
+        """The rows of a unit as stored, (rows, ...), in one request; fill where nothing was written."""
+        codec = self._codecs[name]
+        key = f"{name}/c/{unit}" + "/0" * (len(codec.shape) - 1)
+        data = self.target.get(key)
+        count = min(len(self), (unit + 1) * self.per_unit) - unit * self.per_unit
+        if data is None:
+            return np.full((count, *codec.shape[1:]), codec.fill, codec.dtype)
+        with storing("decode", self.target.at(key)):
+            return codec.decode(data)[:count]
+
+    def physical(self, name: str, stored: Values) -> Values:
+        """Pixels as stored -> float32 in the sensor's unit, NaN where there is none."""
+        attributes = self._members[name]["attributes"]
+        fill = self._codecs[name].fill
+        values = stored.astype(np.float32) * np.float32(attributes["scale_factor"]) + np.float32(
+            attributes["add_offset"]
+        )
+        return np.where(stored == fill, np.float32(np.nan), values) if fill == fill else values
+
+    def verify(self) -> list[str]:
+        """Keys of objects that are missing or not as their receipts have them."""
+        bad = []
+        for unit in range(-(-len(self) // self.per_unit)):
+            line = self.target.get(_receipt_key(unit))
+            if line is None:
+                bad.append(_receipt_key(unit))
+                continue
+            for key, sha in PairReceipt.from_json(line).objects.items():
+                data = self.target.get(key)
+                if data is None or hashlib.sha256(data).hexdigest() != sha:
+                    bad.append(key)
+        return bad
+
+    def _table(self, name: str) -> Values:
+        keys = [f"{name}/{ROOT}", *(k for k in self.target.keys(name) if k.startswith(f"{name}/c"))]
+        objects: dict[str, Buffer] = {
+            key: CpuBuffer.from_bytes(data) for key, data in zip(keys, self.target.get_many(keys), strict=True)
+        }
+        with storing("read", self.target.at(name)):
+            return np.asarray(zarr.open_array(MemoryStore(objects, read_only=True), path=name, mode="r")[...])
+
+
+def _codec_of(member: Mapping[str, Any]) -> ShardCodec:
+    shards = tuple(member["chunk_grid"]["configuration"]["chunk_shape"])
+    chunks = tuple(member["codecs"][0]["configuration"]["chunk_shape"])
+    fill = member["fill_value"]
+    return ShardCodec(shards, chunks, member["data_type"], math.nan if fill == "NaN" else fill, keep_empty=False)
+
+
+def _metadata(plan: PairPlan, document: Mapping[str, Any], states: Sequence[int], maker: Maker) -> dict[str, bytes]:
+    """Every object of the store but shards and receipts."""
+    objects: dict[str, Buffer] = {}
+    store = MemoryStore(objects)
+    group = zarr.create_group(store, attributes={"eocube": dict(document)})
+    count = len(plan.rows)
+    attributes = _attributes(maker)
+    for name, form in plan.forms.items():
+        zarr.create_array(
+            store, name=name, shape=(count, *form.shape), chunks=(1, *form.shape), shards=(plan.per_unit, *form.shape),
+            dtype=form.dtype, fill_value=form.fill, compressors=compressors(), attributes=attributes.get(name, {}),
+            dimension_names=("pair", *(("band", f"{name}_y", f"{name}_x") if name.endswith("image") else
+                                       ("channel", f"{name}_y", f"{name}_x"))),
+        )  # fmt: skip
+    for name, (values, attrs) in _tables(plan, states, maker).items():
+        text = values.dtype.kind == "T"
+        array = zarr.create_array(
+            store, name=name, shape=values.shape, chunks=(max(1, count), *values.shape[1:]),
+            dtype="str" if text else values.dtype, fill_value="" if text else 0, compressors=compressors(),
+            dimension_names=("pair", *(("side_or_term",) if values.ndim > 1 else ())), attributes=attrs,
+            config={"write_empty_chunks": True},
+        )  # fmt: skip
+        array[...] = values
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(group.store)
+    return {key: objects[key].to_bytes() for key in objects}
+
+
+def _attributes(maker: Maker) -> dict[str, dict[str, Any]]:
+    said = {
+        "lr": "values of the low resolution (posterior mean, not whitened)",
+        "hr": "values of the high resolution (posterior mean, not whitened)",
+        "lr_up": "values of the low resolution upsampled by bicubic before encoding, as published",
+    }
+    found: dict[str, dict[str, Any]] = {name: {"long_name": text, "units": "1"} for name, text in said.items()}
+    for name, attributes in maker.images().items():
+        found[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
+    return found
+
+
+def _tables(plan: PairPlan, states: Sequence[int], maker: Maker) -> dict[str, tuple[Values, dict[str, Any]]]:
+    notes = [row.note for row in plan.rows]
+    text = np.dtypes.StringDType()
+    spaces = {key: maker.spaces(note) for key, note in {(n.resolution, n.side): n for n in notes}.items()}
+
+    def space(which: Which) -> Values:
+        return np.array([spaces[n.resolution, n.side][which][0] for n in notes], text)
+
+    return {
+        "id": (np.array([n.id for n in notes], text), {"long_name": "a pair's own name"}),
+        "place": (np.array([n.place for n in notes], text), {"long_name": "pairs of one ground have one"}),
+        "level": (np.array([n.level for n in notes], text), {"long_name": "kind of the image"}),
+        "split": (np.array([str(n.split) for n in notes], text), {"long_name": "train, val or test"}),
+        "lr_space": (space("lr"), {"long_name": "space id of lr"}),
+        "hr_space": (space("hr"), {"long_name": "space id of hr"}),
+        "resolution": (np.array([n.resolution for n in notes], np.float64),
+                       {"long_name": "of the high resolution", "units": "m"}),
+        "side": (np.array([n.side for n in notes], np.int32),
+                 {"long_name": "pixels a side of the high resolution; smaller pairs lie in the upper left corner"}),
+        "flip": (np.array([n.flip for n in notes], np.uint8),
+                 {"long_name": "symmetry of the square: right angles turned, from 4 on mirrored too; 0 as it lies"}),
+        "epsg": (np.array([n.epsg or 0 for n in notes], np.int32), {"long_name": "CRS of bounds, 0 where not known"}),
+        "bounds": (np.array([n.bounds for n in notes], np.float64), {"long_name": "left, bottom, right, top"}),
+        "transform": (np.array([n.transform for n in notes], np.float64),
+                      {"long_name": "a, b, c, d, e, f of the high resolution before it was flipped"}),
+        "status": (np.array(states, np.uint8),
+                   {"long_name": "how each pair ended", "flag_values": [int(s) for s in State],
+                    "flag_meanings": " ".join(STATES)}),
+    }  # fmt: skip
+
+
+def _difference(found: Mapping[str, Any], plan: PairPlan) -> str:
+    """In what a store that is there differs from a plan, in words."""
+    was, now = found["document"], plan.document
+    if was.get("encoder") != now["encoder"]:
+        one, other = was.get("encoder") or {}, now["encoder"] or {}
+        return (
+            f"another space: weights {one.get('name')} {str(one.get('sha256'))[:8]} {one.get('precision')} of "
+            f"{one.get('sensor')}, not {other.get('name')} {str(other.get('sha256'))[:8]} {other.get('precision')} of "
+            f"{other.get('sensor')}"
+        )
+    if was.get("spaces") != now["spaces"]:
+        return f"another space: {_ids(was)}, not {_ids(now)}"
+    for key in ("source", "scale", "side", "splits", "upsampled", "images", "numerics"):
+        if was.get(key) != now.get(key):
+            return f"another {key}: {str(was.get(key))[:80]}, not {str(now.get(key))[:80]}"
+    return "other pairs"
+
+
+def _ids(document: Mapping[str, Any]) -> str:
+    spaces = document.get("spaces", {})
+    return ", ".join(sorted({*spaces.get("lr", {}), *spaces.get("hr", {})})[:4])
+
+
+def _why(skipped: Mapping[str, int] | None) -> str:
+    return " (" + ", ".join(f"{n} {why}" for why, n in (skipped or {}).items()) + ")" if skipped else ""
