@@ -28,7 +28,7 @@ from model.weights_meta import SensorMeta, WeightsError, WeightsMeta, content_ha
 
 __all__ = [
     "SensorMeta", "WeightsError", "WeightsMeta", "content_hash", "flux_ends", "load_weights", "published_meta",
-    "save_weights", "shipped_names",
+    "read_tensors", "save_weights", "shipped_names",
 ]  # fmt: skip
 
 _HF = re.compile(r"^hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<rev>[^/]+))?(/(?P<file>.+))?$")
@@ -100,6 +100,16 @@ def save_weights(vae: EOVAE, path: str | Path, meta: WeightsMeta, dtype: torch.d
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_tensors(source: str) -> tuple[str, dict[str, Tensor], dict[str, str] | None]:
+    """What a weights file holds, for networks of another kind: how it is called, tensors by key, safetensors header.
+
+    `source` is whatever `load_weights` takes. WeightsError where there is none, or it cannot be read.
+    """
+    with _found(source) as (path, _):
+        state, header = _read(path)
+    return (source.split("?")[0] if "://" in source else str(path)), state, header
 
 
 def flux_ends(source: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -36,6 +36,7 @@ PLAN = "commits/plan.json"
 UNIT = 32
 """Pairs a unit of work, and so a shard: some 2 MB of values at 256 px."""
 STATISTICS = "statistics"
+_SECOND = {"bounds": "edge", "transform": "term"}
 _MOMENTS: tuple[str, ...] = ("lr", "hr", "lr_up")
 
 
@@ -241,7 +242,7 @@ class PairWriter:
 
 
 class PairStore:
-    """A finished pair store, read only. StoreError where there is none, an unfinished or an edited one."""
+    """A finished pair store, read only; it pickles without its connection. StoreError where there is none, an unfinished or an edited one."""
 
     def __init__(self, target: Objects, root: Mapping[str, Any]) -> None:
         self.target = target
@@ -280,6 +281,15 @@ class PairStore:
     def __len__(self) -> int:
         return self.shapes["lr"][0]
 
+    def __getstate__(self) -> dict[str, Any]:
+        where = self.target.url, self.target.options
+        return {key: value for key, value in self.__dict__.items() if key != "target"} | {"where": where}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        url, options = state.pop("where")
+        self.__dict__.update(state)
+        self.target = Objects(url, options)
+
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays of values and pixels."""
@@ -317,6 +327,11 @@ class PairStore:
             return np.full((count, *codec.shape[1:]), codec.fill, codec.dtype)
         with storing("decode", self.target.at(key)):
             return codec.decode(data)[:count]
+
+    def unit_bytes(self, names: Sequence[str]) -> int:
+        """Bytes in memory of the shards of a unit."""
+        codecs = [self._codecs[name] for name in names]
+        return sum(math.prod(codec.shape) * np.dtype(codec.dtype).itemsize for codec in codecs)
 
     def physical(self, name: str, stored: Values) -> Values:
         """Pixels as stored -> float32 in the sensor's unit, NaN where there is none."""
@@ -376,7 +391,7 @@ def _metadata(plan: PairPlan, document: Mapping[str, Any], states: Sequence[int]
         array = zarr.create_array(
             store, name=name, shape=values.shape, chunks=(max(1, count), *values.shape[1:]),
             dtype="str" if text else values.dtype, fill_value="" if text else 0, compressors=compressors(),
-            dimension_names=("pair", *(("side_or_term",) if values.ndim > 1 else ())), attributes=attrs,
+            dimension_names=("pair", *((_SECOND[name],) if values.ndim > 1 else ())), attributes=attrs,
             config={"write_empty_chunks": True},
         )  # fmt: skip
         array[...] = values

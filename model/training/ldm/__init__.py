@@ -1,0 +1,1 @@
+"""Trains super-resolution by latent diffusion: closed-form start, regression, denoiser, figures on held-out places."""

@@ -1,0 +1,74 @@
+"""States what decides a training of super-resolution: the network, its start, its losses and its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from model.super_resolution import SRConfig
+from model.training.recipe import Recipe, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class SRStage(Stage):
+    """A stage and the shares of its losses: of the regression (`mean`) and of the denoiser (`diffusion`).
+
+    With `diffusion` 0 the U-Net is not computed at all; without a trunk there is no regression to train.
+    """
+
+    mean: float = 1.0
+    diffusion: float = 1.0
+
+    def __post_init__(self) -> None:
+        Stage.__post_init__(self)
+        if min(self.mean, self.diffusion) < 0 or self.mean + self.diffusion <= 0:
+            raise ValueError(f"stage {self.name}: mean and diffusion are shares of the loss, one at least above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class SRRecipe(Recipe[SRStage]):
+    """A recipe of super-resolution.
+
+    `network` are the sizes (`SRConfig`). `ridge` damps the closed-form start, relative to the mean variance of what it
+    reads. `whiten` says in which coordinates the residual is diffused: "cost" (white, the decoder's cost diagonal),
+    or "channels" (each channel to unit spread). `hr_statistics` normalises the condition with the target's statistics,
+    as published. `cost_power` weighs the coordinates in both losses by that power of their cost in pixels.
+    `weight_cap` bounds the loss's weight over times (None: not, as published); `noisy` is the share of examples drawn
+    at the noisiest time, where the denoiser's answer is the mean. `balance` in 0..1 evens out how often places are
+    drawn: 0 as often as they have pairs, 1 each place alike.
+    """
+
+    network: SRConfig = field(kw_only=True)
+    ridge: float = 1e-3
+    whiten: Literal["cost", "channels"] = "cost"
+    hr_statistics: bool = False
+    cost_power: float = 0.5
+    weight_cap: float | None = None
+    noisy: float = 0.0
+    balance: float = 0.5
+    gram_pairs: int = 48
+    licence: str = ""
+    training_data: str = ""
+
+    stage_type: ClassVar[type[Stage]] = SRStage
+    task: ClassVar[str] = "sr"
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        if self.whiten not in ("cost", "channels"):
+            raise ValueError(f"whiten {self.whiten!r}: choose cost or channels")
+        if not 0 <= self.noisy < 1 or not 0 <= self.balance <= 1 or self.ridge < 0:
+            raise ValueError("noisy is in 0..1 and not 1, balance in 0..1, ridge 0 or more")
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:
+        """The file's values with `network` as a configuration."""
+        network = values.get("network")
+        if not isinstance(network, Mapping):
+            raise ValueError(f"{file.name}: key 'network' is missing: it holds the sizes of a super-resolver")
+        try:
+            return {**values, "network": SRConfig.from_dict(network)}
+        except ValueError as error:
+            raise ValueError(f"{file.name}: {error}") from None

@@ -1,0 +1,144 @@
+"""Solves in closed form what super-resolution starts from: statistics, a ridge regression, the residual's coordinates."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.eo_vae import EOVAE
+from model.super_resolution import SuperResolver
+from model.training.ldm.pairs import PairBatch, Rows
+from model.training.ldm.recipe import SRRecipe
+
+log = logging.getLogger(__name__)
+_BATCH = 32
+_PROBED = 4
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Weighted sums of vectors and of their products, float64."""
+
+    total: float = 0.0
+    first: Tensor | float = 0.0
+    second: Tensor | float = 0.0
+    _shape: tuple[int, ...] = field(default=())
+
+    def add(self, x: Tensor, weight: float) -> None:
+        """x (N, C)."""
+        x = x.double()
+        self.total += weight * len(x)
+        self.first = self.first + weight * x.sum(0)
+        self.second = self.second + weight * (x.T @ x)
+
+    @property
+    def mean(self) -> Tensor:
+        return cast(Tensor, self.first) / self.total
+
+    @property
+    def covariance(self) -> Tensor:
+        return cast(Tensor, self.second) / self.total - self.mean[:, None] * self.mean
+
+
+def batches(rows: Rows, balance: float) -> Iterator[tuple[PairBatch, float]]:
+    """All pairs once, by side and place, each batch with the weight that training gives its place's pairs."""
+    counts = Counter(rows.places)
+    for side in sorted(set(rows.sides)):
+        for place in sorted(counts):
+            chosen = [
+                k for k, (s, p) in enumerate(zip(rows.sides, rows.places, strict=True)) if (s, p) == (side, place)
+            ]
+            for k in range(0, len(chosen), _BATCH):
+                yield rows.read(chosen[k : k + _BATCH]), counts[place] ** -balance
+
+
+@torch.no_grad()
+def solve(net: SuperResolver, rows: Rows, recipe: SRRecipe, vae: EOVAE | None, wavelengths: Sequence[float]) -> None:
+    """Give a fresh network its statistics, base and coordinates, of training pairs alone.
+
+    Args:
+        net: the network, on the CPU.
+        rows: the training split.
+        recipe: ridge, coordinates, balance.
+        vae: the autoencoder whose decoder says what an error costs, for `whiten: cost`; None in pixel space.
+        wavelengths: of its bands, micrometres.
+    """
+    condition, target = _Moments(), _Moments()
+    for batch, weight in batches(rows, recipe.balance):
+        condition.add(_vectors(batch.condition), weight)
+        target.add(_vectors(batch.target), weight)
+    of = target if recipe.hr_statistics else condition
+    net.condition_mean.copy_(of.mean)
+    net.condition_std.copy_(of.covariance.diagonal().clamp_min(1e-12).sqrt())
+    if net.base is not None:
+        _ridge(net, rows, recipe)
+    residual = target
+    if net.base is not None:
+        residual = _Moments()
+        for batch, weight in batches(rows, recipe.balance):
+            base = cast(Tensor, net.linear(net.normalised(batch.condition)))
+            residual.add(_vectors(batch.target.float() - base), weight)
+        left = (residual.covariance.diagonal() / target.covariance.diagonal()).mean()
+        log.info("the closed-form regression leaves %.0f %% of the target's variance", 100 * float(left))
+    gram = None
+    if recipe.whiten == "cost" and vae is not None:
+        gram = decoder_gram(vae, wavelengths, rows, recipe)
+    net.white.fit(residual.mean, residual.covariance, gram)
+
+
+def _vectors(x: Tensor) -> Tensor:
+    return x.float().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
+    """Least squares from the neighbourhood of each coarse cell to its fine ones, damped; borders repeated."""
+    base = net.base
+    assert base is not None
+    side, finer = net.config.base, net.config.finer
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    for batch, weight in batches(rows, recipe.balance):
+        x = F.pad(net.normalised(batch.condition), (side // 2,) * 4, mode="replicate")
+        seen = F.unfold(x, side).transpose(1, 2).flatten(0, 1)
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
+        wanted = F.pixel_unshuffle(batch.target.float(), finer).flatten(2).transpose(1, 2).flatten(0, 1)
+        gram = gram + weight * (seen.T @ seen).double()
+        cross = cross + weight * (seen.T @ wanted).double()
+    gram, cross = cast(Tensor, gram), cast(Tensor, cross)
+    damped = gram + recipe.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    found = torch.linalg.solve(damped, cross).float()
+    base.weight.copy_(found[:-1].T.reshape(base.weight.shape))
+    cast(Tensor, base.bias).copy_(found[-1])
+
+
+def decoder_gram(vae: EOVAE, wavelengths: Sequence[float], rows: Rows, recipe: SRRecipe) -> Tensor:
+    """(C, C) float64: mean over cells of J^T J of the decoder in its own z-scores, by random probes of its output.
+
+    With v of independent unit entries E[(J^T v)(J^T v)^T] = J^T J: one backward pass a batch gives every cell a probe.
+    Cells are taken one by one, what neighbours do together is left out.
+    """
+    sides = max(set(rows.sides), key=list(rows.sides).count)
+    of_side = [k for k, side in enumerate(rows.sides) if side == sides]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(of_side), generator=generator)[: recipe.gram_pairs].tolist()
+    found: Tensor | float = 0.0
+    trained = [p.requires_grad for p in vae.parameters()]
+    vae.requires_grad_(False)
+    for k in range(0, len(order), _PROBED):
+        with torch.enable_grad():
+            z = rows.read([of_side[i] for i in order[k : k + _PROBED]]).target.float().requires_grad_()
+            y = vae.decode(z, wavelengths)
+            (g,) = torch.autograd.grad(y, z, torch.randn(y.shape, generator=generator))
+        vectors = _vectors(g).double()
+        found = found + vectors.T @ vectors
+    for parameter, before in zip(vae.parameters(), trained, strict=True):
+        parameter.requires_grad_(before)
+    gram = cast(Tensor, found)
+    return gram / gram.diagonal().mean()

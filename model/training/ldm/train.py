@@ -1,0 +1,122 @@
+"""Runs the training of a super-resolver: closed-form start, stages on the house's loop, weights with their figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib.image
+import torch
+
+from model.eo_vae import EOVAE
+from model.super_resolution import SRMeta, SuperResolver, save_sr
+from model.training.checkpoint import Keeper, read_snapshot
+from model.training.distributed import Team
+from model.training.ldm.pairs import PairSource, Rows
+from model.training.ldm.recipe import SRRecipe
+from model.training.ldm.start import solve
+from model.training.ldm.task import SRTask
+from model.training.ldm.validation import Judge, table_text
+from model.training.loop import Loop
+from model.training.sources.prefetch import Prefetch
+from model.training.tracking import Tracker
+
+log = logging.getLogger(__name__)
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class SRData:
+    """What is trained on and what is scored. `meta` is what the weights are to say of their data; `judge` is None where
+    nothing is held out. `vae` and its `wavelengths` made the latents, None in pixel space."""
+
+    rows: Rows
+    judge: Judge | None
+    meta: SRMeta
+    vae: EOVAE | None = None
+    wavelengths: Sequence[float] = ()
+
+
+def train_sr(
+    recipe: SRRecipe, data: SRData, out: Path, *, team: Team | None = None, keeper: Keeper | None = None,
+    tracker: Tracker | None = None,
+) -> SuperResolver:  # fmt: skip
+    """Train from where `keeper` has a checkpoint, or from the closed-form start.
+
+    Rank 0 writes `out` (fp16 safetensors), a JSON of the held-out figures beside it, and a picture of each held-out
+    place into the folder `out` stem + "-pictures". Returns the averaged network as it was written, but in fp32.
+    """
+    team = team or Team.here()
+    torch.manual_seed(recipe.seed)
+    net = SuperResolver(recipe.network)
+    snapshot = None
+    if keeper is not None:
+        with keeper.restore() as folder:
+            if folder is not None:
+                snapshot = read_snapshot(folder, team.rank, sliced=recipe.division == "slices")
+    if snapshot is None:
+        solve(net, data.rows, recipe, data.vae, data.wavelengths)
+    team.same_start(net)
+
+    def score(averaged: SuperResolver, total: int) -> float | None:
+        if data.judge is None:
+            return None
+        averaged.eval()
+        found = data.judge.score(averaged)
+        log.info("step %d: the mean has %.2f dB, averaged over held-out places", total, -found)
+        if tracker is not None:
+            tracker.picture(total, "held_out", data.judge.picture(averaged, data.judge.held[0]))
+        return found
+
+    def export(averaged: SuperResolver, folder: Path) -> None:
+        save_sr(averaged, folder / WEIGHTS, described(data.meta, recipe, {}))
+
+    share = (0, 1) if recipe.division == "slices" else (team.rank, team.world)
+    source = Prefetch(PairSource(data.rows, recipe.seed, recipe.balance, share), pin=team.device.type == "cuda")
+    task = SRTask(net, recipe, score, export)
+    loop = Loop(task, recipe, source, team, keeper, tracker)
+    if snapshot is not None:
+        loop.resume(snapshot)
+        log.info("going on from step %d", loop.at.total)
+    try:
+        averaged = cast(SuperResolver, loop.run()).cpu().eval()
+    finally:
+        source.close()
+    if team.leads:
+        publish(averaged, data, recipe, out)
+    return averaged
+
+
+def described(meta: SRMeta, recipe: SRRecipe, metrics: dict[str, Any]) -> SRMeta:
+    """What weights of this recipe say of themselves."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(
+        meta, created=created, metrics=metrics, licence=recipe.licence or meta.licence,
+        training_data=recipe.training_data or meta.training_data,
+    )  # fmt: skip
+
+
+def publish(net: SuperResolver, data: SRData, recipe: SRRecipe, out: Path) -> None:
+    """Write weights, figures and pictures."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {}
+    if data.judge is not None:
+        table = data.judge.figures(net)
+        log.info("held-out places, PSNR / SAM / consistency / sharpness:\n%s", table_text(table))
+        metrics["held_out"] = {
+            place: {name: {k: round(v, 4) for k, v in f.items()} for name, f in methods.items() if name != "spread"}
+            for place, methods in table.items()
+        }
+        metrics["steps"], metrics["samples"] = data.judge.steps, data.judge.samples
+        pictures = out.with_name(f"{out.stem}-pictures")
+        pictures.mkdir(exist_ok=True)
+        for place in data.judge.places:
+            first = next(h for h in data.judge.held if h.place == place)
+            matplotlib.image.imsave(pictures / f"{place}.png", data.judge.picture(net, first))
+    save_sr(net, out, described(data.meta, recipe, metrics))
+    out.with_suffix(".json").write_text(json.dumps(metrics, indent=1) + "\n")
