@@ -8,9 +8,8 @@ of the estimate in the place of the noise prediction, which is the same for a sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> estimate of the clean x, as `model.diffusion` has it."""
 NOISE_BLOCK = 24
 """Cells a side of a block of noise that is drawn as one."""
-_A, _B = TypeVar("_A"), TypeVar("_B")
-Run = Callable[[Callable[[_A], _B], Iterable[_A]], Iterator[_B]]
+Run = Callable[[Callable[[int], Tensor], Iterable[int]], Iterable[Tensor]]
+"""Calls a function for each of several numbers, and gives the results in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class Canvas:
     """
 
     def __init__(
-        self, height: int, width: int, tiles: Sequence[Tile], *, run: Run[Tile, Tensor] = map,
+        self, height: int, width: int, tiles: Sequence[Tile], *, run: Run = map,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         for tile in tiles:
@@ -138,7 +137,9 @@ def tiles_over(
                     x1 == (col + 1) * core + halo,
                 )
             )  # fmt: skip
-            found.append(((row, col), Tile(y0 - top, x0 - left, y1 - y0, x1 - x0, (rise[0], rise[1], rise[2], rise[3]))))
+            found.append(
+                ((row, col), Tile(y0 - top, x0 - left, y1 - y0, x1 - x0, (rise[0], rise[1], rise[2], rise[3])))
+            )
     return found
 
 
@@ -168,7 +169,9 @@ def ground_noise(
     return torch.from_numpy(np.ascontiguousarray(noise[None, :, y : y + height, x : x + width]))
 
 
-def _block(seed: int, sample: int, zone: int, row: int, col: int, channels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _block(
+    seed: int, sample: int, zone: int, row: int, col: int, channels: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """One block's noise (channels, side, side)."""
     count = channels * NOISE_BLOCK**2
     bits = np.random.Philox(

@@ -107,7 +107,9 @@ class Lattice:
     def metres(self) -> int:
         """`resolution` where scenes are read. InputError where pixels are parts of a metre: no scene is read at that."""
         if self.resolution != int(self.resolution):
-            raise InputError(f"scenes are read at whole metres, not at {self.resolution} m: such cubes come from others")
+            raise InputError(
+                f"scenes are read at whole metres, not at {self.resolution} m: such cubes come from others"
+            )
         return int(self.resolution)
 
     @property
