@@ -92,7 +92,7 @@ class ParentCube:
         return out
 
     def digest(self, times: Collection[int], cores: CoreRange) -> str:
-        """A digest of what the log says of the shards in which a box of cores lies, at some times: states and hashes."""
+        """A digest of the log on the shards in which a box of cores lies, at some times: states and hashes."""
         n, grid = self.plan.grid.lattice.cores_per_shard, self.plan.grid
         said = []
         for receipt in (r for t in sorted(times) for r in self._latest.of_times(t, t + 1)):

@@ -105,7 +105,7 @@ class Lattice:
 
     @property
     def metres(self) -> int:
-        """`resolution` where scenes are read. InputError where pixels are parts of a metre: no scene is read at that."""
+        """`resolution` where scenes are read. InputError where pixels are parts of a metre, as none is read at."""
         if self.resolution != int(self.resolution):
             raise InputError(
                 f"scenes are read at whole metres, not at {self.resolution} m: such cubes come from others"

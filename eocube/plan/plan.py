@@ -170,7 +170,13 @@ class Plan:
         return tuple(s for s in self.scenes_at(time) if self._footprints[s.id].intersects(area))
 
     def units(self) -> Iterator[WorkUnit]:
-        """Every unit with a requested window, by time, then row, then column."""
+        """Every unit with a requested window, by time, then row, then column.
+
+        Of a cube made from another none is empty beforehand: that cube's log says what there is.
+        """
+        if self.derived is not None:
+            yield from (WorkUnit(t, row, col) for t in range(len(self.times)) for row, col in self.grid.shards())
+            return
         lattice = self.grid.lattice
         shards = list(self.grid.shards())
         reach = lattice.halo_px * lattice.resolution
