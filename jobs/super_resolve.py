@@ -38,7 +38,7 @@ class Options:
     samples: int = 1
     """With 2 or more, a GeoTIFF beside the result (NAME.samples.tif) has their mean and spread at each pixel."""
     consistent: bool = False
-    """Project every step so that the result, averaged back by the sensor's MTF, is the input."""
+    """Of a GeoTIFF: pixels such that, averaged back by the sensor's MTF, they are the cube's own decoded ones."""
     bbox: tuple[str, ...] = ()
     """West south east north, in degrees: only windows of the cube that touch it."""
     time: str | None = None

@@ -59,7 +59,7 @@ class ParentCube:
         return self._by_place(receipt).get(tuple(grid.place_in_status(Window(row, col))))
 
     def state(self, time: int, row: int, col: int) -> State:
-        """The state of a window; `outside` where the cube was not asked for it, `not_attempted` where its log is silent."""
+        """The state of a window: `outside` where nobody asked for it, `not_attempted` where the log is silent."""
         if not self.plan.grid.requested(Window(row, col)):
             return State.OUTSIDE
         result = self.result(time, row, col)

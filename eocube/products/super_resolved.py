@@ -40,8 +40,6 @@ class Derivation:
     seed: int
     sample: int
     """Which draw of noise it is, from 0 on: cubes that differ in this alone are samples of the same."""
-    consistent: bool
-    """Whether every estimate was projected onto what degrades to the parent."""
     tile: tuple[int, int, int]
     """Core, halo and ring of the tiles, in the parent's cells."""
 

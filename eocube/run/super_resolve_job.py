@@ -16,6 +16,7 @@ from rich.console import Console
 
 from eocube.console import for_people, say, tell
 from eocube.cube.accessor import open as open_cube
+from eocube.cube.agreeing import agreeing
 from eocube.cube.export import write_geotiff
 from eocube.cube.parent import ParentCube
 from eocube.errors import InputError, StoreError
@@ -40,6 +41,7 @@ from eocube.store.seams import Squares
 from eocube.store.store import CubeStore
 from model.diffusion import METHODS
 from model.super_resolution import SuperResolver, load_sr
+from model.wald import mtf_of
 from model.weights_meta import WeightsError
 
 RING = 12
@@ -79,7 +81,6 @@ class Wanted:
             "method": self.method,
             "seed": self.seed,
             "sample": sample,
-            "consistent": self.consistent,
             "bbox": [list(box) for box in self.boxes],
             "time": self.time,
         }
@@ -135,7 +136,7 @@ def super_resolve(wanted: Wanted, running: Running, showing: Showing) -> Outcome
         outcomes.append(_make(_Target(url, running.retry, running.mend), made, engine, console))
         if outcomes[-1].tally is not None and outcomes[-1].tally.interrupted:
             return replace(outcomes[-1], exit=Exit.RETRYABLE)
-    written = _pictures(wanted, urls, target_options)
+    written = _pictures(checked, urls, target_options, sources)
     for line in written:
         say(console, line)
     for url in urls if wanted.as_picture else urls[1:]:
@@ -152,6 +153,8 @@ def check(wanted: Wanted, options: Mapping[str, Any] | None, device: str) -> _Ch
         raise InputError(f"--steps {wanted.steps}: choose 1 or more")
     if wanted.samples < 1:
         raise InputError(f"--samples {wanted.samples}: choose 1 or more; from 2 on there is a mean and a spread")
+    if wanted.consistent and not wanted.as_picture:
+        raise InputError("--consistent makes pixels agree with the cube's: it is for a GeoTIFF (--out NAME.tif)")
     if not 0 <= wanted.seed < 2**63:
         raise InputError(f"--seed {wanted.seed}: choose 0 or more")
     one_of(wanted.method, (*METHODS, MEAN), "--method")
@@ -245,7 +248,7 @@ def plans_of(checked: _Checked, sample: int) -> tuple[Plan, ...]:
             resolution=lattice.resolution, scale=scale, weights=wanted.weights,
             weights_name="" if meta is None else meta.name, weights_sha256="" if meta is None else meta.sha256,
             method=wanted.method, steps=1 if wanted.method == MEAN else wanted.steps, seed=wanted.seed, sample=sample,
-            consistent=wanted.consistent, tile=(lattice.core, lattice.halo, min(RING, lattice.core)),
+            tile=(lattice.core, lattice.halo, min(RING, lattice.core)),
         )  # fmt: skip
         plans.append(derived_plan(parent.plan, derivation, grid, times, wanted.request(sample), numerics(checked)))
     if not plans:
@@ -330,12 +333,21 @@ def shard_seams(url: str, options: Mapping[str, Any] | None) -> tuple[float, int
     return across.root_mean / inside.root_mean, borders
 
 
-def _pictures(wanted: Wanted, urls: Sequence[str], options: Mapping[str, Any] | None) -> list[str]:
+def _pictures(
+    checked: _Checked, urls: Sequence[str], options: Mapping[str, Any] | None, sources: Mapping[str, Any] | None
+) -> list[str]:
     """Write the GeoTIFFs that are asked for; a line on each."""
+    wanted = checked.wanted
     lines = []
     opened: list[xr.DataArray] = []
     if wanted.as_picture or wanted.samples > 1:
         opened = [open_cube(url, None if options is None else dict(options)).eocube.decode() for url in urls]
+    if wanted.consistent:
+        (parent,), ((time,),), meta = checked.parents, checked.times, checked.network.meta
+        coarse = open_cube(parent.url, None if sources is None else dict(sources)).eocube.decode().isel(time=time)
+        bands = parent.plan.product.sensor.band_names
+        mtf = meta.mtf if meta is not None and meta.mtf else mtf_of(bands)
+        opened = [agreeing(one.isel(time=0), coarse, mtf).expand_dims("time") for one in opened]
     if wanted.as_picture:
         write_geotiff(opened[0].isel(time=0), wanted.out, options)
         lines.append(f"{wanted.out}: {' x '.join(str(n) for n in opened[0].shape[1:])}")

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 import eocube
 from eocube.store.store import CubeStore
 from jobs.super_resolve import main
+from model.wald import consistency_error
 from tests.eocube.cubes import make_store
 from tests.eocube.finer_cubes import make_encoder, make_parent_plan, make_resolver
 
@@ -58,6 +60,7 @@ def test_a_plan_says_what_will_be_made_and_writes_nothing(
     [
         (["--out", "x.png"], "give a name that ends in .zarr"),
         (["--steps", "0"], "--steps 0"),
+        (["--consistent"], "--consistent makes pixels agree"),
         (["--bbox", "1", "2", "3"], "--bbox takes four numbers"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
@@ -95,6 +98,19 @@ def test_a_geotiff_has_the_exact_transform_and_the_cubes_pixels(
         spread = both.read()[4:]
         assert np.nanmin(spread) >= 0
         assert np.nanmax(spread) > 0
+
+
+@pytest.mark.slow
+def test_a_consistent_geotiff_averages_back_to_the_parents_pixels(
+    ray_local: Any, given: tuple[str, str], tmp_path: Path
+) -> None:
+    assert main(arguments(given, tmp_path / "fine.tif", "--consistent")) == 0
+    coarse = eocube.open(given[0]).eocube.decode().isel(time=0).values
+    with rasterio.open(tmp_path / "fine.tif") as image:
+        fine = image.read()
+    assert np.isfinite(fine).all()
+    error = consistency_error(torch.from_numpy(fine)[None], torch.from_numpy(coarse)[None], (0.3,) * 4, 4)
+    assert float(error) < 1e-5
 
 
 @pytest.mark.slow
