@@ -42,7 +42,7 @@ def agreeing(fine: xr.DataArray, coarse: xr.DataArray, mtf: Sequence[float]) -> 
         raise ValueError("the coarse cube does not hold all ground of the fine one") from None
     repeated = da.repeat(da.repeat(part.data, scale, axis=1), scale, axis=2).rechunk(fine.data.chunks)
     depth = {0: 0, 1: DEPTH * scale, 2: DEPTH * scale}
-    data = da.map_overlap(
+    data = da.map_overlap(  # type: ignore[no-untyped-call]
         partial(_agree, scale=scale, mtf=tuple(mtf)), fine.data, repeated, depth=depth, boundary="none",
         dtype=np.float32, allow_rechunk=True,
     )  # fmt: skip
