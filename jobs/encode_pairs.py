@@ -1,7 +1,7 @@
 """Encode pairs of low and high resolution for super-resolution into a pair store.
 
-`python jobs/encode_pairs.py --wald 4 --listing LISTING.yaml --data DATA --out pairs.zarr`, or `--wald 4 --images TIF...`,
-or `--sen2naip FOLDER`, or `--cubes LOW.zarr HIGH.zarr`.
+`python jobs/encode_pairs.py --wald 4 --listing LISTING.yaml --data DATA --out pairs.zarr`, or `--wald 4 --images
+TIF...`, or `--sen2naip FOLDER`, or `--cubes LOW.zarr HIGH.zarr`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 if TYPE_CHECKING:
+    from eocube.net.redaction import SecretOptions
     from eocube.pairs.encoding import Maker
     from eocube.pairs.pixel_pairs import PairNote, PairSource, SplitRule
-    from eocube.pairs.wald import ArrayImage
+    from eocube.pairs.wald import ArrayImage, WaldPairs
     from model.training.sources.images import Source
 
 Arg = tyro.conf.arg
+DEFAULT_SIDE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,17 @@ class Options:
         None
     )
     images: Annotated[tuple[str, ...], Arg(help="of --wald: rasters of reflectance, all of the same bands")] = ()
-    listing: Annotated[Path | None, Arg(help="of --wald: a YAML listing of rasters as training reads it; its places "
-                                        "that are held out are split val, those of test: true split test")] = None  # fmt: skip
+    listing: Annotated[Path | None, Arg(help="of --wald: a YAML listing as training reads it; its held-out places are "
+                                        "split val, those of test: true split test")] = None  # fmt: skip
     data: Annotated[Path | None, Arg(help="folder that the listing's paths are relative to")] = None
     sen2naip: Annotated[Path | None, Arg(help="a folder of Sen2NAIP: one folder an AOI")] = None
     cubes: Annotated[
         tuple[str, ...], Arg(help="two cubes of one ground, the coarser first: pairs of what they store")
     ] = ()
     weights: Annotated[str, Arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano2"
-    side: Annotated[int, Arg(help="high-resolution pixels a side of a pair")] = 256
+    side: Annotated[
+        int | None, Arg(help="high-resolution pixels a side of a pair (default 256, of --sen2naip 512)")
+    ] = None
     stride: Annotated[int | None, Arg(help="of training pairs, in high-resolution pixels (default: half a side)")] = (
         None
     )
@@ -94,23 +98,37 @@ def encode(options: Options) -> None:
     print(f"{options.out}: {len(store)} pairs ({said}); skipped: {store.document['skipped'] or 'none'}")
 
 
-def _made(options: Options, storage: object) -> tuple[Maker, PairSource, list[PairNote]]:
+def _made(options: Options, storage: SecretOptions | None) -> tuple[Maker, PairSource, list[PairNote]]:
     """What makes the rows, and the pairs there are with their splits."""
+    from eocube.errors import InputError
+    from eocube.pairs.cube_pairs import CubePairs
     from eocube.pairs.encoding import PixelMaker
     from eocube.pairs.pixel_pairs import split_notes
+    from eocube.pairs.sen2naip import LR_STATISTICS, SIDE, Sen2Naip, naip
 
-    if options.wald is not None:
-        pairs = _wald(options)
-        if options.listing is None:
-            pairs.resplit(split_notes(pairs.notes, _rule(options)))
-        maker = PixelMaker(
-            pairs, options.weights, upsampled=options.upsampled, precision=options.precision, device=options.device
-        )
-        return maker, pairs, list(pairs.notes)
-    raise NotImplementedError
+    how: dict[str, Any] = {
+        "upsampled": options.upsampled, "precision": options.precision, "device": options.device,
+    }  # fmt: skip
+    if options.cubes:
+        if len(options.cubes) != 2 or options.flips > 1 or options.upsampled or options.pixels is not None:
+            raise InputError(
+                "--cubes takes LOW and HIGH, and no --flips, --upsampled or --pixels: cubes store no pixels"
+            )
+        pairs = CubePairs(*options.cubes, options.side or DEFAULT_SIDE, storage)
+        return pairs, pairs, split_notes(pairs.notes, _rule(options))
+    if options.sen2naip is not None:
+        areas = Sen2Naip(options.sen2naip, options.side or SIDE)
+        low = LR_STATISTICS if options.published else None
+        sensor = naip(options.weights)
+        maker = PixelMaker(areas, options.weights, hr_sensor=sensor, lr_statistics=low, **how)
+        return maker, areas, split_notes(areas.notes, _rule(options))
+    squares = _wald(options)
+    notes = split_notes(squares.notes, _rule(options)) if options.listing is None else squares.notes
+    return PixelMaker(squares, options.weights, **how), squares, notes
 
 
 def _rule(options: Options) -> SplitRule | str:
+    """Blocks of ground, or the one split that all pairs are put into."""
     from eocube.errors import InputError
     from eocube.pairs.pixel_pairs import SPLITS
     from model.training.sources.splits import BlockSplit
@@ -123,22 +141,24 @@ def _rule(options: Options) -> SplitRule | str:
     return BlockSplit(options.block, options.margin, {"train": 1 - val - test, "val": val, "test": test}, options.seed)
 
 
-def _wald(options: Options):  # type: ignore[no-untyped-def]
+def _wald(options: Options) -> WaldPairs:
+    """The squares of the images or of the listing."""
     from eocube.errors import InputError
-    from eocube.pairs.wald import FileImage, WaldPairs
+    from eocube.pairs.wald import FileImage, WaldImage, WaldPairs
 
     assert options.wald is not None
-    stride = options.stride or max(1, options.side // 2)
     if (options.listing is None) == (not options.images):
         raise InputError("--wald takes one of --images TIF... and --listing YAML with --data FOLDER")
+    images: Sequence[WaldImage]
     if options.listing is not None:
-        images: Sequence[object] = listed(options.listing, options.data, options.bands)
+        images = listed(options.listing, options.data, options.bands)
     else:
         images = [
             FileImage.open(p, options.bands, level=options.level, scale=options.scale, offset=options.offset)
             for p in options.images
         ]
-    return WaldPairs(images, options.wald, options.side, stride, options.least, options.mtf)  # type: ignore[arg-type]
+    side = options.side or DEFAULT_SIDE
+    return WaldPairs(images, options.wald, side, options.stride or max(1, side // 2), options.least, options.mtf)
 
 
 def listed(listing: Path, data: Path | None, bands: Sequence[str]) -> list[ArrayImage]:

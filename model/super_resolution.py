@@ -4,10 +4,10 @@
     mean = sharp.mean(lr)                                    # (B, 32, h, w) raw latents -> (B, 32, 4h, 4w)
     one = sharp.sample(lr, steps=8, generator=generator)     # one of the images that `lr` may stand for
 
-What is known for certain is taken by a regression, and only what it leaves is diffused. The `base` is a ridge regression
-in closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions
-the U-Net that denoises the residual, so that with no step at all the result is a regression's, never a picture of noise.
-The residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
+What is known is taken by a regression, and only what that leaves is diffused. The `base` is a ridge regression in
+closed form, a convolution with a pixel shuffle; the `trunk` adds what convolutions see beyond it, and conditions the
+U-Net that denoises the residual: with no step at all the result is a regression's, never a picture of noise. The
+residual lives in coordinates in which it is white and in which the decoder's cost is diagonal (`Whitening`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.diffusion import METHODS, Denoiser, Project, Schedule, even_times, precondition, sample, schedule_named
-from model.super_resolution_parts import SRConfig, SRMeta, Trunk, Whitening, mixed_channels
+from model.super_resolution_parts import Amplitude, SRConfig, SRMeta, Trunk, Whitening, mixed_channels
 from model.unet import TimeUNet
 from model.weights import read_tensors
 from model.weights_meta import WeightsError
@@ -50,6 +50,7 @@ class SuperResolver(nn.Module):
         self.register_buffer("condition_mean", torch.zeros(config.channels))
         self.register_buffer("condition_std", torch.ones(config.channels))
         self.white = Whitening(config.channels)
+        self.amplitude = Amplitude(config.channels, config.finer, config.scale) if config.amplitude else None
         self.base: nn.Conv2d | None = None
         if config.base:
             self.base = nn.Conv2d(
@@ -72,11 +73,15 @@ class SuperResolver(nn.Module):
             return None
         return F.pixel_shuffle(cast(Tensor, self.base(normalised)), self.config.finer)
 
+    def spread(self, normalised: Tensor) -> Tensor | None:
+        """What the residual's white coordinates are measured in, (B, C, H, W); None where that is 1."""
+        return None if self.amplitude is None else self.amplitude(normalised)
+
     def regression(self, normalised: Tensor) -> tuple[Tensor | None, Tensor]:
         """The trunk's part of the mean (white coordinates; None without a trunk) and the U-Net's condition."""
         if self.trunk is None:
             return None, normalised if self.config.finer > 1 else F.pixel_unshuffle(normalised, self.config.fold)
-        mean, features = self.trunk(normalised)
+        mean, features = self.trunk(normalised if self.amplitude is None else self.amplitude.relative(normalised))
         return mean, F.pixel_unshuffle(features, self.config.fold)
 
     def denoise_with(self, condition: Tensor) -> Denoiser:
@@ -97,11 +102,12 @@ class SuperResolver(nn.Module):
         """
         normalised = self.normalised(lr)
         mean, condition = self.regression(normalised)
-        linear = self.linear(normalised)
+        linear, spread = self.linear(normalised), self.spread(normalised)
 
         def raw(white: Tensor) -> Tensor:
             times = len(white) // len(lr)
-            result = self.white.out(white if mean is None else white + mean.float().repeat(times, 1, 1, 1))
+            whole = white if mean is None else white + mean.float().repeat(times, 1, 1, 1)
+            result = self.white.out(whole if spread is None else whole * spread.repeat(times, 1, 1, 1))
             return result if linear is None else result + linear.repeat(times, 1, 1, 1)
 
         return self.denoise_with(condition), raw
@@ -117,12 +123,12 @@ class SuperResolver(nn.Module):
         to pure noise (of a fixed seed), which is the published network's only one."""
         if self.trunk is not None:
             _, raw = self.denoiser(lr)
-            return cast(Tensor, raw(torch.zeros(self.shape(lr), device=lr.device)))
+            return raw(torch.zeros(self.shape(lr), device=lr.device))
         denoise, raw = self.denoiser(lr)
         noise = self._noise(lr, torch.Generator().manual_seed(0))
         t = torch.ones(len(lr), device=lr.device)
         scale = torch.hypot(self.schedule.alpha(t), self.schedule.sigma(t))[:, None, None, None]
-        return cast(Tensor, raw(denoise(scale * noise, t)))
+        return raw(denoise(scale * noise, t))
 
     @torch.no_grad()
     def sample(
@@ -146,16 +152,14 @@ class SuperResolver(nn.Module):
         noise = self._noise(lr, generator) if noise is None else noise
         inner: Project | None = None
         if project is not None:
-            zero = raw(torch.zeros_like(noise))
+            zero, spread = raw(torch.zeros_like(noise)), self.spread(self.normalised(lr))
 
             def inner(estimate: Tensor, t: Tensor) -> Tensor:
-                return mixed_channels(self.white.forth, project(raw(estimate), t) - zero)
+                white = mixed_channels(self.white.forth, project(raw(estimate), t) - zero)
+                return white if spread is None else white / spread.repeat(len(white) // len(spread), 1, 1, 1)
 
         times = even_times(self.schedule, steps) if self.config.times == "even" else None
-        return cast(
-            Tensor,
-            raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times)),
-        )
+        return raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times))
 
     def _noise(self, lr: Tensor, generator: torch.Generator | None) -> Tensor:
         device = lr.device if generator is None else generator.device
@@ -168,12 +172,12 @@ class SuperResolver(nn.Module):
             return
         if meta.encoder["sha256"] != sha256:
             raise WeightsError(
-                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are of "
-                f"another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or train with jobs/train_sr.py"
+                f"{meta.name} knows latents of {meta.encoder['weights']} ({meta.encoder['sha256'][:12]}), these are "
+                f"of another encoder ({sha256[:12]}): encode with {meta.encoder['weights']}, or use jobs/train_sr.py"
             )
         if tuple(bands) != meta.bands:
             raise WeightsError(
-                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode those bands"
+                f"{meta.name} knows latents of {' '.join(meta.bands)}, these are of {' '.join(bands)}: encode its bands"
             )
 
 

@@ -39,6 +39,8 @@ class SRConfig:
         trunk_blocks: how many residual blocks they are.
         features: channels of the condition on the fine grid that the trunk gives the U-Net.
         fold: cells a side that the U-Net takes together as channels.
+        amplitude: whether the residual is measured in multiples of what the condition's own contrast lets expect
+            (`Amplitude`), and the trunk sees the condition so too.
         times: the times that `sample` walks: the schedule's own, or "even" ones, in which few steps do more.
     """
 
@@ -53,6 +55,7 @@ class SRConfig:
     trunk_blocks: int = 0
     features: int = 8
     fold: int = 1
+    amplitude: bool = True
     times: str = "even"
 
     def __post_init__(self) -> None:
@@ -98,7 +101,7 @@ class SRConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The configuration that `to_dict` gave, or a recipe's; ValueError names a key that is none."""
         try:
-            inner = {key: tuple(v) if isinstance(v, list) else v for key, v in dict(values["unet"]).items()}
+            inner: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(values["unet"]).items()}
             return cls(**{**values, "unet": UNetConfig(**inner)})
         except (KeyError, TypeError) as error:
             raise ValueError(f"no configuration of a super-resolver: {error}") from None
@@ -158,8 +161,8 @@ class Whitening(nn.Module):
     """Coordinates of the residual: y = A (r - mean), unit covariance over the training split.
 
     Among all such coordinates those are taken in which the decoder's cost G (mean of J^T J: what a change of the
-    latents does to the pixels, squared) is diagonal: A = U^T S^-1/2 with U the eigenvectors of S^1/2 G S^1/2. `cost` are
-    its eigenvalues scaled to a mean of 1: what an error of one unit in each coordinate costs in pixels.
+    latents does to the pixels, squared) is diagonal: A = U^T S^-1/2 with U the eigenvectors of S^1/2 G S^1/2. `cost`
+    are its eigenvalues scaled to a mean of 1: what an error of one unit in each coordinate costs in pixels.
     """
 
     mean: Tensor
@@ -201,6 +204,56 @@ class Whitening(nn.Module):
         return mixed_channels(self.back, white) + self.mean[:, None, None]
 
 
+class Amplitude(nn.Module):
+    """How large a residual is to be expected around each cell, from the contrast of the condition there.
+
+    A field's edges leave less than a mountain's shadows: in coordinates of one spread for all ground the former are
+    drowned. With E the local contrast of the normalised condition, log s^2 = offset + slope log E in each white
+    coordinate, fitted by least squares over the training split; E is held within what was seen there.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    range: Tensor
+
+    def __init__(self, channels: int, finer: int, scale: int) -> None:
+        super().__init__()
+        self.pooled, self.scale = scale // finer, scale
+        self.register_buffer("slope", torch.zeros(channels))
+        self.register_buffer("offset", torch.zeros(channels))
+        self.register_buffer("range", torch.tensor([-30.0, 30.0]))
+
+    def local(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
+        """Local mean (B, C, h, w) and contrast E (B, 1, h, w) on the coarse grid: over 3x3 cells, E of the squared
+        differences between neighbours, averaged over channels; borders repeated."""
+        coarse = F.avg_pool2d(normalised, self.pooled)
+        wide = F.pad(coarse, (1, 1, 1, 1), mode="replicate")
+        across, down = coarse - wide[..., 1:-1, :-2], coarse - wide[..., :-2, 1:-1]
+        energy = (across.square() + down.square()).mean(1, keepdim=True)
+        return around(coarse), around(energy).clamp_min(1e-12)
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        """Normalised condition -> s (B, C, H, W) on the fine grid."""
+        log_energy = self.local(normalised)[1].log().clamp(float(self.range[0]), float(self.range[1]))
+        log_square = self.offset[:, None, None] + self.slope[:, None, None] * log_energy
+        fine = F.interpolate(log_square, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return (0.5 * fine).exp()
+
+    def relative(self, normalised: Tensor) -> Tensor:
+        """(B, 2 C, h, w) on the condition's own grid: it, and its difference from the local mean over the contrast."""
+        mean, energy = self.local(normalised)
+        if self.pooled > 1:
+            mean, energy = (
+                F.interpolate(x, scale_factor=self.pooled, mode="bilinear", align_corners=False) for x in (mean, energy)
+            )
+        return torch.cat([normalised, (normalised - mean) * energy.rsqrt()], dim=1)
+
+
+def around(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> means over 3x3 cells, borders repeated."""
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+
 def mixed_channels(matrix: Tensor, x: Tensor) -> Tensor:
     """(C, C) applied to the channels of (B, C, H, W)."""
     return F.conv2d(x, matrix[:, :, None, None])
@@ -232,7 +285,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.folded = config.scale // config.finer
         self.scale = config.scale
-        self.first = nn.Conv2d(config.channels * self.folded**2, config.trunk, 3, padding=1, padding_mode="replicate")
+        seen = config.channels * (2 if config.amplitude else 1) * self.folded**2
+        self.first = nn.Conv2d(seen, config.trunk, 3, padding=1, padding_mode="replicate")
         self.blocks = nn.Sequential(*(_Block(config.trunk) for _ in range(config.trunk_blocks)))
         self.mean = nn.Conv2d(config.trunk, config.channels * config.scale**2, 1)
         self.features = nn.Conv2d(config.trunk, config.features * config.scale**2, 1)

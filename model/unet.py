@@ -55,8 +55,13 @@ class UNetConfig:
             raise ValueError(
                 f"widths {self.widths} and blocks {self.blocks} of a U-Net: one of each a depth, at least one"
             )
-        if min(self.channels_in, self.channels_out, self.condition_scale, *self.widths) < 1 or min(self.blocks) < 0:
-            raise ValueError("channels, widths and condition_scale of a U-Net are 1 or more, its blocks 0 or more")
+        least = min(self.condition, *self.blocks)
+        if min(self.channels_in, self.channels_out, self.condition_scale, *self.widths) < 1 or least < 0:
+            raise ValueError(
+                "channels, widths and condition_scale of a U-Net: 1 or more; condition and blocks 0 or more"
+            )
+        if self.condition_scale > 1 and not self.condition:
+            raise ValueError(f"condition_scale {self.condition_scale} of a U-Net with no condition: give its channels")
         if self.as_published and (self.time or self.attention or self.condition_scale != 1):
             raise ValueError("the published U-Net has no time, attention or lift: leave them out, or as_published")
         if self.attention and self.widths[-1] % GROUPS:
@@ -88,7 +93,6 @@ class TimeUNet(nn.Module):
         widths, embedded = config.widths, _EMBEDDED if config.time else 0
         self.time_embed: nn.Sequential | None = None
         if config.time:
-            self.register_buffer("frequencies", geometric(*_FREQUENCIES, _EMBEDDED // 2), persistent=False)
             self.time_embed = nn.Sequential(
                 nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU(), nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU()
             )
@@ -134,7 +138,7 @@ class TimeUNet(nn.Module):
         return h
 
     def _joined(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        if (condition is None) != (self.config.condition == 0):
+        if (0 if condition is None else condition.shape[1]) != self.config.condition:
             given = "none" if condition is None else f"{condition.shape[1]} channels"
             raise ValueError(f"a condition of {given} for a U-Net built for {self.config.condition}")
         if condition is None:
@@ -151,7 +155,8 @@ class TimeUNet(nn.Module):
     def _embedding(self, noise_level: Tensor) -> Tensor | None:
         if self.time_embed is None:
             return None
-        angles = noise_level[:, None].float() * cast(Tensor, self.frequencies)
+        # Made here: a buffer would lose its digits when the network is cast, and its values when it is built on "meta".
+        angles = noise_level[:, None] * geometric(*_FREQUENCIES, _EMBEDDED // 2).to(noise_level.device)
         return cast(Tensor, self.time_embed(sinusoid(angles).to(next(self.time_embed.parameters()).dtype)))
 
 

@@ -22,10 +22,10 @@ MTF_NYQUIST: Mapping[str, float] = {
 }  # fmt: skip
 """MTF of each Sentinel-2 band at the Nyquist frequency of its own sampling.
 
-Source: the list that the sharpening methods of Sentinel-2 share (SupReME: Lanaras et al. 2017; S2Sharp: Ulfarsson et al.
-2019; MuSA), whose code names the mission's data quality report (S2 MPC) for it. That report itself could not be read
-here, so the list is taken as those methods have it. The mission requires 0.15 to 0.30 of the 10 m bands (less than 0.45
-of those at 20 and 60 m), which the list keeps to. There is no value for B10 (cirrus), which none of them use.
+Source: the list that the sharpening methods of Sentinel-2 share (SupReME, S2Sharp, MuSA), whose code takes it from a
+reference of its papers. The mission's own data quality reports, which measure the MTF, could not be read here, so these
+figures are second hand; those of the 10 m bands lie within the 0.15 to 0.30 that is quoted as the mission requirement.
+There is none of B10 (cirrus), which those methods do not use.
 """
 _REACH = 4.0  # spreads of the Gaussian on each side: what is beyond weighs under 1e-4
 
@@ -136,7 +136,8 @@ def _undo(mtf: float, factor: int, size: int) -> Tensor:
     with torch.inference_mode(False):  # what is kept must serve callers outside of that mode too
         lines = torch.eye(size, dtype=torch.float64)[:, None, :, None].expand(-1, 1, -1, factor)
         down = degrade(lines, (mtf,), factor)[:, 0, :, 0].T  # (size / factor, size)
-        return torch.linalg.solve(down @ down.T, down).T.contiguous()
+        undo: Tensor = torch.linalg.solve(down @ down.T, down).T
+        return undo.contiguous()
 
 
 def _check(x: Tensor, mtf: Sequence[float], factor: int) -> None:

@@ -79,7 +79,7 @@ class Maker(Protocol):
 class PixelMaker:
     """Encodes the pairs of a source of pixels.
 
-    Each side is encoded as a window of a cube is: with `HALO` of its own pixels around, of which the values are not kept.
+    Each side is encoded as a window of a cube is: with `HALO` of its own pixels around, of which values are not kept.
     These are the real neighbours where the source has them, and the pair's own pixels mirrored where not.
 
     Both sides are first rounded to the travelling form of their sensor (Sentinel-2: steps of 1e-4 reflectance, as
@@ -146,7 +146,7 @@ class PixelMaker:
     def forms(self, side: int, images: bool) -> dict[str, Form]:
         """Values in the product's storage, pixels as they travel."""
         products = {which: self._codec(which, self._sampling(which), self._px(which, side)).product for which in BOTH}
-        found = {}
+        found: dict[str, Form] = {}
         for which, product in products.items():
             cells = self._px(which, side) // product.cell_px
             found[which] = Form((product.channels, cells, cells), product.storage.dtype, product.storage.fill)

@@ -52,10 +52,15 @@ class PairPlan:
 
     @classmethod
     def of(
-        cls, rows: Sequence[Row], maker: Maker, *, image_splits: Sequence[str] = (), skipped: Mapping[str, int] | None = None,
+        cls,
+        rows: Sequence[Row],
+        maker: Maker,
+        *,
+        image_splits: Sequence[str] = (),
+        skipped: Mapping[str, int] | None = None,
         per_unit: int = UNIT,
-    ) -> Self:  # fmt: skip
-        """The plan of rows that a maker is to make. InputError where there is none of training, or none at all."""
+    ) -> Self:
+        """The plan of rows that a maker is to make. InputError where there is none."""
         if not rows:
             raise InputError(f"there is no pair to encode{_why(skipped)}: take smaller sides, or other images")
         side = max(row.note.side for row in rows)
@@ -242,7 +247,10 @@ class PairWriter:
 
 
 class PairStore:
-    """A finished pair store, read only; it pickles without its connection. StoreError where there is none, an unfinished or an edited one."""
+    """A finished pair store, read only. It pickles without its connection.
+
+    `open` raises StoreError where there is none, or one that is unfinished or was edited.
+    """
 
     def __init__(self, target: Objects, root: Mapping[str, Any]) -> None:
         self.target = target

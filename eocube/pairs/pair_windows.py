@@ -79,7 +79,9 @@ class PairWindows:
                 + ("; encode it with --pixels" if unknown[0].endswith("image") else "")
             )
         if not 0 <= rank < world or open_units < 1:
-            raise InputError(f"worker {rank} of {world} with {open_units} open units: workers count from 0, units from 1")
+            raise InputError(
+                f"worker {rank} of {world} with {open_units} open units: workers count from 0, units from 1"
+            )
         tables = self.store.tables
         wanted = tables["status"] == State.OK
         if split is not None:
@@ -93,7 +95,8 @@ class PairWindows:
             raise InputError(f"{url} has no pair of split {split!r}{_of(side)}: it has {splits}")
         self._sides: dict[int, int] = {int(r): int(tables["side"][r]) for r in self.rows}
         self._go_to(0, 0, {})
-        self._forget()
+        self._pool: ThreadPoolExecutor | None = None
+        self._begin()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,8 +171,8 @@ class PairWindows:
         """Go on with the very rows that would have come next. InputError where the state is of other pairs."""
         if state.get("data") != self.fingerprint:
             raise InputError(
-                f"the saved place is of other pairs than {self.url}'s: resume with the same store, split, side, seed and "
-                "number of workers"
+                f"the saved place is of other pairs than {self.url}'s: resume with the same store, split, side, seed "
+                "and number of workers"
             )
         waiting = {int(side): [int(r) for r in rows] for side, rows in state["waiting"].items()}
         self._go_to(int(state["epoch"]), int(state["position"]), waiting)
@@ -177,7 +180,7 @@ class PairWindows:
     def close(self) -> None:
         """Stop reading ahead and let go of what is kept. Drawing on reads it again."""
         pool = self._pool
-        self._forget()
+        self._begin()
         if pool is not None:
             pool.shutdown(cancel_futures=True)
 
@@ -232,11 +235,11 @@ class PairWindows:
     def _read(self, unit: int) -> Shards:
         return {name: self.store.shard(name, unit) for name in self.arrays}
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = None
         self._kept: OrderedDict[int, Future[Shards]] = OrderedDict()
-        self._most = max(self._open_units + 2, self._cache_bytes // max(1, self.store.unit_bytes(self.arrays)))
+        self._most: int = max(self._open_units + 2, self._cache_bytes // max(1, self.store.unit_bytes(self.arrays)))
         self._moments = {
             name: tuple(np.asarray(said[key], np.float32)[:, None, None] for key in ("mean", "std"))
             for name, said in self.statistics.items()
@@ -247,7 +250,7 @@ class PairWindows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._begin()
 
 
 def _of(side: int | None) -> str:

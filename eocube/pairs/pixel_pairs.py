@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+import pyproj
 from numpy.typing import NDArray
 
 from eocube.cube.window_index import Ground
 from eocube.errors import InputError
-from eocube.ground.zones import to_lonlat
 
 Floats = NDArray[np.float32]
 Transform = tuple[float, float, float, float, float, float]
 SPLITS = ("train", "val", "test")
 NOWHERE: Transform = (math.nan,) * 6
+_DEGREE = 111_195.0  # metres of one, at the equator
 FLIPS = 8
 """Symmetries of a square: `flipped`."""
 
@@ -56,10 +58,10 @@ class PairNote:
         if self.epsg is None or math.isnan(self.transform[0]):
             return None
         left, bottom, right, top = self.bounds
-        lon, lat = to_lonlat(self.epsg, (left + right) / 2, (bottom + top) / 2)
+        to_degrees, is_degrees = _to_degrees(self.epsg)
+        lon, lat = to_degrees.transform((left + right) / 2, (bottom + top) / 2)
         half = max(right - left, top - bottom) / 2
-        # Of a geographic CRS the bounds are degrees.
-        return Ground(float(lon), float(lat), half * (111_195.0 if self.epsg == 4326 else 1.0))
+        return Ground(float(lon), float(lat), half * (_DEGREE if is_degrees else 1.0))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN is None."""
@@ -147,6 +149,13 @@ def split_notes(notes: Iterable[PairNote], rule: SplitRule | str) -> list[PairNo
             )
         found.append(replace(note, split=rule.split_of(ground)))
     return found
+
+
+@cache
+def _to_degrees(epsg: int) -> tuple[Any, bool]:
+    """What turns a CRS's coordinates into longitude and latitude, and whether they are degrees already."""
+    crs = pyproj.CRS.from_epsg(epsg)
+    return pyproj.Transformer.from_crs(crs, 4326, always_xy=True), crs.is_geographic
 
 
 def flipped(x: Floats, flip: int) -> Floats:

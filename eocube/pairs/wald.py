@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import rasterio
 import torch
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from eocube.errors import InputError, SourceError
@@ -118,11 +119,19 @@ class FileImage:
         """A part of it. SourceError where it cannot be read."""
         try:
             with rasterio.open(self.path) as dataset:
-                raw = dataset.read(window=Window(col, row, cols, rows), masked=True)
+                raw, nodata = dataset.read(window=Window(col, row, cols, rows)), dataset.nodata
         except rasterio.errors.RasterioError as error:
             raise SourceError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from None
-        values = raw.filled(0).astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
-        return np.where(np.ma.getmaskarray(raw), np.float32(np.nan), values)
+        return where_data(raw, nodata) * np.float32(self.scale) + np.float32(self.offset)
+
+
+def where_data(raw: NDArray[Any], nodata: float | None) -> Floats:
+    """Numbers as float32, NaN where they are a file's nodata value.
+
+    Nothing else masks: GDAL takes the fourth band of many a file for its transparency, and it is near infrared.
+    """
+    values = raw.astype(np.float32)
+    return values if nodata is None else np.where(raw == nodata, np.float32(np.nan), values)
 
 
 class WaldPairs:
@@ -171,14 +180,16 @@ class WaldPairs:
             self.mtf = tuple(mtf) if mtf is not None else mtf_of(self.bands)
         except ValueError as error:
             raise InputError(f"{error}; give --mtf") from None
+        if len(self.mtf) != len(self.bands):
+            raise InputError(f"--mtf names {len(self.mtf)}: give one for each of {', '.join(self.bands)}")
         self._images, self._margin = images, reach(self.mtf, factor)
         self.skipped: Counter[str] = Counter()
         self._at: list[tuple[int, int, int]] = []
         self.notes: list[PairNote] = []
         for number, image in self._distinct():
-            size = _side(image.shape, side, least, step)
-            if size is None:
-                self.skipped[f"images under {least} px a side"] += 1
+            size = min(side, min(image.shape) // step * step)
+            if size < min(least, side):
+                self.skipped[f"images under {min(least, side)} px a side"] += 1
                 continue
             for row, col in _corners(image.shape, size, stride or size, factor):
                 if np.isfinite(self._around(image, row, col, size, self._margin)[0]).all():
@@ -191,10 +202,6 @@ class WaldPairs:
     def document(self) -> dict[str, Any]:
         """How low resolution was made of high."""
         return {"kind": "wald", "mtf": dict(zip(self.bands, self.mtf, strict=True)), "low_pass": "gaussian-1"}
-
-    def resplit(self, notes: Sequence[PairNote]) -> None:
-        """Take notes of the same pairs with other splits."""
-        self.notes = list(notes)
 
     def read(self, index: int) -> PixelPair:
         """One pair."""
@@ -224,7 +231,7 @@ class WaldPairs:
         seen: set[tuple[str, str]] = set()
         for number, image in enumerate(self._images):
             if isinstance(image, ArrayImage):
-                key = image.place, hashlib.blake2b(np.ascontiguousarray(image.data), digest_size=12).hexdigest()
+                key = image.place, hashlib.blake2b(image.data.tobytes(), digest_size=12).hexdigest()
                 if key in seen:
                     self.skipped["images with the pixels of another"] += 1
                     continue
@@ -236,16 +243,6 @@ def wald_pairs(images: Sequence[WaldImage], factor: int, side: int, **how: Any) 
     """The pairs of images one after the other; `how` as `WaldPairs` takes it."""
     pairs = WaldPairs(images, factor, side, **how)
     return (pairs.read(k) for k in range(len(pairs.notes)))
-
-
-def with_split(image: ArrayImage, split: str) -> ArrayImage:
-    """The image, of which all pairs are of a split."""
-    return replace(image, split=split)
-
-
-def _side(shape: tuple[int, int], side: int, least: int, step: int) -> int | None:
-    fits = min(side, min(shape) // step * step)
-    return fits if fits >= least else None
 
 
 def _corners(shape: tuple[int, int], side: int, stride: int, factor: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from eocube.products.eo_vae_document import latents
 from eocube.products.storage import Half
 from eocube.sensors.sensor import Sensor
 
-__all__ = ["HALO", "LoadedWeights", "LoneWindow", "fit_sensor", "load", "lone_windows", "numerics"]
+__all__ = ["HALO", "STORED", "LoadedWeights", "LoneWindow", "fit_sensor", "load", "lone_windows", "numerics"]
 
 HALO = 32
 """Pixels around a core, as a cube's windows have them: without a halo `nano2` loses 5 to 10 dB."""
@@ -37,3 +37,7 @@ def lone_windows(weights: LoadedWeights, sensor: Sensor, window: LoneWindow, pre
     if precision not in ("fp16", "bf16", "fp32"):
         raise InputError(f"--precision {precision}: there are fp16, bf16, fp32")
     return EoVae(latents(sensor, encoding_of(weights, precision, Half.name, sensor), window), weights)
+
+
+STORED = Half()
+"""How values of pairs are stored, whatever their cubes' own storage was."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from model.super_resolution import SRConfig
 from model.training.recipe import Recipe, Stage
@@ -34,7 +34,8 @@ class SRRecipe(Recipe[SRStage]):
     `network` are the sizes (`SRConfig`). `ridge` damps the closed-form start, relative to the mean variance of what it
     reads. `whiten` says in which coordinates the residual is diffused: "cost" (white, the decoder's cost diagonal),
     or "channels" (each channel to unit spread). `hr_statistics` normalises the condition with the target's statistics,
-    as published. `cost_power` weighs the coordinates in both losses by that power of their cost in pixels.
+    as published. `cost_power` weighs the coordinates in the denoiser's loss by that power of their cost in pixels; the
+    regression's loss is weighed by the cost itself, which makes it the pixels' squared error.
     `weight_cap` bounds the loss's weight over times (None: not, as published); `noisy` is the share of examples drawn
     at the noisiest time, where the denoiser's answer is the mean. `balance` in 0..1 evens out how often places are
     drawn: 0 as often as they have pairs, 1 each place alike.
@@ -61,6 +62,22 @@ class SRRecipe(Recipe[SRStage]):
             raise ValueError(f"whiten {self.whiten!r}: choose cost or channels")
         if not 0 <= self.noisy < 1 or not 0 <= self.balance <= 1 or self.ridge < 0:
             raise ValueError("noisy is in 0..1 and not 1, balance in 0..1, ridge 0 or more")
+
+    def limited(self, steps: int | None = None, minutes: float | None = None) -> Self:
+        """The recipe with its stages' steps, or minutes instead, scaled to these in all."""
+        stages = self.stages
+        if steps is not None:
+            whole = sum(s.steps or 0 for s in stages) or len(stages)
+            stages = tuple(
+                replace(s, steps=max(1, round((s.steps or 1) * steps / whole)), minutes=None) for s in stages
+            )
+        if minutes is not None:
+            shares = [float(s.minutes or s.steps or 1) for s in stages]
+            stages = tuple(
+                replace(s, steps=None, minutes=share * minutes / sum(shares))
+                for s, share in zip(stages, shares, strict=True)
+            )
+        return replace(self, stages=stages)
 
     @classmethod
     def prepared(cls, values: dict[str, Any], file: Path) -> dict[str, Any]:

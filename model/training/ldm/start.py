@@ -1,4 +1,4 @@
-"""Solves in closed form what super-resolution starts from: statistics, a ridge regression, the residual's coordinates."""
+"""Solves in closed form what super-resolution starts from: statistics, a ridge, the residual's coordinates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.super_resolution import SuperResolver
+from model.super_resolution_parts import around
 from model.training.ldm.pairs import PairBatch, Rows
 from model.training.ldm.recipe import SRRecipe
 
@@ -91,6 +92,8 @@ def solve(net: SuperResolver, rows: Rows, recipe: SRRecipe, vae: EOVAE | None, w
     if recipe.whiten == "cost" and vae is not None:
         gram = decoder_gram(vae, wavelengths, rows, recipe)
     net.white.fit(residual.mean, residual.covariance, gram)
+    if net.amplitude is not None:
+        _amplitude(net, rows, recipe)
 
 
 def _vectors(x: Tensor) -> Tensor:
@@ -116,6 +119,42 @@ def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     found = torch.linalg.solve(damped, cross).float()
     base.weight.copy_(found[:-1].T.reshape(base.weight.shape))
     cast(Tensor, base.bias).copy_(found[-1])
+
+
+def _amplitude(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
+    """Log-linear least squares of the local residual's energy on the condition's contrast, then one factor a
+    coordinate, so that the residual over it has unit energy."""
+    amplitude = net.amplitude
+    assert amplitude is not None
+    seen, wanted, weights = [], [], []
+    for batch, weight in batches(rows, recipe.balance):
+        white, given = _white(net, batch)
+        seen.append(_vectors(amplitude.local(given)[1].log())[:, 0])
+        wanted.append(_vectors(around(F.avg_pool2d(white.square(), net.config.scale)).clamp_min(1e-12).log()))
+        weights.append(torch.full((len(seen[-1]),), weight))
+    x, y, w = torch.cat(seen).double(), torch.cat(wanted).double(), torch.cat(weights).double()
+    w = w / w.sum()
+    centre, level = (w * x).sum(), (w[:, None] * y).sum(0)
+    slope = (w[:, None] * (x - centre)[:, None] * (y - level)).sum(0) / (w * (x - centre).square()).sum()
+    amplitude.slope.copy_(slope)
+    amplitude.offset.copy_(level - slope * centre)
+    few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(recipe.seed))[:1_000_000]]
+    amplitude.range.copy_(torch.quantile(few, torch.tensor([0.005, 0.995], dtype=torch.float64)))
+    energy: Tensor | float = 0.0
+    total = 0.0
+    for batch, weight in batches(rows, recipe.balance):
+        white, given = _white(net, batch)
+        energy = energy + weight * (white / amplitude(given)).square().sum((0, 2, 3)).double()
+        total += weight * white[:, 0].numel()
+    amplitude.offset.add_((cast(Tensor, energy) / total).log())
+
+
+def _white(net: SuperResolver, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """The residual in white coordinates, and the normalised condition."""
+    given = net.normalised(batch.condition)
+    linear = net.linear(given)
+    target = batch.target.float()
+    return net.white.into(target if linear is None else target - linear), given
 
 
 def decoder_gram(vae: EOVAE, wavelengths: Sequence[float], rows: Rows, recipe: SRRecipe) -> Tensor:

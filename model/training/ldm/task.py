@@ -36,9 +36,11 @@ class Losses(nn.Module):
         given = net.normalised(condition)
         linear = net.linear(given)
         wanted = net.white.into(target.float() if linear is None else target.float() - linear)
+        spread = net.spread(given)
+        wanted = wanted if spread is None else wanted / spread
         nothing = torch.zeros(len(target), device=wanted.device)
         mean, features = net.regression(given)
-        regression = nothing if mean is None else self._squared(mean.float() - wanted)
+        regression = nothing if mean is None else self._squared(mean.float() - wanted, 1.0)
         if t is None or noise is None:
             return regression, nothing
         # The denoiser is told what the regression left, not asked to move it.
@@ -48,10 +50,10 @@ class Losses(nn.Module):
         weight = preconditioning(alpha, sigma).weight
         if self.cap is not None:
             weight = weight.clamp(max=self.cap)
-        return regression, weight * self._squared(net.denoise_with(features)(x, t) - x0)
+        return regression, weight * self._squared(net.denoise_with(features)(x, t) - x0, self.power)
 
-    def _squared(self, error: Tensor) -> Tensor:
-        cost = self.net.white.cost.pow(self.power)
+    def _squared(self, error: Tensor, power: float) -> Tensor:
+        cost = self.net.white.cost.pow(power)
         return (error.square().mean((2, 3)) * (cost / cost.mean())).mean(1)
 
 

@@ -17,13 +17,14 @@ from model.eo_vae import EOVAE
 from model.super_resolution import SRMeta, SuperResolver, save_sr
 from model.training.checkpoint import Keeper, read_snapshot
 from model.training.distributed import Team
-from model.training.ldm.pairs import PairSource, Rows
+from model.training.ldm.pairs import PairBatch, PairSource, Rows
 from model.training.ldm.recipe import SRRecipe
 from model.training.ldm.start import solve
 from model.training.ldm.task import SRTask
 from model.training.ldm.validation import Judge, table_text
 from model.training.loop import Loop
 from model.training.sources.prefetch import Prefetch
+from model.training.task import Source
 from model.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,14 @@ class SRData:
     meta: SRMeta
     vae: EOVAE | None = None
     wavelengths: Sequence[float] = ()
+    source: Source[PairBatch] | None = None
+    """Where batches come from; None draws from `rows`."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        windows = getattr(self.rows, "windows", None)
+        if windows is not None:
+            windows.close()
 
 
 def train_sr(
@@ -77,7 +86,8 @@ def train_sr(
         save_sr(averaged, folder / WEIGHTS, described(data.meta, recipe, {}))
 
     share = (0, 1) if recipe.division == "slices" else (team.rank, team.world)
-    source = Prefetch(PairSource(data.rows, recipe.seed, recipe.balance, share), pin=team.device.type == "cuda")
+    drawn = data.source or PairSource(data.rows, recipe.seed, recipe.balance, share)
+    source = Prefetch(drawn, pin=team.device.type == "cuda")
     task = SRTask(net, recipe, score, export)
     loop = Loop(task, recipe, source, team, keeper, tracker)
     if snapshot is not None:

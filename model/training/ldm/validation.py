@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.sensors import COLOURS
+from model.eo_vae import EOVAE
+from model.sensors import COLOURS, TrainedSensor
 from model.super_resolution import SuperResolver
 from model.wald import back_project, bicubic, consistency_error
 
@@ -45,16 +46,28 @@ def with_margin(decode: Decode) -> Decode:
     return decoded
 
 
+def reflectance_of(vae: EOVAE, sensor: TrainedSensor) -> Decode:
+    """The decoder with mirrored borders, giving the sensor's physical unit."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (sensor.mean, sensor.std))
+    unit = 1e-4 if sensor.unit == "reflectance*1e4" else 1.0
+
+    @torch.no_grad()
+    def decode(z: Tensor) -> Tensor:
+        return torch.cat([(vae.decode(one[None], sensor.wavelengths) * std + mean) * unit for one in z])
+
+    return with_margin(decode)
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """Scores networks on held-out pairs.
 
-    `decode` makes reflectance of results (the identity in pixel space). `bands` name the channels, `mtf` is theirs at
+    `decode` makes reflectance of results; None in pixel space. `bands` name the channels, `mtf` is theirs at
     the low resolution's Nyquist. `steps` and `samples` are of the samplers' figures.
     """
 
     held: Sequence[HeldOut]
-    decode: Decode
+    decode: Decode | None
     bands: tuple[str, ...]
     mtf: tuple[float, ...]
     scale: int = 4
@@ -64,8 +77,14 @@ class Judge:
 
     def score(self, net: SuperResolver) -> float:
         """Mean over places of the mean's error in dB below 1 (minus its PSNR): the lower the better."""
-        found = [-_psnr(self._by_place(lambda h: self.decode(net.mean(h.condition)), p), self._truth(p)) for p in self.places]
+        found = []
+        for place in self.places:
+            of = [h for h in self.held if h.place == place]
+            found.append(-_psnr([self._decoded(net.mean(h.condition)) for h in of], [h.high for h in of]))
         return float(np.mean(found))
+
+    def _decoded(self, values: Tensor) -> Tensor:
+        return values if self.decode is None else self.decode(values)
 
     @property
     def places(self) -> list[str]:
@@ -91,12 +110,12 @@ class Judge:
         `samples`, and "+" the same with the low resolution put right (`back_project`)."""
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.stack(
-            [self.decode(net.sample(h.condition, steps=self.steps, generator=generator)) for _ in range(self.samples)]
+            [self._decoded(net.sample(h.condition, steps=self.steps, generator=generator)) for _ in range(self.samples)]
         )
         found = {
             "bicubic": bicubic(h.low, self.scale),
-            "ceiling": self.decode(h.target.float()),
-            "one_step": self.decode(net.mean(h.condition)),
+            "ceiling": self._decoded(h.target.float()),
+            "one_step": self._decoded(net.mean(h.condition)),
             "sample": draws[0],
             "mean": draws.mean(0),
         }
@@ -115,19 +134,12 @@ class Judge:
             nearest, made["bicubic"], made["one_step"], made["sample"])]  # fmt: skip
         panels += [4 * made["spread"][row, shown].numpy() / span, (h.high[row, shown].numpy() - low) / span]
         whole = np.clip(np.concatenate(panels, axis=2), 0, 1)
-        return np.round(255 * whole.transpose(1, 2, 0)).astype(np.uint8)
-
-    def _truth(self, place: str) -> list[Tensor]:
-        return [h.high for h in self.held if h.place == place]
-
-    def _by_place(self, make: Callable[[HeldOut], Tensor], place: str) -> list[Tensor]:
-        return [make(h) for h in self.held if h.place == place]
+        drawn: NDArray[np.uint8] = np.round(255 * whole.transpose(1, 2, 0)).astype(np.uint8)
+        return drawn
 
     def _measure(self, images: Sequence[Tensor], truth: Sequence[Tensor], low: Sequence[Tensor]) -> dict[str, float]:
         pairs = list(zip(images, truth, strict=True))
-        errors = torch.cat(
-            [consistency_error(a, b, self.mtf, self.scale) for a, b in zip(images, low, strict=True)]
-        )
+        errors = torch.cat([consistency_error(a, b, self.mtf, self.scale) for a, b in zip(images, low, strict=True)])
         return {
             "psnr": _psnr(images, truth),
             "sam": float(torch.cat([_angles(a, b) for a, b in pairs]).mean()),
