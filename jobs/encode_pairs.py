@@ -78,7 +78,7 @@ def encode(options: Options) -> None:
     """Do it; InputError, ValueError or FileNotFoundError, in one line, for bad input."""
     from eocube.errors import InputError
     from eocube.net.storage_options import parse_options
-    from eocube.pairs.pair_store import PairPlan
+    from eocube.pairs.pair_plan import PairPlan
     from eocube.pairs.pixel_pairs import SPLITS, rows_of
     from eocube.pairs.writing import write_pairs
 

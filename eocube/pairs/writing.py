@@ -18,7 +18,8 @@ import torch
 
 from eocube.net.objects import Objects
 from eocube.pairs.encoding import Maker
-from eocube.pairs.pair_store import PairPlan, PairStore, PairWriter
+from eocube.pairs.pair_plan import PairPlan
+from eocube.pairs.pair_store import PairStore, PairWriter
 from eocube.store.lease import Lease
 
 Told = Callable[[int, int], None]

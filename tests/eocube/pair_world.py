@@ -12,7 +12,7 @@ import torch
 from affine import Affine
 
 from eocube.net.objects import Objects
-from eocube.pairs.pair_store import PairPlan
+from eocube.pairs.pair_plan import PairPlan
 from eocube.pairs.wald import ArrayImage
 from eocube.store.lease import is_lease
 from model.eo_vae import EOVAE

@@ -15,7 +15,8 @@ import xarray as xr
 
 from eocube.errors import InputError, StoreError
 from eocube.pairs.encoding import Made, PixelMaker
-from eocube.pairs.pair_store import PairPlan, PairStore
+from eocube.pairs.pair_plan import PairPlan
+from eocube.pairs.pair_store import PairStore
 from eocube.pairs.pixel_pairs import NOWHERE, PairNote, rows_of
 from eocube.pairs.sen2naip import Sen2Naip, naip
 from eocube.pairs.wald import WaldPairs
