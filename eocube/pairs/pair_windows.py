@@ -24,6 +24,7 @@ _VALUES = ("lr", "hr", "lr_up")
 _SCALARS = ("id", "place", "level", "split", "lr_space", "hr_space", "resolution", "side", "flip", "epsg", "bounds",
             "transform")  # fmt: skip
 CACHE = 2 * 2**30
+_OWN = ("_lock", "_pool", "_kept", "_most", "_moments", "_taken")  # a process's own, not pickled
 
 
 class PairWindows:
@@ -138,6 +139,9 @@ class PairWindows:
             if self._position >= len(self._order):
                 self._go_to(self._epoch + 1, 0, self._waiting)
             row = int(self._order[self._position])
+            self._read_ahead()
+            # Taken while its shard is open: it may wait for others of its side until long after.
+            self._taken[row] = self._arrays(row)
             self._position += 1
             self._waiting.setdefault(self._sides[row], []).append(row)
 
@@ -174,6 +178,7 @@ class PairWindows:
                 f"the saved place is of other pairs than {self.url}'s: resume with the same store, split, side, seed "
                 "and number of workers"
             )
+        self._taken.clear()
         waiting = {int(side): [int(r) for r in rows] for side, rows in state["waiting"].items()}
         self._go_to(int(state["epoch"]), int(state["position"]), waiting)
 
@@ -187,15 +192,19 @@ class PairWindows:
     def _go_to(self, epoch: int, position: int, waiting: dict[int, list[int]]) -> None:
         self._epoch, self._position, self._waiting = epoch, position, waiting
         self._order = self.order(epoch)[self.rank :: self.world]
+        self._ahead = position
 
     def _batch(self, rows: Sequence[int]) -> Pair:
-        ahead = self._order[self._position : self._position + 4 * len(rows)]
-        for unit in dict.fromkeys(int(r) // self.store.per_unit for r in ahead):
-            self._opened(unit)
         tables = self.store.tables
-        parts = [self._arrays(row) for row in rows]
+        parts = [self._taken.pop(row) if row in self._taken else self._arrays(row) for row in rows]
         stacked: Pair = {name: np.stack([part[name] for part in parts]) for name in self.arrays}
         return {"row": np.array(rows), **{name: tables[name][rows] for name in _SCALARS}, **stacked}
+
+    def _read_ahead(self) -> None:
+        """Begin to read what the next rows lie in, each unit once: as many rows as a unit has."""
+        while self._ahead < min(len(self._order), self._position + self.store.per_unit):
+            self._opened(int(self._order[self._ahead]) // self.store.per_unit)
+            self._ahead += 1
 
     # -- shards
 
@@ -239,14 +248,16 @@ class PairWindows:
         self._lock = threading.Lock()
         self._pool = None
         self._kept: OrderedDict[int, Future[Shards]] = OrderedDict()
-        self._most: int = max(self._open_units + 2, self._cache_bytes // max(1, self.store.unit_bytes(self.arrays)))
+        self._taken: dict[int, Pair] = {}
+        # Rows mix over `open_units` units; those that are read ahead reach a few further.
+        self._most: int = max(2 * self._open_units + 2, self._cache_bytes // max(1, self.store.unit_bytes(self.arrays)))
         self._moments = {
             name: tuple(np.asarray(said[key], np.float32)[:, None, None] for key in ("mean", "std"))
             for name, said in self.statistics.items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_pool", "_kept", "_most", "_moments")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -126,13 +126,13 @@ def work(plan: Plan) -> PlannedWork:
     lattice, sensor = plan.grid.lattice, plan.sensor
     windows, _ = touched(plan)
     itemsize = np.dtype(sensor.dtype).itemsize
-    side = lattice.window_px * lattice.resolution
+    side = lattice.window_px * lattice.metres
     a_window = sum(
         len(members) * itemsize * ((side + 2 * lattice.margin(sampling)) / sampling) ** 2
-        for sampling, members in sensor.groups(lattice.resolution).items()
+        for sampling, members in sensor.groups(lattice.metres).items()
     )
     if any(s.mask is not None for s in plan.scenes):
-        a_window += (lattice.core_px * lattice.resolution / _MASK_SAMPLING) ** 2
+        a_window += (lattice.core_px * lattice.metres / _MASK_SAMPLING) ** 2
     latents = lattice.core**2 * plan.product.unpacked_cell_bytes
     return PlannedWork(windows, round(windows * a_window), windows * latents)
 

@@ -52,14 +52,17 @@ class Windows(Protocol):
     def halo_px(self) -> int: ...
 
 
-def latents(sensor: Sensor, encoding: Encoding, windows: Windows) -> Product:
-    """The product of an encoder, of the pixels of a sensor, in such windows. InputError where no whole latents fit."""
+def latents(sensor: Sensor, encoding: Encoding, windows: Windows, resolution: float | None = None) -> Product:
+    """The product of an encoder, of the pixels of a sensor, in such windows. InputError where no whole latents fit.
+
+    `resolution` is what the encoder saw, where that is not the windows' own: in a cube made from another.
+    """
     stride = encoding.stride
     if windows.core_px % stride or windows.halo_px % stride:
         raise InputError(f"cores of {windows.core_px} px with a halo of {windows.halo_px} px: latents have {stride} px")
     meaning = {
         "weights": {"name": encoding.weights_name, "sha256": encoding.sha256},
-        **pixels_meaning(sensor, windows.resolution),
+        **pixels_meaning(sensor, windows.resolution if resolution is None else resolution),
         "stride": stride,
         "core": windows.core_px // stride,
         "halo": windows.halo_px // stride,
@@ -101,7 +104,9 @@ def from_plan(document: Mapping[str, Any], lattice: Lattice) -> Product:
     if encoding["quantisation"] is not None:
         scale, offset = encoding["quantisation"]
         encoding["quantisation"] = (tuple(scale), tuple(offset))
-    return latents(Sensor.from_dict(document["sensor"]), Encoding(**encoding), lattice)
+    # A cube made from another means what that one does (`eocube.products.super_resolved`).
+    seen = document["derived"]["resolution"] if "derived" in document else None
+    return latents(Sensor.from_dict(document["sensor"]), Encoding(**encoding), lattice, seen)
 
 
 def to_attribute(product: Product) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -173,8 +173,19 @@ def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) ->
             return
 
 
+class Target(Protocol):
+    """What a request says of the stores that it makes, whatever it makes them of."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def retry(self) -> tuple[State, ...]: ...
+    @property
+    def mend(self) -> bool: ...
+
+
 def carry_out(
-    cubes: Sequence[Cube], request: Request, engine: EngineOptions, run_id: str, lease: Lease
+    cubes: Sequence[Cube], request: Target, engine: EngineOptions, run_id: str, lease: Lease
 ) -> tuple[RunTally, list[Summary]]:
     """Do what the stores do not hold yet and finalise them, while the lease is held.
 
@@ -228,6 +239,8 @@ def plans_of(
             f"{request.out} has several items called {shared[0]!r}, whose dates version 0.1 read from one of them: "
             "encode to another --out"
         )
+    if made := next((plan.derived for plan in frozen if plan.derived is not None), None):
+        raise StoreError(f"{request.out} was made from {made.parent}, not from scenes: encode to another --out")
     searched = searched or Searched()
     request = as_stored(request, frozen)
     asked = _key(request)
@@ -294,7 +307,7 @@ def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[P
 
 
 def open_cubes(
-    request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
+    request: Target, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
 ) -> tuple[Cube, ...]:
     """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
     if not zoned(request.out, plans, storage_options):

@@ -1,4 +1,4 @@
-"""The three samplers: an oracle, Gaussian data whose mean and covariance are known, single steps by hand, projection."""
+"""The three samplers: an oracle, Gaussian data of known mean and covariance, single steps by hand, projection."""
 
 from __future__ import annotations
 

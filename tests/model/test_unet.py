@@ -150,6 +150,16 @@ def test_block_starts_near_the_identity() -> None:
         assert 0 < (y - x).std() < 0.3
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_norm_of_pixels_with_hardly_any_spread(unbiased: bool) -> None:
+    """Where the variance is that of epsilon, 1e-5: both count."""
+    block, x = AdaZeroBlock(8, unbiased=unbiased), 3e-3 * noise(1, 8, 5, 5)
+    with torch.no_grad():
+        a, b, gate = dict(block.named_parameters())["ada_zero"].normal_()
+        normed = (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, keepdim=True, unbiased=unbiased) + 1e-5)
+        torch.testing.assert_close(block(x, None), x + gate * block.ffn((a + 1) * normed + b))
+
+
 def test_condition_matters_and_without_one_none_is_taken() -> None:
     net, x, level = awake(SMALL), noise(1, 3, 8, 8), torch.zeros(1)
     assert not torch.allclose(net(x, level, noise(1, 2, 8, 8)), net(x, level, noise(1, 2, 8, 8, seed=1)))

@@ -97,6 +97,21 @@ def test_a_saved_place_goes_on_with_the_very_rows(store: PairStore) -> None:
         PairWindows(store.target.url, "train", 6).load_state_dict(state)
 
 
+def test_each_object_is_read_once_an_epoch(store: PairStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = PairWindows(store.target.url, "train", 2, arrays=("hr",), open_units=1, cache_bytes=0)
+    read: list[int] = []
+    shard = PairStore.shard
+
+    def counted(self: PairStore, name: str, unit: int) -> np.ndarray:
+        read.append(unit)
+        return shard(self, name, unit)
+
+    monkeypatch.setattr(PairStore, "shard", counted)
+    for _ in range(13):
+        windows.draw(2)
+    assert sorted(set(read)) == [0, 1, 2, 3, 4, 5] and len(read) <= 7  # the next epoch's first may be begun
+
+
 def test_a_small_cache_gives_the_same(store: PairStore) -> None:
     small = PairWindows(store.target.url, "train", 2, arrays=("hr",), open_units=1, cache_bytes=0)
     large = PairWindows(store.target.url, "train", 2, arrays=("hr",), open_units=1)
