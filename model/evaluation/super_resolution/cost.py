@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import re
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,23 @@ def timed(run: Callable[[], object], iterations: int, most_seconds: float, devic
             break
     mean = sum(taken) / len(taken)
     return Timed(mean, min(taken), max(taken), len(taken), len(taken) < iterations)
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], rounds: int, most_seconds: float, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each, taken in turn, so that another's load on the machine meets all alike.
+
+    So many rounds, or as many as the bound of time allows, one at least.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken[name].append(_once(run, device))
+        if time.perf_counter() - began > most_seconds:
+            break
+    return {name: statistics.median(found) for name, found in taken.items()}
 
 
 def _once(run: Callable[[], object], device: torch.device) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from model.diffusion import METHODS
-from model.evaluation.super_resolution.cost import peak, timed
+from model.evaluation.super_resolution.cost import interleaved, peak, timed
 from model.evaluation.super_resolution.lpips import Perceptual
 from model.evaluation.super_resolution.measure import DATA_RANGE, Measured, measure, of_place, over_places
 from model.evaluation.super_resolution.methods import (
@@ -136,7 +136,7 @@ class SuperResolutionStudy:
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
-        report["throughput"] = throughput(report["methods"])
+        report["throughput"] = throughput(report["methods"], self._in_turn())
         report["goals"] = goals(report["methods"])
         report["curve"] = self._curve()
         return report
@@ -178,6 +178,15 @@ class SuperResolutionStudy:
             "said": method.said,
         }  # fmt: skip
 
+    def _in_turn(self) -> dict[str, float]:
+        """Seconds of latent and pixel diffusion, one after the other again and again; nothing without both."""
+        both = {m.name: m for m in self.methods if m.name in (LATENT, PIXEL)}
+        if len(both) < 2:
+            return {}
+        case = self._timed_case()
+        runs = {name: lambda m=m: m.run(case) for name, m in both.items()}  # type: ignore[misc]
+        return interleaved(runs, self.costs.iterations, self.costs.seconds, self.device)
+
     def _curve(self) -> dict[str, Any]:
         """Single draws of each sampler: method -> steps -> psnr, sharpness, consistency, seconds of drawing."""
         if self.resolver is None or not self.curve.steps or not self.curve.pairs:
@@ -211,15 +220,15 @@ def one_a_place(cases: Sequence[Case], most: int) -> list[Case]:
     return [cases[k] for _, k in sorted(order)[:most]]
 
 
-def throughput(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Images a second of latent over pixel diffusion, at the same steps in the same run, and the target; {} without."""
-    if LATENT not in methods or PIXEL not in methods:
+def throughput(methods: Mapping[str, Mapping[str, Any]], in_turn: Mapping[str, float]) -> dict[str, Any]:
+    """Images a second of latent over pixel diffusion, at the same steps, timed in turn, and the target; {} without."""
+    if LATENT not in in_turn or PIXEL not in in_turn:
         return {}
-    one, other = (methods[name]["seconds_per_image"] for name in (LATENT, PIXEL))
+    one, other = in_turn[LATENT], in_turn[PIXEL]
     parts = methods[LATENT]["timing"]["parts"]
     found = {
         "latent_against_pixel": other / one, "target": TARGET_THROUGHPUT, "reached": other / one >= TARGET_THROUGHPUT,
-        "steps": {name: methods[name]["steps"] for name in (LATENT, PIXEL)},
+        "steps": {name: methods[name]["steps"] for name in (LATENT, PIXEL)}, "seconds": dict(in_turn),
     }  # fmt: skip
     if parts:
         found["denoising_alone"] = methods[PIXEL]["timing"]["parts"].get("diffuse", other) / parts["diffuse"]

@@ -168,10 +168,10 @@ def test_throughput_is_at_the_same_steps() -> None:
         "timing": {"parts": {"encode": 0.02, "diffuse": 0.05, "decode": 0.03}},
     }
     other = {"seconds_per_image": 2.0, "steps": 8, "timing": {"parts": {"diffuse": 2.0}}}
-    found = throughput({"latent": cost, "pixel": other})
+    found = throughput({"latent": cost, "pixel": other}, {"latent": 0.1, "pixel": 2.0})
     assert found["latent_against_pixel"] == pytest.approx(20) and found["reached"]
     assert found["denoising_alone"] == pytest.approx(40) and found["from_stored_latents"] == pytest.approx(25)
-    assert throughput({"latent": cost}) == {}
+    assert throughput({"latent": cost}, {}) == {}
 
 
 def test_the_curve_takes_every_place_in_turn() -> None:
