@@ -184,7 +184,7 @@ class SuperResolutionStudy:
         if len(both) < 2:
             return {}
         case = self._timed_case()
-        runs = {name: lambda m=m: m.run(case) for name, m in both.items()}  # type: ignore[misc]
+        runs = {name: lambda m=m: m.run(case) for name, m in both.items()}
         return interleaved(runs, self.costs.iterations, self.costs.seconds, self.device)
 
     def _curve(self) -> dict[str, Any]:
