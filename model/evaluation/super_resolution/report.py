@@ -58,7 +58,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     if through := report["throughput"]:
         lines += [
             "",
-            f"Latent against pixel diffusion in turn, {through['steps']['latent']} and {through['steps']['pixel']} steps: "
+            f"Latent and pixel in turn, {through['steps']['latent']} and {through['steps']['pixel']} steps: "
             f"**{through['latent_against_pixel']:.1f} times** the images a second (goal: {through['target']:g}); the "
             f"denoising alone {through.get('denoising_alone', float('nan')):.1f} times.",
         ]
