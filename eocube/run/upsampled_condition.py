@@ -54,12 +54,13 @@ class UpsampledCondition:
         px, scale = self._product.cell_px, self._scale
         core, halo = self._product.core_px // px, self._product.halo_px
         pixels = self._pixels(given, tiles, shape, run)
-        covered = np.zeros(tuple(n * scale for n in shape), np.bool_)
+        height, width = (n * scale for n in shape)
+        covered = np.zeros((height, width), np.bool_)
         for tile in tiles:
             covered[tile.scaled(scale).box] = True
         cells = halo // px
         fine_tiles = tiles_over(
-            0, 0, *covered.shape, core=core, halo=cells,
+            0, 0, height, width, core=core, halo=cells,
             there=lambda row, col: bool(
                 covered[row * core : (row + 1) * core, col * core : (col + 1) * core].any()
             ),
@@ -82,7 +83,7 @@ class UpsampledCondition:
             return made[:, :, y : y + tile.height, x : x + tile.width]
 
         # Neighbours are cross-faded over their halos: the network was trained on windows without a seam inside.
-        found: Values = Canvas(*covered.shape, [tile for _, tile in fine_tiles], run=run).blend(encoded)[0].numpy()
+        found: Values = Canvas(height, width, [tile for _, tile in fine_tiles], run=run).blend(encoded)[0].numpy()
         return found
 
     def _pixels(self, given: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int], run: Run) -> Values:
