@@ -180,11 +180,8 @@ def check(wanted: Wanted, options: Mapping[str, Any] | None, device: str) -> _Ch
     except WeightsError as error:
         raise InputError(f"--weights {wanted.weights}: {error}") from error
     config, lattice = network.config, parents[0].plan.grid.lattice
-    if config.space != "latent" or config.conditioning != "native":
-        raise InputError(
-            f"--weights {wanted.weights} read {'pixels' if config.space != 'latent' else 'upsampled pixels'}, a cube "
-            "holds latents: take weights with native conditioning"
-        )
+    if config.space != "latent":
+        raise InputError(f"--weights {wanted.weights} make pixels, a cube holds latents: take weights of latents")
     if lattice.core % config.scale or lattice.stride % config.scale or lattice.cell % config.scale:
         raise InputError(
             f"{wanted.cube}: cores of {lattice.core} cells of {lattice.cell} m cannot be cut into {config.scale} parts"

@@ -8,7 +8,6 @@ canvas has the same tiles and the same noise (`model.tiled_sampling.ground_noise
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from eocube.products.super_resolved import MEAN, Derivation
 from eocube.read.coverage import CLEAR, fine, from_cells, pack_clouds, pack_missing, unpack_clouds, unpack_missing
 from eocube.read.source_shares import percent
 from eocube.run.prometheus import BusyClock
+from eocube.run.upsampled_condition import UpsampledCondition
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask, unpack_mask
 from eocube.store.seams import Seams, Squares
@@ -64,12 +64,15 @@ class Sampler:
         epsg: of the zone; sets its noise apart.
         threads: tiles at once; each is computed by one thread on a CPU, so that bits do not depend on how many.
         device: torch device of the network.
+        upsampled: makes the condition of weights that read upsampled pixels; None for those that read latents.
     """
 
     def __init__(
-        self, network: SuperResolver, how: Derivation, core: int, epsg: int, *, threads: int = 1, device: str = "cpu"
-    ) -> None:
+        self, network: SuperResolver, how: Derivation, core: int, epsg: int, *, threads: int = 1, device: str = "cpu",
+        upsampled: UpsampledCondition | None = None,
+    ) -> None:  # fmt: skip
         self.network, self._how, self._core, self._epsg, self._device = network, how, core, epsg, device
+        self._upsampled = upsampled
         self._threads = ThreadPoolExecutor(
             threads if device == "cpu" else 1, "sample", lambda: torch.set_num_threads(1) if device == "cpu" else None
         )
@@ -100,6 +103,10 @@ class Sampler:
         tiles = [tile.scaled(scale) for _, tile in coarse]
         canvas = Canvas(height * scale, width * scale, tiles, run=self._threads.map, device=self._device)
         given = [self._condition(field, tile) for _, tile in coarse]
+        if self._upsampled is not None:
+            bare = [tile for _, tile in coarse]
+            whole = torch.from_numpy(self._upsampled(given, bare, (height, width), self._threads.map))[None]
+            given = [whole[:, :, *tile.box].to(self._device) for tile in tiles]
         if how.method == MEAN:
             return self._numpy(canvas.blend(_inferring(lambda i: self.network.mean(given[i]))))
         made = list(self._threads.map(_inferring(lambda i: self.network.denoiser(given[i])), range(len(tiles))))
@@ -166,9 +173,12 @@ class SuperResolveRunner:
             raise StoreError(f"{self.how.parent} is not the cube this one was made from: its space id is another")
         lattice = self.parent.plan.grid.lattice
         self._core = lattice.core
+        found = network or super_resolver(self.how, device)
+        upsampled = None
+        if found.config.conditioning == "upsampled":
+            upsampled = UpsampledCondition(self.parent.plan.product, self.how.scale, device)
         self.sampler = Sampler(
-            network or super_resolver(self.how, device), self.how, self._core, lattice.epsg, threads=threads,
-            device=device,
+            found, self.how, self._core, lattice.epsg, threads=threads, device=device, upsampled=upsampled,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -205,7 +215,6 @@ class SuperResolveRunner:
                 failed = str(error)
         results: list[WindowResult] = []
         parts: list[Moments] = []
-        precision = Counter[str]()
         for window in windows:
             result = self._result(at, window, states)
             if result.state is State.OK and made is None:
@@ -216,7 +225,6 @@ class SuperResolveRunner:
                 if storage.sound(torch.from_numpy(made[None, :, *box]))[0]:
                     stored[:, *box] = storage.pack(made[:, *box])
                     parts.append(Moments.of(storage.unpack(stored[:, *box])))
-                    precision["fp32"] += 1
                 else:
                     what = f"{plan.product.array} not sound"
                     result = replace(result, state=State.ENCODE_FAILED, reason=what)
@@ -225,7 +233,7 @@ class SuperResolveRunner:
         return Receipt(
             unit=unit.key, time=unit.time, shard=unit.shard, windows=tuple(results),
             bytes_in=self.parent.bytes_read - before, bytes_out=bytes_out, seconds=time.perf_counter() - started,
-            sha256=sha256, moments=Moments.merged(parts), precision=dict(precision), created=now(), run=self.run_id,
+            sha256=sha256, moments=Moments.merged(parts), created=now(), run=self.run_id,
             seams=None if made is None else self._seams(unit, made, good), term=self.store.term,
         )  # fmt: skip
 

@@ -48,17 +48,22 @@ def make_parent_plan(
     return Plan(made, grid, taken, (), {"bbox": list(BOX)})
 
 
-def make_resolver(path: Path, encoder: Path, seed: int = 0, resolutions: tuple[tuple[float, float], ...] = ()) -> Path:
+def make_resolver(path: Path, encoder: Path, seed: int = 0, *, upsampled: bool = False) -> Path:
     """Random weights of a super-resolver of four channels for latents of an encoder, far from the identity."""
     torch.manual_seed(seed)
     net = SuperResolver(
-        SRConfig(UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=4), channels=4, base=3)
+        SRConfig(
+            UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=1 if upsampled else 4), channels=4, base=3,
+            conditioning="upsampled" if upsampled else "native",
+        )
     )  # fmt: skip
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(0.05 * torch.randn_like(parameter) if "base" not in name else torch.zeros_like(parameter))
         assert net.base is not None
-        net.base.weight[:, :, 1, 1] = torch.eye(4).repeat_interleave(16, 0)  # each cell's latents, 4 x 4 times
+        net.base.weight[:, :, 1, 1] = torch.eye(4).repeat_interleave(
+            net.config.finer**2, 0
+        )  # each cell's latents, 4 x 4 times
         net.white.back.mul_(0.3)
         net.white.forth.div_(0.3)
     meta = load_weights(encoder).meta
@@ -67,7 +72,7 @@ def make_resolver(path: Path, encoder: Path, seed: int = 0, resolutions: tuple[t
         net, path,
         SRMeta(
             "tiny-sr", get_sensor("RGBN").band_names, {"weights": "tiny", "sha256": meta.sha256},
-            resolutions or ((40.0, 10.0),), (0.3,) * 4,
+            ((40.0, 10.0),), (0.3,) * 4,
         ),
         torch.float32,
     )  # fmt: skip
