@@ -53,7 +53,7 @@ class Options(Asked, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """One run of the whole job."""
 
     windows: int
@@ -88,22 +88,23 @@ def measure(options: Options, console: Console) -> Report:
     repeats = options.repeats or (1 if options.quick else 3)
     dates = options.dates or ((6 if options.quick else 24) if gpu else (2 if options.quick else 6))
     side = 10 if gpu else SIDES.get(what.name, SIDE)
-    jobs: list[_Job] = []
+    jobs: list[Job] = []
     alone: list[float] = []
-    with tempfile.TemporaryDirectory() as name, _ray(threads, Path(name) / "spans", gpu=gpu):
+    with tempfile.TemporaryDirectory() as name, private_ray(threads, Path(name) / "spans", gpu=gpu):
         folder = Path(name)
         console.print(f"making scenes of {dates} dates")
         index, interval, box = shard_scenes(folder / "scenes", dates, side)
         weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
+            # As fp16, which the recorded figures are of; `benchmarks/stored.py` compares codes with it.
             asked = Selection(
                 boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=str(index), weights=weights,
-                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision,
+                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, storage="fp16",
             )  # fmt: skip
             running = Running(verify_fraction=0, gpus_per_actor=1.0 if gpu else 0.0, actors=1)
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(_job(asked, running, folder / "spans"))
+            jobs.append(whole_job(asked, running, folder / "spans"))
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
                 plan = Plan.from_json(text)
@@ -144,7 +145,7 @@ def measure(options: Options, console: Console) -> Report:
 
 
 @contextlib.contextmanager
-def _ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
+def private_ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
     """A private Ray of so many cores whose workers note what they do in `log`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:
@@ -175,7 +176,7 @@ def _saved(what: Subject, path: Path) -> Path:
     return path
 
 
-def _job(asked: Selection, running: Running, log: Path) -> _Job:
+def whole_job(asked: Selection, running: Running, log: Path) -> Job:
     before = len(probe.spans(log))
     began = time.perf_counter()
     outcome = encode_region(asked, running, Showing(quiet=True))
@@ -185,7 +186,7 @@ def _job(asked: Selection, running: Running, log: Path) -> _Job:
     if not windows:
         raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
     kinds = (probe.READ, probe.ENCODE, probe.WRITE)
-    return _Job(
+    return Job(
         windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in kinds},
         {kind: probe.worked(noted, kind) for kind in kinds},
     )  # fmt: skip

@@ -120,7 +120,7 @@ def demo_cube(what: Subject, folder: Path, device: str, threads: int, *, quick: 
     box = (west, south, (west + east) / 2, (south + north) / 2) if quick else DEMO_BBOX
     asked = Selection(
         boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=str(index), weights=weights,
-        out=str(folder / "cube.zarr"),
+        out=str(folder / "cube.zarr"), storage="fp16",  # what the recorded figures are of
     )  # fmt: skip
     request = Request.parse(asked, Running(), on_gpu=device == "cuda")
     (plan,) = make_plans(request, product_of(request), None)

@@ -1,11 +1,13 @@
 """Evaluate weights beside their baselines, on a listing's held-out places or on TerraMesh's shards.
 
-`python jobs/evaluate.py --weights nano --data DATA --out FOLDER`, or `--terramesh s3://bucket/TerraMesh/val`.
+`python jobs/evaluate.py --weights nano --data DATA --out FOLDER`, or `--terramesh s3://bucket/TerraMesh/val`; of
+super-resolution `--task sr --pairs STORE --weights sr-nano` (jobs/evaluate_sr.py).
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +47,7 @@ class Options:
     corrected: Annotated[bool, tyro.conf.arg(help="of TerraMesh: correct the data as for the published EO-VAE*")] = (
         False
     )
-    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano"
+    weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano2"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
     test: Annotated[bool, tyro.conf.arg(help="measure on the listing's test places (test: true) rather than on those "
@@ -183,5 +185,26 @@ def main(options: Options) -> int:
     return 0
 
 
+def command(arguments: Sequence[str]) -> int:
+    """The command line: `--task sr` has options of its own, `--task reconstruction` and no task are `Options`."""
+    given = list(arguments)
+    task = "reconstruction"
+    for place, word in enumerate(given):
+        if word == "--task" or word.startswith("--task="):
+            task = word.partition("=")[2] or (given[place + 1] if place + 1 < len(given) else "")
+            del given[place : place + (1 if "=" in word else 2)]
+            break
+    if task == "sr":
+        # The jobs are part of the repository, not of the installed package.
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        from jobs import evaluate_sr
+
+        return evaluate_sr.main(tyro.cli(evaluate_sr.Options, args=given))
+    if task != "reconstruction":
+        print(f"error: --task {task}: choose sr or reconstruction", file=sys.stderr)
+        return 2
+    return main(tyro.cli(Options, args=given))
+
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(command(sys.argv[1:]))

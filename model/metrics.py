@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, minimum_filter
 
 Array = NDArray[np.floating]
 _SIGMA, _TRUNCATE, _K1, _K2 = 1.5, 3.5, 0.01, 0.03
@@ -34,15 +34,29 @@ def ssim(prediction: Array, target: Array, data_range: float) -> float:
     return float(np.mean(ssim_bands(prediction, target, data_range)))
 
 
-def ssim_bands(prediction: Array, target: Array, data_range: float, *, borders: bool = False) -> NDArray[np.float64]:
+def ssim_bands(
+    prediction: Array,
+    target: Array,
+    data_range: float,
+    *,
+    borders: bool = False,
+    valid: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
     """`ssim` of each band, (bands,). ValueError where a side has fewer than 11 pixels: nothing lies inside borders.
 
     With `borders` the images are mirrored outwards and every pixel counts: torchmetrics' way, which the published
     figures took. Without, the outermost 5 pixels are left out: the original definition, and scikit-image's.
+
+    Of a mask `valid` (H, W) only places count whose whole window of 11 pixels is valid; NaN where there is none.
     """
     if min(target.shape[-2:]) < _WINDOW:
         raise ValueError(f"image of {target.shape[-2]}x{target.shape[-1]}: SSIM needs {_WINDOW} pixels a side")
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    inner = np.s_[:, :] if borders else np.s_[5:-5, 5:-5]
+    counted = None
+    if valid is not None:
+        prediction, target = (np.where(valid, image, 0) for image in (prediction, target))
+        counted = minimum_filter(valid.astype(np.uint8), _WINDOW, mode="mirror")[inner] > 0
     values = []
     for a, b in zip(prediction.astype(np.float64), target.astype(np.float64), strict=True):
         mu_a, mu_b, aa, bb, ab = (
@@ -51,7 +65,8 @@ def ssim_bands(prediction: Array, target: Array, data_range: float, *, borders: 
         numerator = (2 * mu_a * mu_b + c1) * (2 * (ab - mu_a * mu_b) + c2)
         denominator = (mu_a**2 + mu_b**2 + c1) * (aa - mu_a**2 + bb - mu_b**2 + c2)
         similar = numerator / denominator
-        values.append((similar if borders else similar[5:-5, 5:-5]).mean())
+        kept = similar[inner] if counted is None else similar[inner][counted]
+        values.append(kept.mean() if kept.size else np.nan)
     return np.asarray(values)
 
 

@@ -19,6 +19,7 @@ CODE_OF_MEAN = 128
 """Code of a channel's mean where latents are stored as codes: below 256, far from 0, where the high byte changes."""
 DISTILLATION = "distillation"
 """Key of the metrics of weights that stage 1 made: they have seen no data yet."""
+_OWN_FIGURES = "nano"  # what tables of the recipe call the network itself, whatever its weights are called
 FLOOR_MARGIN = 6.0
 """dB that a window may fall below the worst held-out place before it is suspect: twice that place's error."""
 
@@ -105,7 +106,7 @@ class WeightsMeta:
         table = self.metrics.get("held_out")
         found = []
         for place, entry in table.items() if isinstance(table, Mapping) else ():
-            figures = entry.get(self.name) if isinstance(entry, Mapping) else None
+            figures = entry.get(self.name, entry.get(_OWN_FIGURES)) if isinstance(entry, Mapping) else None
             if isinstance(figures, Mapping) and sensor in str(place).split() and "psnr_physical" in figures:
                 found.append(float(figures["psnr_physical"]))
         return min(found) - FLOOR_MARGIN if found else None

@@ -90,6 +90,6 @@ def labelled(
     return xr.DataArray(data, coords, dims, QUANTITY.get(unit, unit), attrs)
 
 
-def _centres(first: int, count: int, metres: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _centres(first: int, count: int, metres: float) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Distances of pixel centres from the zone's origin; exact, a half metre being one in binary too."""
     return (np.arange(first, first + count, dtype=np.float64) + 0.5) * metres

@@ -143,7 +143,7 @@ class ScenePatches:
         self._readers = tuple(
             (
                 WindowReader(self._sensor, lattice, storage_options=self._options),
-                PixelPipeline(self._sensor, lattice.resolution, lattice.window_px, torch.device("cpu")),
+                PixelPipeline(self._sensor, lattice.metres, lattice.window_px, torch.device("cpu")),
             )
             for lattice in self._lattices
         )
@@ -216,7 +216,7 @@ class ScenePatches:
         for plan in plans:
             old = plan.grid.lattice
             side = old.core_px if size is None else size
-            grids.append(CubeGrid.over(_lattice(old.epsg, old.resolution, side), plan.grid.parts))
+            grids.append(CubeGrid.over(_lattice(old.epsg, old.metres, side), plan.grid.parts))
         return cls(
             plans[0].sensor,
             grids,

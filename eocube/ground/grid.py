@@ -42,6 +42,9 @@ class CubeGrid:
     store, which never changes; `cores` is the box of requested core indices; `parts` are the bbox's longitude/latitude
     rectangles inside the zone's own ground: a core is requested when it shares ground with one of them, the others end
     `outside`. The arrays may reach further than `cores`: over ground reserved for growth.
+
+    `together` cores a side are asked for as one, from multiples of it on: 4 in a cube made from another with cores four
+    times as wide, so that both hold the same ground.
     """
 
     lattice: Lattice
@@ -51,6 +54,7 @@ class CubeGrid:
     shard_cols: int
     cores: CoreRange
     parts: tuple[BBox, ...]
+    together: int = 1
 
     @classmethod
     def over(cls, lattice: Lattice, parts: Iterable[BBox], extent: Iterable[BBox] = ()) -> CubeGrid:
@@ -155,14 +159,15 @@ class CubeGrid:
         n = self.lattice.cores_per_shard
         row0, col0 = self.shard_row0 * n, self.shard_col0 * n
         rows, cols = self.windows_shape
-        return _mask_within(self.lattice, CoreRange(row0, col0, row0 + rows, col0 + cols), self.cores, self.parts)
+        held = CoreRange(row0, col0, row0 + rows, col0 + cols)
+        return _mask_within(self.lattice, held, self.cores, self.parts, self.together)
 
     def requested(self, window: Window) -> bool:
         """Whether the window's core shares ground with the bbox inside the zone's own ground."""
         box = self.cores
         row, col = window.row - box.row0, window.col - box.col0
         inside = 0 <= row < box.row1 - box.row0 and 0 <= col < box.col1 - box.col0
-        return inside and bool(_mask(self.lattice, box, self.parts)[row, col])
+        return inside and bool(_mask(self.lattice, box, self.parts, self.together)[row, col])
 
     def place_in_status(self, window: Window) -> StatusPlace:
         """Row and column of the window in the status arrays (and all others of one value a core)."""
@@ -241,6 +246,7 @@ class CubeGrid:
             "shard_cols": self.shard_cols,
             "cores": list(self.cores),
             "parts": [list(part) for part in self.parts],
+            **({} if self.together == 1 else {"together": self.together}),
         }
 
     @classmethod
@@ -254,11 +260,12 @@ class CubeGrid:
             int(data["shard_cols"]),
             CoreRange(*(int(v) for v in data["cores"])),
             tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in data["parts"]),
+            int(data.get("together", 1)),
         )
 
 
 def grids_for(
-    bbox: BBox | Iterable[BBox], resolution: int, extent: Iterable[BBox] = (), **lattice: int
+    bbox: BBox | Iterable[BBox], resolution: float, extent: Iterable[BBox] = (), **lattice: int
 ) -> list[CubeGrid]:
     """One cube grid for each UTM zone and hemisphere that a bbox (or several) has ground in, sorted by zone.
 
@@ -310,8 +317,17 @@ def _area(epsg: int, parts: tuple[BBox, ...]) -> shapely.Geometry:
 
 
 @lru_cache(maxsize=16)
-def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...]) -> NDArray[np.bool_]:
-    """Which cores of a box share ground with the parts: boolean (rows, columns), read-only."""
+def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...], together: int = 1) -> NDArray[np.bool_]:
+    """Which cores of a box share ground with the parts: boolean (rows, columns), read-only.
+
+    With `together`, of which the box's edges are multiples, those of a square in which any core would.
+    """
+    if together > 1:
+        wide = replace(lattice, core_px=lattice.core_px * together, shard_px=lattice.core_px * together)
+        mask = _mask(wide, CoreRange(*(edge // together for edge in box)), parts)
+        mask = np.repeat(np.repeat(mask, together, 0), together, 1)
+        mask.flags.writeable = False
+        return mask
     area = _area(lattice.epsg, parts)
     side = float(lattice.core * lattice.cell)
     left = np.arange(box.col0, box.col1, dtype=np.float64)[None, :] * side
@@ -325,10 +341,12 @@ def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...]) -> NDArray[
 
 
 @lru_cache(maxsize=16)
-def _mask_within(lattice: Lattice, box: CoreRange, cores: CoreRange, parts: tuple[BBox, ...]) -> NDArray[np.bool_]:
+def _mask_within(
+    lattice: Lattice, box: CoreRange, cores: CoreRange, parts: tuple[BBox, ...], together: int = 1
+) -> NDArray[np.bool_]:
     """The mask of a box's cores when those of the parts lie all within `cores`: reserved ground costs no geometry."""
     mask = np.zeros((box.row1 - box.row0, box.col1 - box.col0), np.bool_)
     rows = slice(cores.row0 - box.row0, cores.row1 - box.row0)
-    mask[rows, cores.col0 - box.col0 : cores.col1 - box.col0] = _mask(lattice, cores, parts)
+    mask[rows, cores.col0 - box.col0 : cores.col1 - box.col0] = _mask(lattice, cores, parts, together)
     mask.flags.writeable = False
     return mask

@@ -72,11 +72,12 @@ class Lattice:
 
     Cell row r spans northings -(r + 1) * cell .. -r * cell, so rows are negative north of northing 0. `resolution` is
     in metres; the sides of cells, cores and shards and the width of the halo are in pixels of that. A core is whole
-    cells, a shard whole cores; a halo need not be whole cells.
+    cells, a shard whole cores; a halo need not be whole cells. Pixels may be parts of a metre (2.5 m), cells are whole
+    metres: every edge of a cell is then exact, and so is a pixel's wherever a power of two of them makes a metre.
     """
 
     epsg: int
-    resolution: int
+    resolution: float
     cell_px: int = 8
     core_px: int = 192
     halo_px: int = 32
@@ -84,11 +85,14 @@ class Lattice:
 
     def __post_init__(self) -> None:
         zone_name(self.epsg)
-        if self.resolution < 1 or self.cell_px < 1 or self.core_px < 1 or self.halo_px < 0:
+        object.__setattr__(self, "resolution", whole_metres(self.resolution))
+        if not self.resolution > 0 or self.cell_px < 1 or self.core_px < 1 or self.halo_px < 0:
             raise InputError(
                 f"resolution {self.resolution}, cell {self.cell_px} px and core {self.core_px} px must be 1 or more "
                 f"and halo {self.halo_px} px 0 or more"
             )
+        if not float(self.resolution * self.cell_px).is_integer():
+            raise InputError(f"cells of {self.cell_px} px at {self.resolution} m are not whole metres")
         if self.core_px % self.cell_px:
             raise InputError(f"core {self.core_px} px must be a multiple of the cell, {self.cell_px} px")
         if self.shard_px < self.core_px or self.shard_px % self.core_px:
@@ -97,7 +101,16 @@ class Lattice:
     @property
     def cell(self) -> int:
         """Side of a cell, metres."""
-        return self.resolution * self.cell_px
+        return round(self.resolution * self.cell_px)
+
+    @property
+    def metres(self) -> int:
+        """`resolution` where scenes are read. InputError where pixels are parts of a metre, as none is read at."""
+        if self.resolution != int(self.resolution):
+            raise InputError(
+                f"scenes are read at whole metres, not at {self.resolution} m: such cubes come from others"
+            )
+        return int(self.resolution)
 
     @property
     def stride(self) -> int:
@@ -161,7 +174,7 @@ class Lattice:
         The smallest that puts the group's edge on a multiple of `sampling` from the zone's origin and covers the
         (sampling - resolution) / 2 that bilinear upsampling looks beyond the outermost pixel centre.
         """
-        halo, side = self.halo_px * self.resolution, self.core_px * self.resolution
+        halo, side = round(self.halo_px * self.resolution), round(self.core_px * self.resolution)
         if sampling < self.resolution or side % sampling:
             raise InputError(
                 f"a group of {sampling} m does not fit cores of {side} m at {self.resolution} m; "
@@ -172,7 +185,7 @@ class Lattice:
 
     def group_size(self, sampling: int) -> int:
         """Side in pixels of a window's group of this sampling (256, 130 and 44 for 10, 20 and 60 m by default)."""
-        return (self.window_px * self.resolution + 2 * self.margin(sampling)) // sampling
+        return int((self.window_px * self.resolution + 2 * self.margin(sampling)) // sampling)
 
     def group_bounds(self, window: Window, sampling: int) -> Bounds:
         """The ground that a window's group of this sampling covers, metres."""
@@ -203,7 +216,7 @@ class Lattice:
         lon, lat = to_lonlat(self.epsg, edge[:, 0], edge[:, 1])
         return float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, float]:
         """JSON-able form, read back by `from_dict`: in cells where all are whole, as every store of latents has it."""
         if not self.halo_is_cells:
             return asdict(self)
@@ -213,13 +226,21 @@ class Lattice:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, int]) -> Lattice:
+    def from_dict(cls, data: Mapping[str, float]) -> Lattice:
         """The lattice that `to_dict` wrote."""
         if "stride" not in data:
-            return cls(**data)
+            return cls(int(data["epsg"]), data["resolution"], *(int(data[name]) for name in _SIDES))
         cell = int(data["stride"])
         core, halo, shard = (int(data[name]) * cell for name in ("core", "halo", "shard"))
-        return cls(int(data["epsg"]), int(data["resolution"]), cell, core, halo, shard)
+        return cls(int(data["epsg"]), float(data["resolution"]), cell, core, halo, shard)
+
+
+_SIDES = ("cell_px", "core_px", "halo_px", "shard_px")
+
+
+def whole_metres(resolution: float) -> float:
+    """The same number, an int where it is whole: documents and their digests say 10, never 10.0."""
+    return int(resolution) if float(resolution).is_integer() else float(resolution)
 
 
 def grow(bounds: Bounds, by: float) -> Bounds:

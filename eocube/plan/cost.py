@@ -14,6 +14,7 @@ from shapely import STRtree
 from shapely.geometry import box
 
 from eocube.net.storage_options import filesystem_for
+from eocube.plan.packed import packed
 from eocube.plan.plan import Plan, footprint
 from eocube.plan.rates import Rate
 from eocube.plan.rules import rules_of
@@ -48,6 +49,7 @@ class PlanSummary:
     array_km: tuple[float, float] | None
     requested_percent: float
     space_id: str
+    storage: str
     plan: str
     times: int
     scenes: int
@@ -65,8 +67,7 @@ class PlannedWork:
     """What of a plan needs no look at the sources.
 
     `bytes_decoded` counts the source arrays as a receipt's `bytes_in` does, halos included; `bytes_out` the latents
-    before compression, which takes some percent off half floats and more off codes. Windows that turn out empty or
-    cloudy need less of both; windows where scenes overlap read more.
+    before compression. Windows that turn out empty or cloudy need less of both; windows where scenes overlap read more.
     """
 
     windows_with_scenes: int
@@ -78,12 +79,15 @@ class PlannedWork:
 class Cost(PlannedWork):
     """A plan's cost, as `eocube plan --json` ends: the fields' names and order are its keys'.
 
+    `bytes_out` is what the store is expected to hold of latents, by sizes measured on others of the same weights and
+    storage; `bytes_out_from` says which, or that there are none and they are counted before compression.
     `bytes_in` is what leaves the sources: of every asset the share of its footprint under the windows. It leaves out
     that whole compressed blocks are fetched, which counts where the ground is small. `device_hours` are those of one
     device (a GPU, or the CPUs of one machine) at `windows_per_s`; more devices take as many hours together. None where
     nothing is known.
     """
 
+    bytes_out_from: str
     bytes_in: int
     asset_sizes_from: Mapping[str, int]
     device: str
@@ -122,20 +126,20 @@ def work(plan: Plan) -> PlannedWork:
     lattice, sensor = plan.grid.lattice, plan.sensor
     windows, _ = touched(plan)
     itemsize = np.dtype(sensor.dtype).itemsize
-    side = lattice.window_px * lattice.resolution
+    side = lattice.window_px * lattice.metres
     a_window = sum(
         len(members) * itemsize * ((side + 2 * lattice.margin(sampling)) / sampling) ** 2
-        for sampling, members in sensor.groups(lattice.resolution).items()
+        for sampling, members in sensor.groups(lattice.metres).items()
     )
     if any(s.mask is not None for s in plan.scenes):
-        a_window += (lattice.core_px * lattice.resolution / _MASK_SAMPLING) ** 2
-    latents = lattice.core**2 * plan.product.channels * np.dtype(plan.product.storage.dtype).itemsize
+        a_window += (lattice.core_px * lattice.metres / _MASK_SAMPLING) ** 2
+    latents = lattice.core**2 * plan.product.unpacked_cell_bytes
     return PlannedWork(windows, round(windows * a_window), windows * latents)
 
 
 def cost(plan: Plan, sizes: AssetSizes, rate: Rate | None, device: str, price: float | None) -> Cost:
     """The plan's cost at a rate and at `price` dollars an hour, where they are known."""
-    found = work(plan)
+    found, size = work(plan), packed(plan)
     lattice = plan.grid.lattice
     core = float(lattice.core * lattice.cell) ** 2
     _, by_scene = touched(plan)
@@ -144,7 +148,8 @@ def cost(plan: Plan, sizes: AssetSizes, rate: Rate | None, device: str, price: f
     return Cost(
         windows_with_scenes=found.windows_with_scenes,
         bytes_decoded=found.bytes_decoded,
-        bytes_out=found.bytes_out,
+        bytes_out=round(found.windows_with_scenes * lattice.core**2 * size.bytes_a_cell),
+        bytes_out_from=size.source,
         bytes_in=round(sum(size * share[scene] for (scene, _), size in sizes.bytes.items())),
         asset_sizes_from=dict(sizes.source),
         device=device,
@@ -200,6 +205,7 @@ def plan_summary(plan: Plan) -> PlanSummary:
         array_km=(width * lattice.cell / 1000.0, height * lattice.cell / 1000.0),
         requested_percent=round(100.0 * windows / plan.grid.requested_mask.size, 2),
         space_id=plan.space_id,
+        storage=plan.product.storage.name,
         plan=plan.hash,
         times=len(plan.times),
         scenes=len(plan.scenes),
@@ -208,10 +214,7 @@ def plan_summary(plan: Plan) -> PlanSummary:
         units=len(units),
         units_without_data=sum(u.empty for u in units),
         windows=cores,
-        latent_bytes_raw=cores
-        * lattice.core**2
-        * plan.product.channels
-        * np.dtype(plan.product.storage.dtype).itemsize,
+        latent_bytes_raw=cores * lattice.core**2 * plan.product.unpacked_cell_bytes,
         km2=windows * (lattice.core * lattice.cell / 1000.0) ** 2,
     )
 

@@ -23,6 +23,7 @@ from eocube.ground.zones import BBox, central_meridian, to_zone
 from eocube.products.documents import from_plan, to_attribute, to_plan
 from eocube.products.identity import digest
 from eocube.products.spec import Product
+from eocube.products.super_resolved import Derivation
 from eocube.scenes.scene_ids import doubled
 from eocube.scenes.search import Scene
 from eocube.sensors.sensor import Sensor
@@ -96,6 +97,9 @@ class Plan:
     """Device, batch and libraries: same numerics, same bytes; not part of any hash (DESIGN 3.12)."""
     extends: tuple[str, ...] = ()
     """Hashes of the plans that this one grew from, the oldest first (`eocube.run.extend`)."""
+    derived: Derivation | None = None
+    """How the cube is made from another; None where it is read from its scenes. Then its scenes only say whose ground
+    and time it is."""
 
     @property
     def sensor(self) -> Sensor:
@@ -117,6 +121,7 @@ class Plan:
                 "storage": self.product.storage.name,
                 "times": [asdict(t) for t in self.times],
                 "scenes": [s.identity() for s in self.scenes],
+                **({} if self.derived is None else {"derived": self.derived.identity()}),
             }
         )
 
@@ -165,7 +170,13 @@ class Plan:
         return tuple(s for s in self.scenes_at(time) if self._footprints[s.id].intersects(area))
 
     def units(self) -> Iterator[WorkUnit]:
-        """Every unit with a requested window, by time, then row, then column."""
+        """Every unit with a requested window, by time, then row, then column.
+
+        Of a cube made from another none is empty beforehand: that cube's log says what there is.
+        """
+        if self.derived is not None:
+            yield from (WorkUnit(t, row, col) for t in range(len(self.times)) for row, col in self.grid.shards())
+            return
         lattice = self.grid.lattice
         shards = list(self.grid.shards())
         reach = lattice.halo_px * lattice.resolution
@@ -187,6 +198,7 @@ class Plan:
             "request": dict(self.request),
             "refused": [list(r) for r in self.refused],
             "numerics": dict(self.numerics),
+            **({} if self.derived is None else {"derived": self.derived.to_dict()}),
         }
 
     def to_json(self) -> str:
@@ -194,6 +206,7 @@ class Plan:
         return json.dumps(
             {
                 **to_plan(self.product),
+                **({} if self.derived is None else {"derived": self.derived.to_dict()}),
                 "grid": self.grid.to_dict(),
                 "times": [asdict(t) for t in self.times],
                 "scenes": [s.to_dict() for s in self.scenes],
@@ -233,6 +246,7 @@ class Plan:
             refused=tuple((i, why) for i, why in d["refused"]),
             numerics=d["numerics"],
             extends=tuple(d.get("extends", ())),
+            derived=Derivation.from_dict(d["derived"]) if "derived" in d else None,
         )
 
 

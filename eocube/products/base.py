@@ -101,7 +101,7 @@ class Ask:
     """cpu or cuda."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further choices that a kind knows (`--product-options name=value`)."""
-    quality: str = "default"
+    quality: str | None = None
     """How fine codes are: near-lossless, default or small; for kinds that leave the choice."""
 
 

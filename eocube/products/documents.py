@@ -59,13 +59,16 @@ def stored_form(document: Mapping[str, Any]) -> tuple[str, Storage]:
 
 
 def storages_of(kind: str) -> tuple[str, ...]:
-    """The storages that a user may choose from, the default first; empty where the kind itself knows."""
+    """The storages that a user may choose from; empty where the kind itself knows."""
     return eo_vae_document.STORAGES if kind == eo_vae_document.KIND else ()
 
 
 def qualities_of(kind: str, storage: str | None) -> tuple[str, ...]:
-    """How fine values can be stored, where a kind's storage leaves that to the user; empty where it does not."""
-    coded = kind == eo_vae_document.KIND and storage == Affine16.name
+    """How fine values can be stored, where a kind's storage leaves that to the user; empty where it does not.
+
+    Without a storage: how fine they can be in the one that leaves it to the user.
+    """
+    coded = kind == eo_vae_document.KIND and storage in (Affine16.name, None)
     return tuple(eo_vae_document.QUALITIES) if coded else ()
 
 

@@ -16,7 +16,7 @@ from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
 from eocube.products.spec import Product
-from eocube.products.storage import Affine8, Affine16
+from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
 from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
@@ -104,15 +104,20 @@ def encoding_of(
 
 def code_steps(weights: LoadedWeights, sensor: Sensor, quality: str) -> Quantisation:
     """Per-channel (step, offset) of codes: the weights' own steps for the sensor's bands, by the quality's factor."""
-    entry = weights.meta.coded(sensor.trained_as or sensor.name, sensor.band_names)
-    if entry is None or entry.code_steps is None:
+    code_steps = _coded(weights, sensor)
+    if code_steps is None:
         raise InputError(
             f"--storage codes: weights {weights.source!r} carry no steps for {', '.join(sensor.band_names)} of "
             f"{sensor.name}; take --storage fp16, or measure them with python -m model.training.eo_vae.measured"
         )
     _, means = int8_quantisation(weights.vae)
-    steps = tuple(QUALITIES[quality] * step for step in entry.code_steps)
+    steps = tuple(QUALITIES[quality] * step for step in code_steps)
     return steps, tuple(mean - CODE_OF_MEAN * step for mean, step in zip(means, steps, strict=True))
+
+
+def _coded(weights: LoadedWeights, sensor: Sensor) -> tuple[float, ...] | None:
+    entry = weights.meta.coded(sensor.trained_as or sensor.name, sensor.band_names)
+    return None if entry is None else entry.code_steps
 
 
 def int8_quantisation(vae: EOVAE) -> Quantisation:
@@ -212,11 +217,11 @@ class EoVaeKind:
     def plan(self, ask: Ask) -> Product:
         """The latents of a sensor's pixels by weights that were trained for it."""
         weights = load(ask.weights)
-        storage = _storage(ask.storage)
-        if ask.quality not in QUALITIES:
+        if ask.quality not in (None, *QUALITIES):
             raise InputError(f"--quality: no {ask.quality!r}, codes come as {', '.join(QUALITIES)}")
         sensor = fit_sensor(ask.sensor, weights)
-        encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality)
+        storage = _storage(ask, weights, sensor)
+        encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality or "default")
         windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
         return latents(sensor, encoding, windows)
 
@@ -301,7 +306,10 @@ def fit_sensor(sensor: Sensor, weights: LoadedWeights) -> Sensor:
     return sensor.with_weights(weights.meta)
 
 
-def _storage(name: str | None) -> str:
-    if name is None or name in STORAGES:
-        return name or STORAGES[0]
-    raise InputError(f"--storage: no {name!r}, latents are stored as {', '.join(STORAGES)}")
+def _storage(ask: Ask, weights: LoadedWeights, sensor: Sensor) -> str:
+    """As asked; else codes where the weights carry steps for the sensor's bands or a quality was given, else fp16."""
+    if ask.storage is not None:
+        if ask.storage in STORAGES:
+            return ask.storage
+        raise InputError(f"--storage: no {ask.storage!r}, latents are stored as {', '.join(STORAGES)}")
+    return Affine16.name if ask.quality is not None or _coded(weights, sensor) is not None else Half.name

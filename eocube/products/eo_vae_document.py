@@ -16,8 +16,8 @@ KIND = "eo-vae"
 ARRAY = "latent"
 LONG_NAME = "latent (posterior mean, not whitened)"
 SCORES = ("psnr", "sam")
-STORAGES = (Half.name, Affine16.name, Affine8.name)
-"""How latents can be stored, the default first."""
+STORAGES = (Affine16.name, Half.name, Affine8.name)
+"""How latents can be stored: unasked as codes, and as fp16 by weights without steps for the sensor's bands."""
 QUALITIES = {"default": 1.0, "near-lossless": 0.25, "small": 2.0}
 """What the weights' code steps are multiplied by: noise grows with the square, bits fall by one a doubling."""
 
@@ -27,7 +27,7 @@ class Encoding:
     """The encoder of a run, as far as it decides what the latents mean."""
 
     weights: str
-    """What `load_weights` takes: "nano", a path or a URL."""
+    """What `load_weights` takes: "nano2", a path or a URL."""
     weights_name: str
     sha256: str
     """Content hash of the weights' tensors and metadata."""
@@ -52,14 +52,17 @@ class Windows(Protocol):
     def halo_px(self) -> int: ...
 
 
-def latents(sensor: Sensor, encoding: Encoding, windows: Windows) -> Product:
-    """The product of an encoder, of the pixels of a sensor, in such windows. InputError where no whole latents fit."""
+def latents(sensor: Sensor, encoding: Encoding, windows: Windows, resolution: float | None = None) -> Product:
+    """The product of an encoder, of the pixels of a sensor, in such windows. InputError where no whole latents fit.
+
+    `resolution` is what the encoder saw, where that is not the windows' own: in a cube made from another.
+    """
     stride = encoding.stride
     if windows.core_px % stride or windows.halo_px % stride:
         raise InputError(f"cores of {windows.core_px} px with a halo of {windows.halo_px} px: latents have {stride} px")
     meaning = {
         "weights": {"name": encoding.weights_name, "sha256": encoding.sha256},
-        **pixels_meaning(sensor, windows.resolution),
+        **pixels_meaning(sensor, windows.resolution if resolution is None else resolution),
         "stride": stride,
         "core": windows.core_px // stride,
         "halo": windows.halo_px // stride,
@@ -101,7 +104,9 @@ def from_plan(document: Mapping[str, Any], lattice: Lattice) -> Product:
     if encoding["quantisation"] is not None:
         scale, offset = encoding["quantisation"]
         encoding["quantisation"] = (tuple(scale), tuple(offset))
-    return latents(Sensor.from_dict(document["sensor"]), Encoding(**encoding), lattice)
+    # A cube made from another means what that one does (`eocube.products.super_resolved`).
+    seen = document["derived"]["resolution"] if "derived" in document else None
+    return latents(Sensor.from_dict(document["sensor"]), Encoding(**encoding), lattice, seen)
 
 
 def to_attribute(product: Product) -> dict[str, Any]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 GROUP = "eocube.products"
 """The entry point group: name = the kind, value = an object of `eocube.products.base.Kind`'s form."""
 DEFAULT = "eo-vae"
+WEIGHTS = "nano2"
+"""The weights of a run that names none, as `model.weights.load_weights` takes them."""
 
 
 def kinds() -> tuple[str, ...]:

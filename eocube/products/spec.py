@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from eocube.errors import InputError
 from eocube.products.identity import digest
 from eocube.products.storage import Storage
@@ -112,6 +114,11 @@ class Product:
     def sensor(self) -> Sensor:
         """The sensor that is read first, at whose sampling a decoder's pixels come."""
         return self.inputs[0]
+
+    @property
+    def unpacked_cell_bytes(self) -> int:
+        """Bytes of a cell's stored values before compression, all channels."""
+        return self.channels * np.dtype(self.storage.dtype).itemsize
 
     @property
     def window_px(self) -> int:

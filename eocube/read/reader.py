@@ -84,7 +84,7 @@ class WindowReader:
         self._options = dict(storage_options or {})
         self._secrets = secrets_of(self._options)
         self._cache = RasterCache(self._options, network=self.network)
-        self._groups = sensor.groups(lattice.resolution)
+        self._groups = sensor.groups(lattice.metres)
         self._local = threading.local()
         self._ground = lru_cache(_WINDOWS)(lambda window: lattice.lonlat_bounds(lattice.source_bounds(window)))
 
@@ -347,8 +347,8 @@ class WindowReader:
         """The core's pixels at a mask's sampling."""
         lattice = self.lattice
         side = lattice.core * lattice.cell
-        sampling = max(_SCL_SAMPLING, lattice.resolution)
-        sampling = sampling if lattice.cell % sampling == 0 else lattice.resolution
+        sampling = max(_SCL_SAMPLING, lattice.metres)
+        sampling = sampling if lattice.cell % sampling == 0 else lattice.metres
         left, _, _, top = lattice.core_bounds(window)
         return PixelGrid(lattice.epsg, left, top, float(sampling), side // sampling)
 

@@ -24,8 +24,8 @@ def missing_pixels(lattice: Lattice, seen: Mapping[int, NDArray[np.bool_]]) -> N
 
 def _on_core(lattice: Lattice, values: NDArray[Any], sampling: int) -> NDArray[Any]:
     """What a group (H, W) of this sampling says of the core's pixels (core_px, core_px), each under its sample."""
-    times = sampling // lattice.resolution
-    start = lattice.halo_px + lattice.margin(sampling) // lattice.resolution
+    times = sampling // lattice.metres
+    start = lattice.halo_px + lattice.margin(sampling) // lattice.metres
     core = slice(start, start + lattice.core_px)
     return np.repeat(np.repeat(values, times, axis=0), times, axis=1)[core, core]
 

@@ -98,4 +98,4 @@ def chosen_windows(plan: Plan, status: npt.NDArray[np.uint8], sample: int | None
 def truth_pixels(plan: Plan) -> PixelPipeline:
     """What brings the plan's source pixels to one sampling in physical units, as its encoder does; needs no weights."""
     lattice = plan.grid.lattice
-    return PixelPipeline(plan.sensor, lattice.resolution, lattice.window_px, torch.device("cpu"))
+    return PixelPipeline(plan.sensor, lattice.metres, lattice.window_px, torch.device("cpu"))

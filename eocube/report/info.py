@@ -52,7 +52,7 @@ class Info:
     bands: tuple[str, ...]
     unit: str
     epsg: int
-    resolution_m: int
+    resolution_m: float
     product: str
     array: str
     pixel_m: int

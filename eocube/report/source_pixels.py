@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from eocube.errors import SourceError, StoreError
+from eocube.errors import InputError, SourceError, StoreError
 from eocube.ground.grid import Window
 from eocube.net.storage_options import check_reach
 from eocube.plan.plan import Plan
@@ -42,6 +42,11 @@ def read_source(
         (band, y, x) float32, pixel-centre coordinates. NaN where it cannot be read and where some band has no pixel:
         what the reader mirrors there is filler, nothing to compare with.
     """
+    if plan.derived is not None:
+        raise InputError(
+            f"made from {plan.derived.parent} at {plan.derived.resolution:g} m: no source shows its ground at "
+            f"{plan.grid.lattice.resolution:g} m, so there is none to compare with"
+        )
     _check_places(plan, storage_options)
     grid, lattice = plan.grid, plan.grid.lattice
     row0, col0, row1, col1 = grid.extent

@@ -40,8 +40,8 @@ class EncodeOptions:
     offset: str | None = None
     """Reflectance = DN * scale + this, for items that leave it open: 0 or -0.1 for Sentinel-2. What an item's own
     metadata settle stays as they say; where its pixels clearly deny what is stated, the item is refused."""
-    weights: str = "nano"
-    """nano, a path, a URL or hf://owner/name."""
+    weights: str | None = None
+    """nano2, nano, a path, a URL or hf://owner/name. None: as the store that is there, else nano2."""
     resolution: str = "10"
     """Ground sampling in metres that the encoder sees."""
     max_cloud: str | None = None
@@ -50,10 +50,11 @@ class EncodeOptions:
     """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
     is fastest in, bf16 where it multiplies that in hardware, else fp32."""
     storage: str | None = None
-    """How values are stored, where the product leaves a choice: latents as fp16 (the default), as codes in a quarter of
-    the bytes, or as int8."""
+    """How values are stored, where the product leaves a choice: latents as codes, as fp16 in four times the bytes, or
+    as int8. None: as in the store that is there, else as codes where the weights have steps for the bands, as the
+    shipped ones have; else as fp16."""
     quality: str | None = None
-    """How fine codes are: near-lossless, default or small. With --storage codes."""
+    """How fine codes are: near-lossless, default or small."""
     product: str = DEFAULT
     """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/products.md)."""
     product_options: tuple[str, ...] = ()

@@ -32,8 +32,8 @@ class Selection:
     """Ground that the cube is to have room for, with `boxes` in it. Empty: that of `boxes`."""
     offset: float | None = None
     """Reflectance = DN * scale + this, for items that leave it open."""
-    weights: str = "nano"
-    """nano, a path, a URL or hf://owner/name."""
+    weights: str | None = None
+    """A shipped name, a path, a URL or hf://owner/name. None: as the store that is there, else `registry.WEIGHTS`."""
     resolution: float = 10
     """Whole metres, ground sampling that the encoder sees."""
     max_cloud: float | None = None
@@ -41,9 +41,9 @@ class Selection:
     precision: str | None = None
     """One of `PRECISIONS`. None and auto: as the store that is there, else as the machine is fastest."""
     storage: str | None = None
-    """How values are stored. None: the first way that the product has."""
+    """How values are stored. None: as in the store that is there, else as the product has it by itself."""
     quality: str | None = None
-    """How fine codes are: near-lossless, default or small. None: default."""
+    """How fine codes are: near-lossless, default or small. None: as in the store that is there, else default."""
     product: str = DEFAULT
     """Kind of what the cube holds."""
     product_options: Mapping[str, str] = field(default_factory=dict)

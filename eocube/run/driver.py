@@ -30,6 +30,7 @@ from eocube.store.receipts import Receipt, State, WindowResult, now
 from eocube.store.store import CubeStore
 
 if TYPE_CHECKING:
+    from eocube.run.super_resolve_unit import SuperResolveRunner
     from eocube.run.unit import UnitRunner
 
 log = logging.getLogger(__name__)
@@ -105,30 +106,18 @@ class EncodeActor:
     """Holds the encoder and runs several units at once on threads. Pixels never leave its process."""
 
     def __init__(self, urls: Sequence[str], options: EngineOptions, device: str, run_id: str):
-        from eocube.products import registry
-        from eocube.products.base import models_of
-        from eocube.run.memory import fitted
-        from eocube.run.unit import UnitRunner
-
         keep_freed_memory()
         self._lines, busy = log_in_actor(run_id, secrets_of(options)), BusyClock()
         self._network = options.network
         shared_network().configure(self._network)
-        self._runners: list[UnitRunner] = []
+        self._runners: list[UnitRunner | SuperResolveRunner] = []
         fence = Fence.of(options.lease, options.storage_options)
         for url in urls:
             # The frozen plan comes from the store itself: a restarted actor finds it there too.
             (text,) = CubeStore.stored_plans(url, storage_options=options.storage_options)
             plan = Plan.from_json(text)
-            codec = registry.open(plan.product, device)
             store = CubeStore.open(url, storage_options=options.storage_options, fence=fence)
-            models = models_of(codec, device, plan.numerics)
-            limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
-            self._runners.append(
-                UnitRunner(
-                    plan, store, models, limits, storage_options=options.source_options, run_id=run_id, busy=busy,
-                )
-            )  # fmt: skip
+            self._runners.append(_runner(plan, store, options, device, run_id, busy))
         self._metrics = ActorMetrics(run_id, busy, lambda: shared_network().retries.total())
 
     def ready(self) -> Place:
@@ -160,6 +149,28 @@ class EncodeActor:
                 bytes_out=receipt.bytes_out, windows=by_state(receipt),
             )  # fmt: skip
         return receipt.to_json(), self._lines.take()
+
+
+def _runner(
+    plan: Plan, store: CubeStore, options: EngineOptions, device: str, run_id: str, busy: BusyClock
+) -> UnitRunner | SuperResolveRunner:
+    """What does a plan's units: encodes scenes, or makes a finer cube of another."""
+    from eocube.products import registry
+    from eocube.products.base import models_of
+    from eocube.run.memory import fitted
+    from eocube.run.unit import UnitRunner
+
+    sources = options.source_options
+    if plan.derived is not None:
+        from eocube.run.super_resolve_unit import SuperResolveRunner
+
+        return SuperResolveRunner(
+            plan, store, threads=options.limits.encode_threads, device=device, storage_options=sources, run_id=run_id,
+            busy=busy,
+        )  # fmt: skip
+    models = models_of(registry.open(plan.product, device), device, plan.numerics)
+    limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
+    return UnitRunner(plan, store, models, limits, storage_options=sources, run_id=run_id, busy=busy)
 
 
 def secrets_of(options: EngineOptions) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -20,6 +20,7 @@ from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, scoped
 from eocube.plan.plan import Plan, stored_extent
+from eocube.products.registry import DEFAULT
 from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
 from eocube.report.info import in_order
@@ -30,7 +31,16 @@ from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Limits
 from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
-from eocube.run.request import Exit, Request, default_gpus, demonstration, make_plans, new_run_id, product_of
+from eocube.run.request import (
+    Exit,
+    Request,
+    default_gpus,
+    demonstration,
+    make_plans,
+    new_run_id,
+    product_of,
+    settled,
+)
 from eocube.run.resume import Remaining
 from eocube.scenes.stac import PRESETS
 from eocube.store.existing import root_over, zoned, zones_of
@@ -51,9 +61,9 @@ AS_USUAL, WITH_PROGRESS = Running(), Showing()
 class Searched:
     """What a run has loaded and searched for its plans, so that neither is done twice."""
 
-    product: Product | None = None
+    products: dict[str, Product] = field(default_factory=dict)
     plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
-    """By request."""
+    """Both by request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +147,9 @@ def mended(
     Where receipts are lost, what they told of windows that had failed before is not known: those are tried again.
     """
 
-    def search(_: Mapping[str, Any] | None) -> tuple[Plan, ...]:
-        return make_plans(request, product_of(request), source_options)
+    def search(root: Mapping[str, Any] | None) -> tuple[Plan, ...]:
+        asked = request if root is None else as_before(request, root)
+        return make_plans(asked, product_of(asked), source_options)
 
     lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
     return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
@@ -162,8 +173,19 @@ def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) ->
             return
 
 
+class Target(Protocol):
+    """What a request says of the stores that it makes, whatever it makes them of."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def retry(self) -> tuple[State, ...]: ...
+    @property
+    def mend(self) -> bool: ...
+
+
 def carry_out(
-    cubes: Sequence[Cube], request: Request, engine: EngineOptions, run_id: str, lease: Lease
+    cubes: Sequence[Cube], request: Target, engine: EngineOptions, run_id: str, lease: Lease
 ) -> tuple[RunTally, list[Summary]]:
     """Do what the stores do not hold yet and finalise them, while the lease is held.
 
@@ -217,10 +239,15 @@ def plans_of(
             f"{request.out} has several items called {shared[0]!r}, whose dates version 0.1 read from one of them: "
             "encode to another --out"
         )
+    if made := next((plan.derived for plan in frozen if plan.derived is not None), None):
+        raise StoreError(f"{request.out} was made from {made.parent}, not from scenes: encode to another --out")
     searched = searched or Searched()
     request = as_stored(request, frozen)
-    searched.product = product = searched.product or product_of(request)
-    request = replace(request, extent=request.extent or stored_extent(frozen))
+    asked = _key(request)
+    if asked not in searched.products:
+        searched.products[asked] = product_of(request)
+    product = searched.products[asked]
+    request = settled(replace(request, extent=request.extent or stored_extent(frozen)), product)
     if frozen and all(dict(p.request) == request.document() for p in frozen):
         changed = [p for p in frozen if p.product.weights_sha256 != product.weights_sha256]
         if changed:
@@ -229,28 +256,45 @@ def plans_of(
                 f"({changed[0].product.weights_sha256[:12]}, now {product.weights_sha256[:12]}): write to another --out"
             )
         return frozen
-    asked = json.dumps(request.document(), sort_keys=True)
+    asked = _key(request)
     if asked not in searched.plans:
         searched.plans[asked] = make_plans(request, product, source_options)
     plans = searched.plans[asked]
     return grow_plans(request.out, frozen, plans) if frozen else plans
 
 
+def _key(request: Request) -> str:
+    return json.dumps(request.document(), sort_keys=True)
+
+
 def as_stored(request: Request, frozen: Sequence[Plan]) -> Request:
-    """The request with the store's precision, storage and quality where none were asked for: another machine may be
-    fastest in another precision, and what is stored by choice is not to be said again to go on with it.
+    """The request with the store's own of what was not asked for; as it is where there is no store."""
+    return as_before(request, frozen[0].request, frozen[0].product) if frozen else request
+
+
+def as_before(request: Request, was: Mapping[str, Any], product: Product | None = None) -> Request:
+    """The request with the weights, precision, storage and quality of an earlier one where none were asked for.
+
+    Another machine may be fastest in another precision, defaults change from version to version, and what was chosen
+    once is not to be said again. A quality that is asked for is one of codes, whatever the storage was.
 
     Not float16 on a CPU, which would take ten times as long: then the difference is an error that names it.
+
+    Args:
+        request: checked.
+        was: the earlier one, as a store has it.
+        product: what came of it, for what it does not say.
     """
-    if not frozen:
-        return request
     # As it was asked for: what a product's own precision is, is the product's to say.
-    was, product = frozen[0].request, frozen[0].product
-    precision = str(was.get("precision", product.precision))
+    precision = str(was.get("precision", request.precision if product is None else product.precision))
     if not request.precision_stated and not (precision == "fp16" and request.device == "cpu"):
         request = replace(request, precision=precision)
-    if not request.storage_stated and request.product == product.kind:
-        request = replace(request, storage=was.get("storage", request.storage))
+    if request.product != was.get("product", DEFAULT if product is None else product.kind):
+        return request
+    if not request.weights_stated:
+        request = replace(request, weights=str(was.get("weights", request.weights)))
+    if request.storage is None and request.quality is None:
+        request = replace(request, storage=was.get("storage", None if product is None else product.storage.name))
     if request.quality is None and request.storage == was.get("storage"):
         request = replace(request, quality=was.get("quality"))
     return request
@@ -263,7 +307,7 @@ def stored_plans(url: str, storage_options: Mapping[str, Any] | None) -> tuple[P
 
 
 def open_cubes(
-    request: Request, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
+    request: Target, plans: Sequence[Plan], storage_options: Mapping[str, Any] | None, fence: Fence | None = None
 ) -> tuple[Cube, ...]:
     """Create the stores, or open or extend those of an earlier run. One zone: the cube is the root itself."""
     if not zoned(request.out, plans, storage_options):

@@ -28,7 +28,7 @@ def window_bytes(plan: Plan) -> int:
     """Bytes of one window's pixels at their native sampling, halo included, with its mask."""
     lattice, sensor = plan.grid.lattice, plan.sensor
     item = np.dtype(sensor.dtype).itemsize
-    groups = sensor.groups(lattice.resolution).items()
+    groups = sensor.groups(lattice.metres).items()
     return sum(len(bands) * lattice.group_size(sampling) ** 2 * item for sampling, bands in groups) + lattice.core**2
 
 

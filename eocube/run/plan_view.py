@@ -65,7 +65,7 @@ def _block(name: str, forecast: Forecast) -> str:
         ("windows", f"{plan.windows}, {figures.windows_with_scenes} with a scene"),
         ("in", f"{decimal(figures.bytes_in)} from the sources (sizes of assets: {where})"),
         ("decoded", f"{decimal(figures.bytes_decoded)} of pixels"),
-        ("out", f"{decimal(figures.bytes_out)} before compression"),
+        ("out", f"{decimal(figures.bytes_out)} stored as {plan.storage} ({figures.bytes_out_from})"),
         (f"{'GPU' if figures.device == 'cuda' else 'CPU'} hours", f"{hours} ({speed}{figures.rate_from})"),
     ]
     if plan.array_km is not None:

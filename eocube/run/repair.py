@@ -296,6 +296,12 @@ def _check_models(cube: Cube, device: str, say: Say) -> None:
 
 def _check_sources(cube: Cube, trusted: bool) -> None:
     """StoreError where a plan leads to what a store at its place may not name."""
+    if (derived := cube.plan.derived) is not None:
+        try:
+            check_href(derived.parent, cube.url, allow_local=trusted)
+        except SourceError as error:
+            raise StoreError(f"{cube.url}, made from {derived.parent}: {error}") from error
+        return
     for scene in cube.plan.scenes:
         for source in scene.sources:
             try:

@@ -18,7 +18,7 @@ from eocube.net.network import NetworkLimits
 from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.documents import qualities_of, storages_of
-from eocube.products.registry import DEFAULT, kinds
+from eocube.products.registry import DEFAULT, WEIGHTS, kinds
 from eocube.products.spec import Product
 from eocube.run.asked import Running, Selection, Showing
 from eocube.scenes.search import drop_cloudy, search
@@ -57,6 +57,7 @@ class Request:
     max_cloud: float | None
     precision: str
     storage: str | None
+    """None where nobody said and no product has been planned, and of kinds that leave no choice."""
     out: str
     retry: tuple[State, ...]
     verify_fraction: float
@@ -74,8 +75,8 @@ class Request:
     """How fine codes are, where the user says it."""
     precision_stated: bool = False
     """Whether `precision` is the user's word, not the machine's choice."""
-    storage_stated: bool = False
-    """Whether `storage` is."""
+    weights_stated: bool = False
+    """Whether `weights` is, not the default."""
     allow_local_sources: bool = False
 
     @classmethod
@@ -117,13 +118,14 @@ class Request:
             precision = "fp16" if on_gpu else fastest_on_cpu()
         product = one_of(selection.product, kinds(), "--product")
         storages = storages_of(product)
-        storage = selection.storage or (storages[0] if storages else None)
+        storage = selection.storage
         if storages and storage is not None:
             one_of(storage, storages, "--storage")
         if selection.quality is not None:
             qualities = qualities_of(product, storage)
             if not qualities:
-                raise InputError(f"--quality is how fine codes are: {product} stored as {storage} has none")
+                stored = "" if storage is None else f" stored as {storage}"
+                raise InputError(f"--quality is how fine codes are: {product}{stored} has none")
             one_of(selection.quality, qualities, "--quality")
         unit_timeout = float(running.unit_timeout)
         if not 0 < unit_timeout < math.inf:
@@ -133,11 +135,12 @@ class Request:
                 raise InputError(f"--retry: windows that ended {state.label} end so again")
         return cls(
             sensor, boxes, extent, selection.interval, selection.catalog,
-            selection.weights, int(resolution), cloud, precision, storage, absolute(selection.out or "plan.zarr"),
-            running.retry, share, network_limits(running), unit_timeout, "cuda" if on_gpu else "cpu",
+            selection.weights or WEIGHTS, int(resolution), cloud, precision, storage,
+            absolute(selection.out or "plan.zarr"), running.retry, share, network_limits(running), unit_timeout,
+            "cuda" if on_gpu else "cpu",
             product, dict(selection.product_options),
             mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
-            storage_stated=selection.storage is not None,
+            weights_stated=selection.weights is not None,
             allow_local_sources=running.allow_local_sources,
         )  # fmt: skip
 
@@ -241,7 +244,7 @@ def product_of(request: Request) -> Product:
     product = registry.kind(request.product).plan(
         Ask(
             request.sensor, request.resolution, request.weights, request.precision, request.storage, request.device,
-            request.product_options, request.quality or "default",
+            request.product_options, request.quality,
         )
     )  # fmt: skip
     if len(product.inputs) != 1:
@@ -252,10 +255,18 @@ def product_of(request: Request) -> Product:
     return product
 
 
+def settled(request: Request, product: Product) -> Request:
+    """The request with what the product chose where the user did not: how values are stored, where that is a choice."""
+    if request.storage is None and storages_of(request.product):
+        return replace(request, storage=product.storage.name)
+    return request
+
+
 def make_plans(request: Request, product: Product, source_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
-    """Search once and freeze one plan a zone. InputError where there are no scenes."""
+    """Search once and freeze one plan a zone, of the settled request. InputError where there are no scenes."""
     from eocube.products import registry
 
+    request = settled(request, product)
     windows = {"cell_px": product.cell_px, "core_px": product.core_px, "halo_px": product.halo_px}
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px
     numerics = registry.kind(product.kind).numerics(product, request.device)

@@ -25,8 +25,11 @@ def difference(document: Mapping[str, Any], plan: StorePlan, steps: Steps) -> st
     if document.get("space_id") != plan.space_id:
         changes = list(_changes(document.get("space"), wanted.get("space"), ""))
         return f"another space ({document.get('space_id')}, asked {plan.space_id}): {_listed(changes)}"
-    for part, what in (("grid", "another grid"), ("storage", "another storage")):
-        changes = list(_changes(document.get(part), wanted.get(part), "" if part == "grid" else part))
+    # What a cube was made from comes first: it names seeds, steps and weights.
+    for part, what in (
+        ("derived", "another way to make it"), ("grid", "another grid"), ("storage", "another storage"),
+    ):  # fmt: skip
+        changes = list(_changes(document.get(part), wanted.get(part), "" if part in ("grid", "derived") else part))
         if changes:
             return f"{what}: {_listed(changes)}"
     times, ids = steps()

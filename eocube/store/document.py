@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from eocube.errors import StoreError
+from eocube.ground.lattice import whole_metres
 from eocube.products.documents import from_attribute
 from eocube.products.identity import refuse_edited
 from eocube.products.spec import Product
@@ -30,6 +31,8 @@ class CubeInfo:
     origin: tuple[float, float] | None
     """Easting and northing in metres of the upper left corner of the whole store's arrays."""
     moments: Moments | None
+    pixel: float | None = None
+    """Metres a pixel by the store's grid; None where it does not say."""
 
     @property
     def space_id(self) -> str:
@@ -42,9 +45,9 @@ class CubeInfo:
         return self.product.sensor
 
     @property
-    def resolution(self) -> int:
-        """Metres a pixel."""
-        return int(self.product.meaning["resolution"])
+    def resolution(self) -> float:
+        """Metres a pixel: finer than what the meaning says of the encoder in a cube made from a coarser one."""
+        return whole_metres(self.product.meaning["resolution"] if self.pixel is None else self.pixel)
 
     @property
     def stride(self) -> int:
@@ -64,7 +67,7 @@ class CubeInfo:
     @property
     def cell(self) -> int:
         """Metres a side of a latent pixel."""
-        return self.resolution * self.stride
+        return round(self.resolution * self.stride)
 
 
 def read_info(ds: xr.Dataset, where: str = "the dataset") -> CubeInfo:
@@ -87,10 +90,12 @@ def read_info(ds: xr.Dataset, where: str = "the dataset") -> CubeInfo:
 
 def _info(document: Mapping[Hashable, Any]) -> CubeInfo:
     extent, moments = document.get("extent"), document.get("moments")
-    transform = document.get("grid", {}).get("transform")
+    grid = document.get("grid", {})
+    transform, pixel = grid.get("transform"), grid.get("resolution")
     return CubeInfo(
         product=from_attribute(document),
         extent=None if extent is None else (int(extent[0]), int(extent[1]), int(extent[2]), int(extent[3])),
         origin=None if transform is None else (float(transform[2]), float(transform[5])),
         moments=None if not moments else Moments.from_dict(moments),
+        pixel=None if pixel is None else float(pixel),
     )

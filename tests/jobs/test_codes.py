@@ -1,7 +1,8 @@
-"""The main job with `--storage codes`: the same bytes however it came about, a fraction of fp16's, near as good."""
+"""The main job with latents as codes: the same bytes however they came about, a fraction of fp16's, near as good."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_codes_by_any_way_are_the_same_and_near_the_latents(
 ) -> None:
     codes = ("--storage", "codes")
     whole, grown, half, small = (tmp_path / f"{name}.zarr" for name in ("whole", "grown", "half", "small"))
-    assert encode(demo_catalog, whole, SUMMER, *codes, "--actors", "2") == Exit.DONE
+    assert encode(demo_catalog, whole, SUMMER, "--actors", "2") == Exit.DONE
     for when, said in ((MAY, codes), (SUMMER, ()), (SUMMER, codes)):  # a store goes on as it began, said again or not
         assert encode(demo_catalog, grown, when, *said) == Exit.DONE
     assert hashes(whole) == hashes(grown) and len(hashes(whole)) == 2 and all(hashes(whole).values())
@@ -48,7 +49,8 @@ def test_codes_by_any_way_are_the_same_and_near_the_latents(
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and str(grown) in lines[0]
 
-    assert encode(demo_catalog, half, SUMMER) == encode(demo_catalog, small, SUMMER, *codes, "--quality", "small") == 0
+    assert encode(demo_catalog, half, SUMMER, "--storage", "fp16") == Exit.DONE
+    assert encode(demo_catalog, small, SUMMER, "--quality", "small") == Exit.DONE
     assert stored_bytes(small) < stored_bytes(whole) < 0.4 * stored_bytes(half)
     psnr = {out: float(np.nanmean(xr.open_zarr(out)["psnr"])) for out in (half, whole, small)}
     assert psnr[half] - 0.7 < psnr[whole] < psnr[half] and psnr[small] < psnr[whole]
@@ -61,3 +63,26 @@ def test_codes_by_any_way_are_the_same_and_near_the_latents(
     assert (there == np.isfinite(exact)).all()
     # Half a step, and what float16 itself rounds off.
     assert (np.abs(values.values - exact) <= 0.51 * steps + 2**-10 * np.abs(exact))[there].all()
+
+
+def test_a_store_of_earlier_defaults_goes_on_unasked(
+    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made with what used to be the defaults: extended, mended and resumed as it is; other weights are an error."""
+    grown, whole = tmp_path / "grown.zarr", tmp_path / "whole.zarr"
+    earlier = ("--weights", "nano", "--storage", "fp16")
+    assert encode(demo_catalog, whole, SUMMER, *earlier) == Exit.DONE
+    for when, said in ((MAY, earlier), (SUMMER, ()), (SUMMER, earlier)):
+        assert encode(demo_catalog, grown, when, *said) == Exit.DONE
+    assert hashes(whole) == hashes(grown) and xr.open_zarr(grown)["latent"].dtype == np.float16
+    plan = grown / "commits" / "plan.json"
+    frozen = json.loads(plan.read_text())["hash"]
+    plan.unlink()
+    assert encode(demo_catalog, grown, SUMMER, "--retry", "damaged") == Exit.DONE
+    assert json.loads(plan.read_text())["hash"] == frozen and hashes(grown) == hashes(whole)
+    for other, says in ((("--weights", "nano2"), "weights 'nano', asked 'nano2'"), (("--quality", "small"), "codes")):
+        capsys.readouterr()
+        assert encode(demo_catalog, grown, SUMMER, *other) == Exit.BAD_INPUT
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and says in lines[0] and str(grown) in lines[0], lines
+    assert main(["verify", str(grown)]) == Exit.DONE

@@ -84,7 +84,8 @@ def test_another_request_is_refused_with_its_difference(
         "a store grows by a --datetime that holds its own": (box, SPRING, ()),
         "a store grows by a --bbox that holds its own": ((WEST, SOUTH, *MIDDLE), SUMMER, ()),
         "max_cloud None, asked 40.0": (box, DEMO_DATETIME, ("--max-cloud", "40")),
-        "storage 'fp16', asked 'int8'": (box, SUMMER, ("--storage", "int8")),
+        "storage 'codes', asked 'int8'": (box, SUMMER, ("--storage", "int8")),
+        "weights 'nano2', asked 'nano'": (box, SUMMER, ("--weights", "nano")),
     }
     for says, (where, when, more) in cases.items():
         capsys.readouterr()

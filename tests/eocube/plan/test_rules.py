@@ -124,7 +124,7 @@ def test_info_plan_and_report_say_it(plan: Plan, cube: str, tmp_path: Path) -> N
     assert "labelled  -0.1 metadata: +1000 in the pixels" in describe(brief(found).document())
     many = brief(replace(found, rules={f"s{k:03d}": "0 metadata: x" for k in range(90)})).document()
     assert "and 70 more" in describe(many) and "s020" not in describe(many)
-    nothing = Cost(0, 0, 0, 0, {}, "cpu", None, "nothing", None, None, None)
+    nothing = Cost(0, 0, 0, "", 0, {}, "cpu", None, "nothing", None, None, None)
     text = lines([Forecast(plan_summary(plan), nothing)])
     assert "read as    -0.1 metadata (1 of 3)" in text and "silent: 0 pixels: dark tail B02" in text
     html = Path(write_page(cube, tmp_path / "report.html")).read_text()

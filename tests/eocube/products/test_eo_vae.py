@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from eocube.errors import InputError
 from eocube.ground.boxes import parse_interval
 from eocube.products import registry
-from eocube.products.base import models_of
+from eocube.products.base import Ask, models_of
 from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, numerics
 from eocube.products.half_batches import HalfBatches
-from eocube.products.storage import Half
+from eocube.products.registry import WEIGHTS
+from eocube.products.storage import Affine16, Half
 from eocube.run.asked import Running, Selection
-from eocube.run.job import as_stored
-from eocube.run.request import PRECISIONS, Request, fastest_on_cpu
+from eocube.run.job import as_before, as_stored
+from eocube.run.request import PRECISIONS, Request, fastest_on_cpu, product_of, settled
+from eocube.sensors import get_sensor
 from tests.eocube.cubes import make_plan, make_weights
 
 ASKED = Selection(((11.3, 48, 11.4, 48.1),), parse_interval("2024-06-01"), out="cube.zarr")
@@ -116,6 +119,46 @@ def test_a_store_keeps_its_precision_on_another_machine(tmp_path: Path) -> None:
     assert (as_stored(asked, [coded]).storage, as_stored(asked, [coded]).quality) == ("fp16", None)
     fine = Request.parse(replace(ASKED, storage="codes", quality="near-lossless"), Running(), on_gpu=False)
     assert as_stored(fine, [coded]).quality == "near-lossless"
+    finer = as_stored(Request.parse(replace(ASKED, quality="near-lossless"), Running(), on_gpu=False), [plan])
+    assert (finer.storage, finer.quality) == (None, "near-lossless"), "codes, to be told as what the store is not"
     assert as_stored(other, [plan]).precision == "bf16", "asked for: the difference is for the user to see"
     half = replace(plan, product=replace(plan.product, meaning={**plan.product.meaning, "precision": "fp16"}))
     assert as_stored(automatic, [half]).precision == "bf16", "no float16 on a CPU by accident"
+
+
+def test_a_store_keeps_its_weights_and_storage_unless_others_are_asked_for(tmp_path: Path) -> None:
+    plan = make_plan(make_weights(tmp_path / "tiny.safetensors"))
+    was = {**plan.request, "weights": "nano", "storage": "fp16", "precision": "fp32"}
+    plain = Request.parse(ASKED, Running(), on_gpu=False)
+    assert (plain.weights, plain.storage) == (WEIGHTS, None)
+    for found in (as_stored(plain, [replace(plan, request=was)]), as_before(plain, was)):
+        assert (found.weights, found.storage, found.quality, found.precision) == ("nano", "fp16", None, "fp32")
+    stated = Request.parse(replace(ASKED, weights=WEIGHTS, storage="codes"), Running(), on_gpu=False)
+    assert (as_before(stated, was).weights, as_before(stated, was).storage) == (WEIGHTS, "codes")
+    other = {**was, "product": "tokens"}
+    assert as_before(plain, other).weights == WEIGHTS, "another kind's weights are no choice of this one's"
+    assert as_stored(plain, [plan]).storage == plan.product.storage.name, "of a store that does not say"
+
+
+def test_the_default_is_codes_by_weights_that_have_steps(tmp_path: Path) -> None:
+    tiny = str(make_weights(tmp_path / "tiny.safetensors"))
+    plain = Request.parse(ASKED, Running(), on_gpu=False)
+    for request, name, quality in (
+        (plain, "codes", 1.0),
+        (Request.parse(replace(ASKED, quality="small"), Running(), on_gpu=False), "codes", 2.0),
+        (Request.parse(replace(ASKED, weights="nano"), Running(), on_gpu=False), "codes", 1.0),
+        (Request.parse(replace(ASKED, storage="fp16"), Running(), on_gpu=False), "fp16", None),
+        (Request.parse(replace(ASKED, weights=tiny, bands=("B02", "B03")), Running(), on_gpu=False), "fp16", None),
+    ):
+        product = product_of(request)
+        assert product.storage.name == name == settled(request, product).storage
+        assert settled(request, product).document()["storage"] == name
+        if isinstance(product.storage, Affine16):
+            entry = load(request.weights).meta.coded("S2L2A", request.sensor.band_names)
+            assert entry is not None and entry.code_steps is not None and quality is not None
+            assert product.storage.scale == tuple(quality * step for step in entry.code_steps)
+    asked = Ask(get_sensor("S2L2A").subset(["B02", "B03"]), 10, tiny, "fp32", "codes", "cpu")
+    with pytest.raises(InputError, match="carry no steps for B02, B03 of S2L2A; take --storage fp16"):
+        registry.kind("eo-vae").plan(asked)
+    with pytest.raises(InputError, match="carry no steps"):
+        registry.kind("eo-vae").plan(replace(asked, storage=None, quality="small"))

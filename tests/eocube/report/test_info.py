@@ -11,7 +11,8 @@ import pytest
 from eocube.cli import main
 from eocube.errors import InputError
 from eocube.ground.boxes import parse_bbox, parse_interval
-from eocube.plan.cost import asset_sizes, cost
+from eocube.plan.cost import asset_sizes, cost, work
+from eocube.plan.packed import UNPACKED
 from eocube.plan.plan import Plan
 from eocube.plan.rates import RECORDED, Rate, machine_name, recorded
 from eocube.report.history import History
@@ -20,6 +21,7 @@ from eocube.run.asked import Running, Selection, Showing
 from eocube.run.plan_view import forecasts, lines
 from eocube.run.request import Exit, Request, make_plans, product_of
 from eocube.store.receipts import Receipt, State
+from model.weights import load_weights
 from tests.eocube.cubes import Made, make_plan, make_store, make_weights
 
 
@@ -48,7 +50,12 @@ def test_the_plan_counts_bytes_hours_and_dollars(plans: tuple[Plan, ...], monkey
     found = cost(plan, sizes, Rate(2.0, "by hand"), "cpu", 3.0)
     windows = int(plan.grid.requested_mask.sum()) * len(plan.times)
     assert found.windows_with_scenes == windows
-    assert found.bytes_out == windows * 24 * 24 * 32 * 2
+    assert 8 < found.bytes_out / (windows * 24 * 24) < 20 and "on seven stores of real scenes" in found.bytes_out_from
+    (shown,) = forecasts(plans, Showing(), "cpu", None)
+    assert f"stored as codes ({found.bytes_out_from})" in lines([shown]) and shown.document()["storage"] == "codes"
+    other = replace(plan, product=replace(plan.product, meaning={**plan.product.meaning, "weights": {"name": "mine"}}))
+    raw = cost(other, sizes, None, "cpu", None)
+    assert raw.bytes_out == work(plan).bytes_out == windows * 24 * 24 * 32 * 2 and raw.bytes_out_from == UNPACKED
     assert found.device_hours == pytest.approx(windows / 2.0 / 3600.0, abs=1e-4)
     assert found.dollars == pytest.approx(found.device_hours * 3.0, abs=0.01)
     assert 0 < found.bytes_in <= sum(sizes.bytes.values())
@@ -77,7 +84,7 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
         forecasts(plans, Showing(price=-1.0), "cpu", None)
 
 
-@pytest.mark.parametrize("weights", ["nano", "eo-vae"])
+@pytest.mark.parametrize("weights", ["nano", "nano2", "eo-vae"])
 def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Plan, ...], weights: str) -> None:
     (plan,) = plans
     named = {"weights": {"name": weights, "sha256": "00"}, "precision": "bf16"}
@@ -88,6 +95,11 @@ def test_a_plan_without_more_names_the_machine_that_was_recorded(plans: tuple[Pl
     shipped = [json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))]
     jobs = [v for d in shipped for v in d["variants"] if v["name"] == "eocube, first pixel read to last shard written"]
     assert round(found.cost.windows_per_s, 3) in {round(v["windows_per_s"], 3) for v in jobs}
+
+
+def test_weights_that_share_recorded_rates_have_the_same_sizes() -> None:
+    nano, nano2 = (load_weights(name).meta for name in ("nano", "nano2"))
+    assert nano is not None and nano2 is not None and nano.config == nano2.config
 
 
 def test_file_size_of_the_catalogue_counts_first(plans: tuple[Plan, ...]) -> None:

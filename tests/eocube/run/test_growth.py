@@ -269,7 +269,7 @@ def test_plan_and_info_say_the_room_and_how_much_of_it_is_asked_for(tmp_path: Pa
     share = 100 * roomy.grid.requested_mask.mean()
     assert said.extent == (ROOM,) and said.requested_percent == pytest.approx(share, abs=0.01)
     assert "[11.465, 48.08, 11.55, 48.14]" in describe(said.document())
-    nothing = Cost(0, 0, 0, 0, {}, "cpu", None, "", None, None, None)
+    nothing = Cost(0, 0, 0, "", 0, {}, "cpu", None, "", None, None, None)
     height, width = (n * 0.08 for n in roomy.grid.shape)
     room = f"{said.requested_percent:g} % of it asked for; grow anywhere in 11.465 48.08 11.55 48.14"
     assert f"{width:g} x {height:g} km, {room}" in lines([Forecast(plan_summary(roomy), nothing)])

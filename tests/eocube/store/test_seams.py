@@ -118,12 +118,13 @@ def test_a_window_under_the_floor_says_so_and_borders_need_both_sides() -> None:
     book.add(windows[0], Checked())
 
 
-def test_weights_record_their_floor() -> None:
+@pytest.mark.parametrize("weights", ["nano", "nano2"])
+def test_weights_record_their_floor(weights: str) -> None:
     from dataclasses import replace
 
     from model.weights import load_weights
 
-    meta = load_weights("nano").meta
+    meta = load_weights(weights).meta
     assert meta is not None
     held_out = [
         entry["nano"]["psnr_physical"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eocube.products.registry import WEIGHTS
 from model.training.eo_vae.evaluate import LINEAR, MODEL, held_out_places, reconstruct, score
 from model.training.sources.images import load_source, read_listing
 from model.weights import load_weights
@@ -17,7 +18,10 @@ ROWS = {
     "eolearn@2 S2L1C 13": ("eolearn", "| Slovenia, date 2 | S2L1C, 13 |"),
 }
 # Weights -> where their rows stand, and the columns of their own RMSE, SAM and PSNR after place and bands.
-STATED = {"nano": ("README.md", "| held-out place |", (0, 1, 2)), "nano2": ("docs/nano.md", "## nano2", (1, 4, 7))}
+STATED = {
+    "nano": [("docs/nano.md", "| held-out place |", (2, 6, 10))],
+    "nano2": [("README.md", "| held-out place |", (0, 1, 2)), ("docs/nano.md", "## nano2", (1, 4, 7))],
+}
 
 
 @pytest.mark.real
@@ -25,7 +29,6 @@ STATED = {"nano": ("README.md", "| held-out place |", (0, 1, 2)), "nano2": ("doc
 @pytest.mark.parametrize("row", ROWS)
 def test_a_held_out_row_is_what_the_file_gives(row: str, weights: str, shared_dir: Path) -> None:
     source, start = ROWS[row]
-    document, section, columns = STATED[weights]
     listed = next(s for s in read_listing(LISTING) if s.name == source)
     assert not listed.test
     (place,) = (p for p in held_out_places(list(load_source(listed, shared_dir / "data"))) if p.name == row)
@@ -37,25 +40,40 @@ def test_a_held_out_row_is_what_the_file_gives(row: str, weights: str, shared_di
     for metric in ("rmse", "sam", "psnr_physical", "ssim_physical", "ndvi_mae"):
         assert found[metric] == pytest.approx(stated[row][MODEL][metric], rel=2e-3), metric
     assert stated[row][LINEAR]["rmse"] > found["rmse"]
-    lines = (ROOT / document).read_text().split(section, 1)[1].splitlines()
-    line = next(text for text in lines if text.startswith(start))
-    cells = [cell.split("/")[0].strip(" *") for cell in line.removeprefix(start).split("|")]
-    rmse, sam, psnr = (cells[k] for k in columns)
-    assert rmse == f"{stated[row][MODEL]['rmse']:.4f}" and sam == f"{stated[row][MODEL]['sam']:.4f}"
-    assert psnr == f"{stated[row][MODEL]['psnr_physical']:.1f}"
+    for document, section, columns in STATED[weights]:
+        lines = (ROOT / document).read_text().split(section, 1)[1].splitlines()
+        line = next(text for text in lines if text.startswith(start))
+        cells = [cell.split("/")[0].strip(" *") for cell in line.removeprefix(start).split("|")]
+        rmse, sam, psnr = (cells[k] for k in columns)
+        assert rmse == f"{stated[row][MODEL]['rmse']:.4f}" and sam == f"{stated[row][MODEL]['sam']:.4f}", document
+        assert psnr == f"{stated[row][MODEL]['psnr_physical']:.1f}", document
 
 
-def test_every_row_of_the_readme_is_in_the_weights_table() -> None:
-    vae = load_weights("nano")
+@pytest.mark.parametrize(
+    ("table", "document", "heading", "count", "weights", "column"),
+    [
+        ("held_out", "README.md", "| held-out place |", 18, "nano2", 3),
+        ("test", "README.md", "| test place |", 10, "nano2", 3),
+        ("held_out", "docs/nano.md", "| held-out place |", 23, "nano", 5),
+    ],
+)
+def test_every_row_of_a_table_is_in_the_weights_table(
+    table: str, document: str, heading: str, count: int, weights: str, column: int
+) -> None:
+    vae = load_weights(weights)
     assert vae.meta is not None
-    stated = vae.meta.metrics["held_out"]
+    stated = vae.meta.metrics[table]
     assert isinstance(stated, dict)
     cells = {f"{row[MODEL]['rmse']:.4f}" for row in stated.values()}
-    lines = (ROOT / "README.md").read_text().split("| held-out place |")[1].splitlines()[2:]
-    rows = [text for text in lines if any(f"| {name}, " in text for name in vae.meta.sensors)]
-    assert len(rows) == len(stated) == 23
+    rows = (ROOT / document).read_text().split(heading)[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) == len(stated) == count
     for text in rows:
-        assert text.split("|")[3].split("/")[0].strip(" *") in cells, text
+        assert text.split("|")[column].split("/")[0].strip(" *") in cells, text
+
+
+def test_the_readme_speaks_of_the_default_weights() -> None:
+    assert WEIGHTS == "nano2"
+    assert "`nano2` ships with the package and is the default" in (ROOT / "README.md").read_text()
 
 
 def test_every_row_of_the_docs_is_in_the_weights_tables() -> None:

@@ -1,0 +1,91 @@
+"""Super-resolve a cube: latents at 10 m in, a cube at 2.5 m (or a GeoTIFF) out. `--help` lists the options."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from eocube.cli import guarded, parse
+from eocube.net.storage_options import parse_options
+from eocube.run.arguments import box_of, number, retryable
+from eocube.run.asked import Running, Showing
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Make a finer cube of a cube of EO-VAE latents: its parent's decoder decodes it.
+
+    Exit 0 when every window of the parent that is ok has its finer ones, 3 when some can be tried again.
+    """
+
+    cube: Annotated[str, tyro.conf.Positional]
+    """Path or URL of a cube of sensor RGBN, with latents of the encoder that the weights were trained for."""
+    out: str
+    """Where the result goes: .zarr a cube, .tif a GeoTIFF of decoded reflectance (one time)."""
+    weights: str = "sr-nano"
+    """sr-nano, a path, a URL or hf://owner/name."""
+    steps: int = 8
+    """Steps of the sampler."""
+    method: str = "dpmpp"
+    """ddim, heun or dpmpp; mean takes no sample but the regression's mean: nothing invented, less sharp."""
+    seed: int = 0
+    """Of the noise, which is a function of it and the ground alone."""
+    samples: int = 1
+    """With 2 or more, a GeoTIFF beside the result (NAME.samples.tif) has their mean and spread at each pixel."""
+    consistent: bool = False
+    """Of a GeoTIFF: pixels such that, averaged back by the sensor's MTF, they are the cube's own decoded ones."""
+    bbox: tuple[str, ...] = ()
+    """West south east north, in degrees: only windows of the cube that touch it."""
+    time: str | None = None
+    """An index, a date or A/B. None takes all times."""
+    retry: str | None = None
+    """Do just the windows again that ended so: read_failed, encode_failed."""
+    plan: bool = False
+    """Print what will be made and stop."""
+    actors: int | None = None
+    """Actors. None: one a GPU, or one a node without GPUs."""
+    gpus_per_actor: float | None = None
+    """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
+    unit_timeout: str = "3600"
+    """Seconds that an actor may take over a shard; then it is ended, and the shard is done again."""
+    log_dir: str | None = None
+    """Where the run's structured log goes: a local folder. None: into the cube."""
+    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the target, and of the cube where --source-options does not say otherwise."""
+    source_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """fsspec options of the cube that is read, where they differ."""
+    quiet: bool = False
+    """Print only errors and the last line."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run it; exit status 2 and one line for bad input."""
+    options = parse(Options, argv, "super_resolve.py")
+
+    def command() -> int:
+        from eocube.run.super_resolve_job import Wanted, super_resolve
+
+        wanted = Wanted(
+            options.cube, options.out, options.weights, options.steps, options.method, options.seed, options.samples,
+            options.consistent, box_of(options.bbox, "--bbox") if options.bbox else (), options.time,
+        )  # fmt: skip
+        again = () if options.retry is None else tuple(word.strip() for word in options.retry.split(","))
+        running = Running(
+            actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
+            unit_timeout=number(options.unit_timeout, "--unit-timeout"),
+            retry=tuple(retryable(word) for word in again),
+            storage_options=parse_options(options.storage_options),
+            source_options=parse_options(options.source_options, "--source-options"),
+        )  # fmt: skip
+        return super_resolve(wanted, running, Showing(plan=options.plan, quiet=options.quiet)).exit
+
+    return guarded(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Measures super-resolution on pairs of held-out places: baselines, ceiling and diffusion side by side."""
