@@ -21,7 +21,7 @@ from model.training.ldm.pairs import PairBatch, PairSource, Rows
 from model.training.ldm.recipe import SRRecipe
 from model.training.ldm.start import solve
 from model.training.ldm.task import SRTask
-from model.training.ldm.validation import Judge, table_text
+from model.training.ldm.validation import HeldOut, Judge, table_text
 from model.training.loop import Loop
 from model.training.sources.prefetch import Prefetch
 from model.training.task import Source
@@ -102,6 +102,35 @@ def train_sr(
     return averaged
 
 
+@torch.no_grad()
+def settle(net: SuperResolver, held: Sequence[HeldOut]) -> float:
+    """Scale the trunk's part of the mean to what held-out pairs bear out, and return the factor, 0 to 1.
+
+    It is the least-squares one, the mean over places, errors weighed by their cost in pixels: a trunk that learned its
+    training places by heart is scaled to nothing, and the mean is the closed form's.
+    """
+    if net.trunk is None:
+        return 1.0
+    explained: dict[str, list[float]] = {}
+    for h in held:
+        given = net.normalised(h.condition)
+        mean, _ = net.regression(given)
+        linear, spread = net.linear(given), net.spread(given)
+        assert mean is not None
+        left = net.white.into(h.target.float() if linear is None else h.target.float() - linear)
+        part = mean if spread is None else mean * spread
+        cost = net.white.cost[:, None, None]
+        sums = explained.setdefault(h.place, [0.0, 0.0, 0.0])
+        for k, product in enumerate((part * left, part * part, left * left)):
+            sums[k] += float((product * cost).sum())
+    gain = sum(a / max(c, 1e-30) for a, _, c in explained.values())
+    size = sum(b / max(c, 1e-30) for _, b, c in explained.values())
+    factor = min(1.0, max(0.0, gain / size)) if size > 0 else 0.0
+    for p in net.trunk.mean.parameters():
+        p.mul_(factor)
+    return factor
+
+
 def described(meta: SRMeta, recipe: SRRecipe, metrics: dict[str, Any]) -> SRMeta:
     """What weights of this recipe say of themselves."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -116,6 +145,8 @@ def publish(net: SuperResolver, data: SRData, recipe: SRRecipe, out: Path) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
     if data.judge is not None:
+        metrics["mean_factor"] = round(settle(net, data.judge.held), 4)
+        log.info("of the trunk's mean held-out places bear out %.2f", metrics["mean_factor"])
         table = data.judge.figures(net)
         log.info("held-out places, PSNR / SAM / consistency / sharpness:\n%s", table_text(table))
         metrics["held_out"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from model.training.ldm.pairs import HeldRows, PairBatch, PairSource
 from model.training.ldm.recipe import SRRecipe, SRStage
 from model.training.ldm.start import solve
 from model.training.ldm.task import Losses, SRTask
-from model.training.ldm.train import SRData, train_sr
+from model.training.ldm.train import SRData, settle, train_sr
 from model.training.ldm.validation import HeldOut, Judge, with_margin
 from model.training.loop import Loop
 from model.unet import UNetConfig
@@ -147,6 +148,26 @@ def test_it_learns_and_judges_itself(tmp_path: Path) -> None:
     assert figures["one_step"]["psnr"] == pytest.approx(-judge.score(net))
     assert figures["one_step+"]["consistency"] < 1e-4
     assert judge.picture(net, out).shape == (16, 6 * 16, 3)
+
+
+def test_the_mean_is_settled_by_what_is_held_out() -> None:
+    held = pairs(8, 4)
+    net = SuperResolver(recipe().network).eval().requires_grad_(False)
+    solve(net, rows(("a", 16, pairs(32, 3))), recipe(), None, ())
+    assert net.trunk is not None
+    net.trunk.mean.weight.normal_(generator=torch.Generator().manual_seed(0))
+    mean = net.mean(held.condition)
+    linear = net.linear(net.normalised(held.condition))
+    assert linear is not None
+    part = mean - linear - net.white.out(torch.zeros_like(mean))
+    # held out, the truth lies at 0.4 of what the trunk says, or against it
+    for share, expected in ((0.4, 0.4), (-1.0, 0.0), (3.0, 1.0)):
+        fresh = copy.deepcopy(net)
+        truth = linear + net.white.out(torch.zeros_like(mean)) + share * part
+        found = settle(fresh, [HeldOut("ground", held.condition, truth, held.condition, truth)])
+        assert found == pytest.approx(expected, abs=1e-3)
+        wanted = linear + net.white.out(torch.zeros_like(mean)) + expected * part
+        assert torch.allclose(fresh.mean(held.condition), wanted, atol=1e-3)
 
 
 def test_consistency_is_against_the_low_resolution() -> None:
