@@ -57,7 +57,7 @@ class Wanted:
 
     cube: str
     out: str
-    weights: str = "sr-nano"
+    weights: str
     steps: int = 8
     method: str = "dpmpp"
     seed: int = 0
