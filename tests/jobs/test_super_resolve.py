@@ -20,7 +20,7 @@ import torch
 import eocube
 from eocube.store.store import CubeStore
 from jobs.super_resolve import main
-from model.wald import consistency_error
+from model.wald import degrade
 from tests.eocube.cubes import make_store
 from tests.eocube.finer_cubes import make_encoder, make_parent_plan, make_resolver
 
@@ -108,9 +108,10 @@ def test_a_consistent_geotiff_averages_back_to_the_parents_pixels(
     coarse = eocube.open(given[0]).eocube.decode().isel(time=0).values
     with rasterio.open(tmp_path / "fine.tif") as image:
         fine = image.read()
-    assert np.isfinite(fine).all()
-    error = consistency_error(torch.from_numpy(fine)[None], torch.from_numpy(coarse)[None], (0.3,) * 4, 4)
-    assert float(error) < 1e-5
+    # A window that nobody asked for is a gap; coarse pixels whose low-pass reaches into it are not compared.
+    apart = np.abs(degrade(torch.from_numpy(fine)[None], (0.3,) * 4, 4)[0].numpy() - coarse)
+    assert np.isfinite(apart).mean() > 0.5
+    assert np.nanmean(apart) < 1e-5
 
 
 @pytest.mark.slow
