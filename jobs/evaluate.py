@@ -1,7 +1,7 @@
 """Evaluate weights beside their baselines, on a listing's held-out places or on TerraMesh's shards.
 
 `python jobs/evaluate.py --weights nano --data DATA --out FOLDER`, or `--terramesh s3://bucket/TerraMesh/val`; of
-super-resolution `--task sr --pairs STORE --weights sr-nano` (jobs/evaluate_sr.py).
+super-resolution `--task sr --pairs STORE --weights W` (jobs/evaluate_sr.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluate super-resolution: `python jobs/evaluate.py --task sr --pairs STORE --weights sr-nano --out FOLDER`.
+"""Evaluate super-resolution: `python jobs/evaluate.py --task sr --pairs STORE --weights W --out FOLDER`.
 
 The pairs are a store of jobs/encode_pairs.py with pixels, a folder in Sen2NAIP's layout (one folder an area with
 metadata.json, lr.tif, hr.tif), or a folder of rasters that pairs are made of by Wald's protocol.
@@ -33,8 +33,8 @@ class Options:
     """Super-resolution beside bicubic, a ridge regression and the autoencoder's own ceiling, on held-out pairs."""
 
     pairs: Annotated[str, Arg(help="pair store with pixels, folder in Sen2NAIP's layout, or folder of 10 m rasters")]
-    weights: Annotated[str, Arg(help="of the latent super-resolver: a shipped name, a path, a URL; none for baselines "
-                                     "alone")] = "sr-nano"  # fmt: skip
+    weights: Annotated[str, Arg(help="of the latent super-resolver, as `jobs/train_sr.py` writes them: a path or URL; "
+                                     "none for baselines alone")]  # fmt: skip
     pixel_weights: Annotated[str | None, Arg(help="of the pixel-space diffusion, `jobs/train_sr.py --space pixel`")] = (
         None
     )

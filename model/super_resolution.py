@@ -1,6 +1,6 @@
 """Defines the super-resolver: low-resolution latents (or pixels) -> high-resolution ones, their mean and samples.
 
-    sharp = load_sr("sr-nano")
+    sharp = load_sr("sr-nano.safetensors")
     mean = sharp.mean(lr)                                    # (B, 32, h, w) raw latents -> (B, 32, 4h, 4w)
     one = sharp.sample(lr, steps=8, generator=generator)     # one of the images that `lr` may stand for
 
@@ -185,7 +185,7 @@ def load_sr(source: str | Path, *, device: str | torch.device = "cpu") -> SuperR
     """A super-resolver in float32 and eval mode, with `meta`.
 
     Args:
-        source: a shipped name ("sr-nano"), a path, hf://owner/name or another fsspec URL, as `load_weights` takes them.
+        source: a path, hf://owner/name or another fsspec URL, as `load_weights` takes them.
         device: where it goes.
 
     Raises:
@@ -197,7 +197,7 @@ def load_sr(source: str | Path, *, device: str | torch.device = "cpu") -> SuperR
     except WeightsError as error:
         raise WeightsError(f"{said}: {error}") from error
     if found is None:
-        raise WeightsError(f"{said}: no super-resolution weights: jobs/train_sr.py makes them, sr-nano is shipped")
+        raise WeightsError(f"{said}: no super-resolution weights: jobs/train_sr.py makes them")
     meta, config = found
     with torch.device("meta"):
         net = SuperResolver(config)

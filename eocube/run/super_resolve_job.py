@@ -57,7 +57,7 @@ class Wanted:
 
     cube: str
     out: str
-    weights: str = "sr-nano"
+    weights: str
     steps: int = 8
     method: str = "dpmpp"
     seed: int = 0
@@ -180,7 +180,7 @@ def check(wanted: Wanted, options: Mapping[str, Any] | None, device: str) -> _Ch
     except WeightsError as error:
         raise InputError(f"--weights {wanted.weights}: {error}") from error
     config, lattice = network.config, parents[0].plan.grid.lattice
-    if config.space != "latent":
+    if config.space != product.array:
         raise InputError(f"--weights {wanted.weights} make pixels, a cube holds latents: take weights of latents")
     if lattice.core % config.scale or lattice.stride % config.scale or lattice.cell % config.scale:
         raise InputError(

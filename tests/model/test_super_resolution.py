@@ -13,7 +13,6 @@ from torch import Tensor
 from model.super_resolution import SRConfig, SRMeta, SuperResolver, load_sr, save_sr
 from model.super_resolution_parts import Whitening
 from model.unet import UNetConfig
-from model.weights import shipped_names
 from model.weights_meta import WeightsError
 
 META = SRMeta(
@@ -201,14 +200,3 @@ def test_latents_of_another_encoder() -> None:
         net.check_encoder("cd" * 32, ("B04", "B08"))
     with pytest.raises(WeightsError, match="encode its bands"):
         net.check_encoder("ab" * 32, ("B04",))
-
-
-@pytest.mark.skipif("sr-nano" not in shipped_names(), reason="sr-nano is not in this checkout")
-def test_the_shipped_weights() -> None:
-    net = load_sr("sr-nano")
-    meta = net.meta
-    assert meta is not None and meta.name == "sr-nano" and meta.bands == ("B04", "B03", "B02", "B08")
-    assert meta.encoder is not None and meta.encoder["weights"] == "nano2" and meta.resolutions
-    side = 4 * net.config.scale // net.config.finer
-    lr = net.condition_mean[None, :, None, None].expand(1, -1, side, side)
-    assert net.mean(lr).shape == (1, 32, 16, 16) and torch.isfinite(net.sample(lr, steps=2)).all()
