@@ -117,7 +117,9 @@ def test_a_consistent_geotiff_averages_back_to_the_parents_pixels(
 @pytest.mark.slow
 def test_a_killed_job_goes_on_to_the_same_bytes_and_verifies(given: tuple[str, str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.zarr", tmp_path / "cut.zarr"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Nothing of the Ray that this process may have started: the jobs start their own.
+    bare = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = {**bare, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "jobs/super_resolve.py")]
     assert subprocess.run([*command, *arguments(given, whole)], env=environment, cwd=ROOT).returncode == 0
     begun = subprocess.Popen([*command, *arguments(given, cut)], env=environment, cwd=ROOT, start_new_session=True)
