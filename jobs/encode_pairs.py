@@ -55,6 +55,8 @@ class Options:
     pixels: Annotated[tuple[str, ...] | None, Arg(help="store pixels beside the values: of these splits, of all where "
                                                   "none is named")] = None  # fmt: skip
     upsampled: Annotated[bool, Arg(help="encode the low resolution upsampled by bicubic too, as published")] = False
+    sharpened: Annotated[bool, Arg(help="of --wald: encode the low resolution upsampled and put right by the MTF too: "
+                                        "what sr_nano is conditioned on")] = False  # fmt: skip
     published: Annotated[bool, Arg(help="of --sen2naip: z-scores of the low resolution by the published statistics, "
                                         "not the weights'")] = False  # fmt: skip
     bands: Annotated[tuple[str, ...], Arg(help="bands of the images, in order")] = ("B04", "B03", "B02", "B08")
@@ -107,12 +109,14 @@ def _made(options: Options, storage: SecretOptions | None) -> tuple[Maker, PairS
     from eocube.pairs.sen2naip import LR_STATISTICS, SIDE, Sen2Naip, naip
 
     how: dict[str, Any] = {
-        "upsampled": options.upsampled, "precision": options.precision, "device": options.device,
+        "upsampled": options.upsampled, "sharpened": options.sharpened, "precision": options.precision,
+        "device": options.device,
     }  # fmt: skip
     if options.cubes:
-        if len(options.cubes) != 2 or options.flips > 1 or options.upsampled or options.pixels is not None:
+        if len(options.cubes) != 2 or options.flips > 1 or _wants_pixels(options):
             raise InputError(
-                "--cubes takes LOW and HIGH, and no --flips, --upsampled or --pixels: cubes store no pixels"
+                "--cubes takes LOW and HIGH, and no --flips, --upsampled, --sharpened or --pixels: cubes store no "
+                "pixels"
             )
         pairs = CubePairs(*options.cubes, options.side or DEFAULT_SIDE, storage)
         return pairs, pairs, split_notes(pairs.notes, _rule(options))
@@ -125,6 +129,10 @@ def _made(options: Options, storage: SecretOptions | None) -> tuple[Maker, PairS
     squares = _wald(options)
     notes = split_notes(squares.notes, _rule(options)) if options.listing is None else squares.notes
     return PixelMaker(squares, options.weights, **how), squares, notes
+
+
+def _wants_pixels(options: Options) -> bool:
+    return options.upsampled or options.sharpened or options.pixels is not None
 
 
 def _rule(options: Options) -> SplitRule | str:

@@ -179,7 +179,7 @@ def _store(options: Options) -> Found:
         place = f"{row['place']} {row['level']}"
         taken[place] = taken.get(place, 0) + 1
         if options.limit is None or taken[place] <= options.limit:
-            latents = {name: row[name] for name in ("lr", "hr", "lr_up") if name in row}
+            latents = {name: row[name] for name in ("lr", "hr", "lr_up", "lr_sharp") if name in row}
             cases.append(Case.of(_pair(row, bands, place, counts), len(cases), latents))
     windows.close()
     training: Iterator[PixelPair] = iter(())

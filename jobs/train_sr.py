@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from model.training.ray_train import Run
 
 Arg = tyro.conf.arg
+CONDITIONS = {"native": "lr", "upsampled": "lr_up", "sharpened": "lr_sharp"}
+"""The store's array that a network's conditioning reads."""
 MOST_HELD = 16
 """Held-out pairs of a place and side that are scored while training: the first ones."""
 
@@ -101,6 +103,7 @@ class StoreRows:
         tables, rows = windows.store.tables, windows.rows
         self.windows, self.arrays, self._encode = windows, arrays, encode
         self.places = [f"{p} {lev}" for p, lev in zip(tables["place"][rows], tables["level"][rows], strict=True)]
+        self.resolutions = [float(metres) for metres in tables["resolution"][rows]]
         self.sides = [int(side) for side in tables["side"][rows]]
 
     def __len__(self) -> int:
@@ -170,7 +173,7 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     sizes, recipe = plan.recipe.network, plan.recipe
     flux = None if plan.flux2 is None else Flux2.load(plan.flux2)
     pixels = sizes.space == "pixel" or flux is not None
-    low = "lr_image" if pixels else "lr_up" if sizes.conditioning == "upsampled" else "lr"
+    low = "lr_image" if pixels else CONDITIONS[sizes.conditioning]
     arrays = (low, "hr_image" if pixels else "hr")
     windows = PairWindows(
         plan.pairs, "train", recipe.seed, arrays=_there(plan.pairs, arrays, plan.options), rank=rank, world=world,
@@ -210,7 +213,7 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     if size <= plan.memory * 2**30 or flux is not None:
         held = HeldRows.of(rows)
         windows.close()
-        source: Any = PairSource(held, recipe.seed, recipe.balance, (rank, world))
+        source: Any = PairSource(held, recipe.seed, recipe.balance, recipe.coarser, (rank, world))
     else:
         source = StoreStream(rows)
     judge = None if flux is not None else _judge(plan, vae, bands, mtf, arrays, SENSORS)
@@ -224,7 +227,7 @@ def _there(pairs: str, arrays: tuple[str, str], options: SecretOptions | None) -
     known = PairStore.open(pairs, storage_options=options).arrays
     for name in arrays:
         if name not in known:
-            how = "--upsampled" if name == "lr_up" else "--pixels"
+            how = {"lr_up": "--upsampled", "lr_sharp": "--sharpened"}.get(name, "--pixels")
             raise ValueError(
                 f"{pairs} has no {name}, which the recipe needs: encode it with jobs/encode_pairs.py {how}"
             )

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from model.diffusion import METHODS, Denoiser, Project, Schedule, even_times, precondition, sample, schedule_named
 from model.super_resolution_parts import Amplitude, SRConfig, SRMeta, Trunk, Whitening, mixed_channels
 from model.unet import TimeUNet
+from model.wald import mtf_of
 from model.weights import read_tensors
 from model.weights_meta import WeightsError
 
@@ -164,6 +165,10 @@ class SuperResolver(nn.Module):
     def _noise(self, lr: Tensor, generator: torch.Generator | None) -> Tensor:
         device = lr.device if generator is None else generator.device
         return torch.randn(self.shape(lr), generator=generator, device=device).to(lr.device)
+
+    def transfer(self, bands: Sequence[str]) -> tuple[float, ...]:
+        """The MTF at the low resolution's Nyquist of each band: the weights' own, else the sensor's."""
+        return self.meta.mtf if self.meta is not None and self.meta.mtf else mtf_of(bands)
 
     def check_encoder(self, sha256: str, bands: Sequence[str]) -> None:
         """WeightsError where latents of an encoder with this hash and these bands are not what these weights know."""

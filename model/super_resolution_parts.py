@@ -17,7 +17,7 @@ from model.weights_meta import WeightsError
 
 FORMAT = "eocube-sr-1"
 SPACES = ("latent", "pixel")
-CONDITIONINGS = ("native", "upsampled")
+CONDITIONINGS = ("native", "upsampled", "sharpened")
 TIMES = ("schedule", "even")
 
 
@@ -30,7 +30,8 @@ class SRConfig:
         scale: how many times finer the result is.
         space: "latent" or "pixel".
         conditioning: "native", on what the low-resolution cube holds, (B, C, h, w); or "upsampled", as published: on
-            its pixels brought to the fine grid by bicubic and then encoded, (B, C, 4h, 4w).
+            its pixels brought to the fine grid by bicubic and then encoded, (B, C, 4h, 4w); or "sharpened", the same
+            with the bicubic image put right by the sensor's MTF (`model.wald.sharpened`) before it is encoded.
         schedule: "vp" or "edm", see `model.diffusion`.
         unet: the denoiser. Its channels are `channels * fold**2`, its condition `features * fold**2` (or `channels`
             where there is no trunk).
@@ -62,6 +63,8 @@ class SRConfig:
         for key, known in (("space", SPACES), ("conditioning", CONDITIONINGS), ("times", TIMES)):
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} {getattr(self, key)!r} of a super-resolver: choose {' or '.join(known)}")
+        if self.space == "pixel" and self.conditioning == "sharpened":
+            raise ValueError("conditioning sharpened is of latents: in pixel space choose native or upsampled")
         schedule_named(self.schedule)
         if min(self.channels, self.scale, self.fold) < 1 or min(self.base, self.trunk, self.trunk_blocks) < 0:
             raise ValueError("channels, scale and fold of a super-resolver are 1 or more, base and trunk 0 or more")
@@ -84,7 +87,7 @@ class SRConfig:
         inside = self.channels * self.fold**2
         if self.trunk:
             return inside, inside, self.features * self.fold**2
-        return inside, inside, self.channels * (self.fold**2 if self.conditioning == "upsampled" else 1)
+        return inside, inside, self.channels * (1 if self.conditioning == "native" else self.fold**2)
 
     @property
     def finer(self) -> int:

@@ -65,7 +65,7 @@ class CubePairs:
                 "bands": list(product.sensor.band_names), "sensor": product.sensor.name,
                 "precision": product.precision,
             },
-            "source": {"kind": "cubes"}, "scale": self.scale, "upsampled": False,
+            "source": {"kind": "cubes"}, "scale": self.scale, "upsampled": False, "sharpened": False,
         }  # fmt: skip
 
     @property

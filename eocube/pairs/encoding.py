@@ -17,7 +17,7 @@ from eocube.products.base import Codec, Encoder
 from eocube.products.lone_windows import HALO, LoneWindow, fit_sensor, load, lone_windows, numerics
 from eocube.sensors.builtin import SENSORS
 from eocube.sensors.sensor import Sensor
-from model.wald import bicubic
+from model.wald import bicubic, sharpened
 
 Values = NDArray[Any]
 Which = Literal["lr", "hr"]
@@ -31,6 +31,7 @@ class Made:
     lr: Values
     hr: Values
     lr_up: Values | None = None
+    lr_sharp: Values | None = None
     lr_image: Values | None = None
     hr_image: Values | None = None
 
@@ -93,6 +94,7 @@ class PixelMaker:
         hr_sensor: of the high resolution where that is not the same (`eocube.pairs.sen2naip.NAIP`).
         lr_statistics: (mean, std) a band for the low resolution in the weights' unit; None takes the weights' own.
         upsampled: encode the low resolution upsampled by bicubic too, as published.
+        sharpened: encode it too as `model.wald.sharpened` makes it: bicubic put right by the source's MTF.
         precision, device: of the encoder.
 
     Raises:
@@ -108,12 +110,17 @@ class PixelMaker:
         hr_sensor: Sensor | None = None,
         lr_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
         upsampled: bool = False,
+        sharpened: bool = False,
         precision: str = "fp32",
         device: str = "cpu",
     ) -> None:
         if sensor not in SENSORS:
             raise InputError(f"--sensor {sensor}: there are {', '.join(SENSORS)}")
         self._source, self.scale, self._upsampled = source, source.scale, upsampled
+        self._sharpened = sharpened
+        self._mtf = tuple(float(v) for v in source.document.get("mtf", {}).values())
+        if sharpened and len(self._mtf) != len(source.bands):
+            raise InputError("--sharpened needs pairs whose low resolution was made by a known MTF (--wald)")
         self._weights = load(weights, device)
         low = fit_sensor(SENSORS[sensor].subset(source.bands), self._weights)
         if low.band_names != source.bands:
@@ -136,6 +143,7 @@ class PixelMaker:
                 "bands": list(self._source.bands), "sensor": self.sensors["lr"].name, "precision": self._precision,
             },
             "source": dict(self._source.document), "scale": self.scale, "upsampled": self._upsampled,
+            "sharpened": self._sharpened,
         }  # fmt: skip
 
     @property
@@ -152,6 +160,8 @@ class PixelMaker:
             found[which] = Form((product.channels, cells, cells), product.storage.dtype, product.storage.fill)
         if self._upsampled:
             found["lr_up"] = found["hr"]
+        if self._sharpened:
+            found["lr_sharp"] = found["hr"]
         if images:
             for which in BOTH:
                 sensor, px = self.sensors[which], self._px(which, side)
@@ -186,10 +196,14 @@ class PixelMaker:
         for which, core, around in zip(BOTH, (pair.lr, pair.hr), (pair.lr_wide, pair.hr_wide), strict=True):
             wide[which] = travelling(flipped(filled(core, around), note.flip), self.sensors[which])
         made: dict[str, Values | None] = {which: self._encode(which, wide[which]) for which in BOTH}
+        coarse, cut = torch.from_numpy(wide["lr"].astype(np.float32)), (self.scale - 1) * HALO
+        fine = {}
         if self._upsampled:
-            low = bicubic(torch.from_numpy(wide["lr"].astype(np.float32)), self.scale).numpy()
-            cut = (self.scale - 1) * HALO
-            made["lr_up"] = self._encode("lr", _rounded(low[:, cut:-cut, cut:-cut], self.sensors["lr"]))
+            fine["lr_up"] = bicubic(coarse, self.scale)
+        if self._sharpened:
+            fine["lr_sharp"] = sharpened(coarse, self._mtf, self.scale)
+        for name, image in fine.items():
+            made[name] = self._encode("lr", _rounded(image.numpy()[:, cut:-cut, cut:-cut], self.sensors["lr"]))
         if any(values is None for values in made.values()):
             return None
         if images:

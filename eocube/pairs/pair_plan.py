@@ -130,6 +130,7 @@ def _attributes(maker: Maker) -> dict[str, dict[str, Any]]:
         "lr": "values of the low resolution (posterior mean, not whitened)",
         "hr": "values of the high resolution (posterior mean, not whitened)",
         "lr_up": "values of the low resolution upsampled by bicubic before encoding, as published",
+        "lr_sharp": "values of the low resolution upsampled by bicubic and put right by the MTF before encoding",
     }
     found: dict[str, dict[str, Any]] = {name: {"long_name": text, "units": "1"} for name, text in said.items()}
     for name, attributes in maker.images().items():
@@ -180,7 +181,7 @@ def difference(found: Mapping[str, Any], plan: PairPlan) -> str:
         )
     if was.get("spaces") != now["spaces"]:
         return f"another space: {_ids(was)}, not {_ids(now)}"
-    for key in ("source", "scale", "side", "splits", "upsampled", "images", "numerics"):
+    for key in ("source", "scale", "side", "splits", "upsampled", "sharpened", "images", "numerics"):
         if was.get(key) != now.get(key):
             return f"another {key}: {str(was.get(key))[:80]}, not {str(now.get(key))[:80]}"
     return "other pairs"

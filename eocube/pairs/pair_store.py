@@ -34,7 +34,7 @@ Values = NDArray[Any]
 ROOT = "zarr.json"
 PLAN = "commits/plan.json"
 STATISTICS = "statistics"
-_MOMENTS: tuple[str, ...] = ("lr", "hr", "lr_up")
+_MOMENTS: tuple[str, ...] = ("lr", "hr", "lr_up", "lr_sharp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class PairStore:
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(m["shape"]) for name, m in members.items()}
         self._members = members
         self._codecs: dict[str, ShardCodec] = {}
-        for name in ("lr", "hr", "lr_up", "lr_image", "hr_image"):
+        for name in ("lr", "hr", "lr_up", "lr_sharp", "lr_image", "hr_image"):
             if name in members:
                 self._codecs[name] = _codec_of(members[name])
 
@@ -245,7 +245,7 @@ class PairStore:
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
-        """{"lr" | "hr" | "lr_up": {"count", "mean", "std"}} of the training rows."""
+        """{"lr" | "hr" | "lr_up" | "lr_sharp": {"count", "mean", "std"}} of the training rows."""
         found: Mapping[str, Mapping[str, Any]] = self.document[STATISTICS]
         return found
 

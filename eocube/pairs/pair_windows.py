@@ -20,7 +20,7 @@ from eocube.store.receipts import State
 Values = NDArray[Any]
 Pair = dict[str, Any]
 Shards = dict[str, Values]
-_VALUES = ("lr", "hr", "lr_up")
+_VALUES = ("lr", "hr", "lr_up", "lr_sharp")
 _SCALARS = ("id", "place", "level", "split", "lr_space", "hr_space", "resolution", "side", "flip", "epsg", "bounds",
             "transform")  # fmt: skip
 CACHE = 2 * 2**30
@@ -104,7 +104,7 @@ class PairWindows:
 
     @property
     def statistics(self) -> Mapping[str, Mapping[str, Any]]:
-        """{"lr" | "hr" | "lr_up": {"count", "mean", "std"}} of the training rows, whatever this split."""
+        """{"lr" | "hr" | "lr_up" | "lr_sharp": {"count", "mean", "std"}} of the training rows, whatever this split."""
         return self.store.statistics
 
     @property

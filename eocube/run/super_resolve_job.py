@@ -41,7 +41,6 @@ from eocube.store.seams import Squares
 from eocube.store.store import CubeStore
 from model.diffusion import METHODS
 from model.super_resolution import SuperResolver, load_sr
-from model.wald import mtf_of
 from model.weights_meta import WeightsError
 
 RING = 12
@@ -340,10 +339,9 @@ def _pictures(
     if wanted.as_picture or wanted.samples > 1:
         opened = [open_cube(url, None if options is None else dict(options)).eocube.decode() for url in urls]
     if wanted.consistent:
-        (parent,), ((time,),), meta = checked.parents, checked.times, checked.network.meta
+        (parent,), ((time,),) = checked.parents, checked.times
         coarse = open_cube(parent.url, None if sources is None else dict(sources)).eocube.decode().isel(time=time)
-        bands = parent.plan.product.sensor.band_names
-        mtf = meta.mtf if meta is not None and meta.mtf else mtf_of(bands)
+        mtf = checked.network.transfer(parent.plan.product.sensor.band_names)
         opened = [agreeing(one.isel(time=0), coarse, mtf).expand_dims("time") for one in opened]
     if wanted.as_picture:
         write_geotiff(opened[0].isel(time=0), wanted.out, options)

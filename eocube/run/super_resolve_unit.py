@@ -175,8 +175,10 @@ class SuperResolveRunner:
         self._core = lattice.core
         found = network or super_resolver(self.how, device)
         upsampled = None
-        if found.config.conditioning == "upsampled":
-            upsampled = UpsampledCondition(self.parent.plan.product, self.how.scale, device)
+        if found.config.conditioning != "native":
+            product = self.parent.plan.product
+            mtf = found.transfer(product.sensor.band_names) if found.config.conditioning == "sharpened" else None
+            upsampled = UpsampledCondition(product, self.how.scale, device, mtf=mtf)
         self.sampler = Sampler(
             found, self.how, self._core, lattice.epsg, threads=threads, device=device, upsampled=upsampled,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Makes the condition of weights that read upsampled pixels, from latents: decoded, brought up by bicubic, encoded.
+"""Makes the condition of weights that read upsampled pixels, from latents: decoded, brought up, encoded.
 
 So such weights were trained, but on the pixels themselves; a cube gives what its codec has kept of them.
 """
@@ -18,7 +18,7 @@ from eocube.products import registry
 from eocube.products.base import Encoder
 from eocube.products.spec import Product
 from model.tiled_sampling import Canvas, Tile, tiles_over
-from model.wald import bicubic
+from model.wald import SHARPENED_MARGIN, bicubic, sharpened
 
 Values = NDArray[np.float32]
 Run = Callable[[Callable[[int], Tensor], Iterable[int]], Iterable[Tensor]]
@@ -33,11 +33,16 @@ class UpsampledCondition:
         product: the parent's.
         scale: fine pixels along a coarse one.
         device: torch device of encoder and decoder.
+        mtf: of each band at the parent's Nyquist, for weights whose condition was put right by it (`sharpened`); None
+            brings pixels up by bicubic alone.
     """
 
-    def __init__(self, product: Product, scale: int, device: str = "cpu") -> None:
+    def __init__(
+        self, product: Product, scale: int, device: str = "cpu", *, mtf: Sequence[float] | None = None
+    ) -> None:
         codec = registry.open(product, device)
         self._product, self._scale, self._device = product, scale, device
+        self._mtf = mtf
         self._decoder = codec.decoder(device)
         self._encoder: Encoder = codec.encoder(device, "fp32", {})
         (self._sampling,) = product.sensor.groups(int(product.meaning["resolution"]))
@@ -65,7 +70,7 @@ class UpsampledCondition:
                 covered[row * core : (row + 1) * core, col * core : (col + 1) * core].any()
             ),
         )  # fmt: skip
-        reach = halo // scale + MARGIN
+        reach = halo // scale + (MARGIN if self._mtf is None else SHARPENED_MARGIN)
         side = self._product.core_px // scale + 2 * reach
         padded = np.pad(pixels, ((0, 0), (reach, reach + side), (reach, reach + side)), mode="edge")
 
@@ -73,7 +78,7 @@ class UpsampledCondition:
             (row, col), tile = fine_tiles[i]
             top, left = (at * core * px // scale for at in (row, col))
             part = torch.from_numpy(padded[:, top : top + side, left : left + side].copy())
-            fine = bicubic(part, scale).numpy()
+            fine = (bicubic(part, scale) if self._mtf is None else sharpened(part, self._mtf, scale)).numpy()
             cut = reach * scale - halo
             window = fine[:, cut : fine.shape[1] - cut, cut : fine.shape[2] - cut]
             batch = torch.from_numpy(travelling(window, self._product.sensor))[None]

@@ -48,13 +48,13 @@ def make_parent_plan(
     return Plan(made, grid, taken, (), {"bbox": list(BOX)})
 
 
-def make_resolver(path: Path, encoder: Path, seed: int = 0, *, upsampled: bool = False) -> Path:
+def make_resolver(path: Path, encoder: Path, seed: int = 0, *, conditioning: str = "native") -> Path:
     """Random weights of a super-resolver of four channels for latents of an encoder, far from the identity."""
     torch.manual_seed(seed)
     net = SuperResolver(
         SRConfig(
-            UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=1 if upsampled else 4), channels=4, base=3,
-            conditioning="upsampled" if upsampled else "native",
+            UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=4 if conditioning == "native" else 1),
+            channels=4, base=3, conditioning=conditioning,
         )
     )  # fmt: skip
     with torch.no_grad():

@@ -59,7 +59,7 @@ def test_coordinates_are_white_and_the_cost_diagonal() -> None:
     )
 
 
-@pytest.mark.parametrize("conditioning", ["native", "upsampled"])
+@pytest.mark.parametrize("conditioning", ["native", "upsampled", "sharpened"])
 def test_shapes_of_both_conditionings(conditioning: str) -> None:
     net = filled(config(conditioning=conditioning))
     side = 3 if conditioning == "native" else 12

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from model.wald import (
     MTF_NYQUIST,
+    SHARPENED_MARGIN,
     back_project,
     bicubic,
     consistency_error,
@@ -19,6 +20,7 @@ from model.wald import (
     gaussian_taps,
     mtf_of,
     reach,
+    sharpened,
 )
 
 RGBN = ("B04", "B03", "B02", "B08")
@@ -40,6 +42,19 @@ def test_the_taps_against_a_calculation_by_hand() -> None:
     assert len(taps) == 8
     by_hand = [math.exp(-0.5 * x * x) for x in (-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5)]
     np.testing.assert_allclose(taps.numpy(), np.array(by_hand) / sum(by_hand), rtol=1e-12)
+
+
+def test_what_is_sharpened_degrades_to_the_input_and_depends_on_its_surroundings_alone() -> None:
+    mtf = mtf_of(RGBN)
+    low = torch.rand(1, 4, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = sharpened(low, mtf, 4)
+    torch.testing.assert_close(degrade(found, mtf, 4), low)
+    assert float((found - bicubic(low, 4)).abs().max()) > 0.05
+    margin = SHARPENED_MARGIN
+    part = sharpened(low[:, :, 3:37, 3:37], mtf, 4)
+    inner = slice(4 * margin, -4 * margin)
+    beyond = slice(4 * (margin + 3), -4 * (margin + 3))
+    torch.testing.assert_close(part[..., inner, inner], found[..., beyond, beyond], atol=1e-4, rtol=0)
 
 
 @given(st.floats(-2, 2), st.integers(2, 5), mtfs)

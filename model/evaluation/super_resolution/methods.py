@@ -14,7 +14,7 @@ from model.evaluation.super_resolution.ridge import Ridge
 from model.evaluation.super_resolution.space import Space
 from model.sensors import Floats
 from model.super_resolution import SuperResolver
-from model.wald import back_project, bicubic
+from model.wald import back_project, bicubic, sharpened
 
 BICUBIC, RIDGE, CEILING = "bicubic", "ridge", "ceiling"
 LATENT, PIXEL, FLUX2 = "latent", "pixel", "flux2"
@@ -63,6 +63,11 @@ def smooth(case: Case) -> Floats:
     return np.asarray(bicubic(torch.from_numpy(case.lr)[None], case.factor)[0].numpy())
 
 
+def sharp(case: Case, mtf: Sequence[float]) -> Floats:
+    """Bicubic interpolation put right by the MTF: no statistics are in it."""
+    return np.asarray(sharpened(torch.from_numpy(case.lr)[None], mtf, case.factor)[0].numpy())
+
+
 def consistent(image: Floats, case: Case, mtf: Sequence[float]) -> Floats:
     """The nearest image that degrades to the input."""
     y, low = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in (image, case.lr))
@@ -71,7 +76,7 @@ def consistent(image: Floats, case: Case, mtf: Sequence[float]) -> Floats:
 
 def baselines(ridge: Ridge | None, space: Space | None, mtf: Sequence[float]) -> list[Method]:
     """What needs no super-resolver."""
-    found = [plain(BICUBIC, smooth)]
+    found = [plain(BICUBIC, smooth), plain(f"{BICUBIC}_{CONSISTENT}", lambda case: sharp(case, mtf))]
     if ridge is not None:
         found.append(plain(RIDGE, lambda case: ridge(case.lr), ridge.parameters))
         found.append(
@@ -119,14 +124,16 @@ class Resolver:
 
     def condition(self, case: Case, *, stored: bool = False) -> Tensor:
         """What the network is given of the input, (1, C, h, w), made from pixels or, if `stored`, as a store has it."""
-        upsampled = self.net.config.conditioning == "upsampled"
+        how = self.net.config.conditioning
         if self.space is None:
-            low = smooth(case) if upsampled else case.lr
+            low = smooth(case) if how == "upsampled" else case.lr
             return torch.from_numpy(np.ascontiguousarray(low))[None].to(self.device)
-        kept = case.lr_up_latents if upsampled else case.lr_latents
-        if stored and kept is not None:
+        stores = {"native": case.lr_latents, "upsampled": case.lr_up_latents, "sharpened": case.lr_sharp_latents}
+        if stored and (kept := stores[how]) is not None:
             return torch.from_numpy(kept)[None].to(self.device)
-        return self.space.upsampled(case.lr, case.factor) if upsampled else self.space.below(case.lr)
+        if how == "native":
+            return self.space.below(case.lr)
+        return self.space.upsampled(case.lr, case.factor, self.mtf if how == "sharpened" else None)
 
     def pixels(self, values: Tensor) -> Floats:
         """(B, C, H, W) reflectance of raw results."""

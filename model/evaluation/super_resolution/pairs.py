@@ -40,8 +40,8 @@ class PairLike(Protocol):
 class Case:
     """One pair as every method gets it: `lr` finite everywhere, `hr` the truth with its NaN.
 
-    `lr_latents` (z, h/8, w/8), `hr_latents` and `lr_up_latents` (of the input on the fine grid) are what a store has of
-    it, None without a store. `number` seeds what is drawn for it.
+    `lr_latents` (z, h/8, w/8), `hr_latents`, `lr_up_latents` and `lr_sharp_latents` (of the input on the fine grid, by
+    bicubic, and put right by the MTF) are what a store has of it, None without one. `number` seeds what is drawn.
     """
 
     pair: PairLike
@@ -51,6 +51,7 @@ class Case:
     lr_latents: Floats | None = None
     hr_latents: Floats | None = None
     lr_up_latents: Floats | None = None
+    lr_sharp_latents: Floats | None = None
 
     @classmethod
     def of(cls, pair: PairLike, number: int, latents: Mapping[str, Floats] | None = None) -> Case:
@@ -64,7 +65,8 @@ class Case:
                 f"pair {pair.id}: {len(lr)} bands below, {len(hr)} above and {len(pair.bands)} names: all must agree"
             )
         kept = latents or {}
-        return cls(pair, number, filled(lr), hr, kept.get("lr"), kept.get("hr"), kept.get("lr_up"))
+        return cls(pair, number, filled(lr), hr, kept.get("lr"), kept.get("hr"), kept.get("lr_up"),
+                   kept.get("lr_sharp"))  # fmt: skip
 
     @property
     def factor(self) -> int:

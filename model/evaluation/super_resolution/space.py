@@ -13,7 +13,7 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder
 from model.sensors import Floats
-from model.wald import bicubic
+from model.wald import bicubic, sharpened
 from model.weights_meta import SensorMeta
 
 HALO = 32
@@ -29,8 +29,8 @@ class Space(Protocol):
         """Latents of the input as it is."""
         ...
 
-    def upsampled(self, lr: Floats, factor: int) -> Tensor:
-        """Latents of the input brought to the fine grid by bicubic."""
+    def upsampled(self, lr: Floats, factor: int, mtf: Sequence[float] | None = None) -> Tensor:
+        """Latents of the input brought to the fine grid by bicubic, and put right by the MTF where one is given."""
         ...
 
     def above(self, hr: Floats) -> Tensor:
@@ -120,9 +120,10 @@ class EoVaeSpace:
         """See `Space`."""
         return self._encode(mirrored(lr), high=False)
 
-    def upsampled(self, lr: Floats, factor: int) -> Tensor:
+    def upsampled(self, lr: Floats, factor: int, mtf: Sequence[float] | None = None) -> Tensor:
         """See `Space`: the mirrored border is upsampled with it."""
-        fine = bicubic(torch.from_numpy(mirrored(lr))[None], factor)[0].numpy()
+        coarse = torch.from_numpy(mirrored(lr))[None]
+        fine = (bicubic(coarse, factor) if mtf is None else sharpened(coarse, mtf, factor))[0].numpy()
         cut = (factor - 1) * HALO
         return self._encode(fine[:, cut:-cut, cut:-cut], high=False)
 

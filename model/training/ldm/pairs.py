@@ -40,6 +40,11 @@ class Rows(Protocol):
         ...
 
     @property
+    def resolutions(self) -> Sequence[float]:
+        """The fine pixels' size of each, metres; empty where it is not known."""
+        ...
+
+    @property
     def sides(self) -> Sequence[int]:
         """The high-resolution side of each, in any unit: only pairs of one side make a batch."""
         ...
@@ -49,6 +54,17 @@ class Rows(Protocol):
         ...
 
 
+def row_weights(rows: Rows, balance: float, coarser: float = 1.0) -> NDArray[np.float64]:
+    """(n,) how often each pair counts: its place's pairs**-balance, times `coarser` where its fine pixels are larger
+    than the finest there are."""
+    counts = Counter(rows.places)
+    weight = np.array([counts[place] ** -balance for place in rows.places])
+    if len(rows.resolutions):
+        metres = np.asarray(rows.resolutions, np.float64)
+        weight = np.where(metres > metres.min(), coarser * weight, weight)
+    return weight
+
+
 @dataclass(frozen=True, slots=True)
 class HeldRows:
     """Pairs in memory: one tensor pair a side, fp16 as stored."""
@@ -56,6 +72,7 @@ class HeldRows:
     places: tuple[str, ...]
     sides: tuple[int, ...]
     groups: Mapping[int, PairBatch]
+    resolutions: tuple[float, ...] = ()
     _at: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +91,7 @@ class HeldRows:
             chosen = [k for k, s in enumerate(rows.sides) if s == side]
             parts = [rows.read(chosen[k : k + batch]) for k in range(0, len(chosen), batch)]
             groups[side] = PairBatch(torch.cat([p.condition for p in parts]), torch.cat([p.target for p in parts]))
-        return cls(tuple(rows.places), tuple(rows.sides), groups)
+        return cls(tuple(rows.places), tuple(rows.sides), groups, tuple(rows.resolutions))
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -90,9 +107,8 @@ class HeldRows:
 class PairSource:
     """An endless stream of batches of one worker, seeded; every batch is of pairs of one side.
 
-    Batches of a side are drawn as often as the side has weight; within it pairs are drawn by their place's weight,
-    count**(1 - balance) shared out evenly over the place's pairs, with replacement. What a draw depends on is its
-    number alone, so that resuming is counting.
+    Batches of a side are drawn as often as the side has weight; within it pairs are drawn by their own
+    (`row_weights`), with replacement. What a draw depends on is its number alone, so that resuming is counting.
 
     Raises:
         ValueError: no pairs.
@@ -101,6 +117,7 @@ class PairSource:
     rows: Rows
     seed: int = 0
     balance: float = 0.5
+    coarser: float = 1.0
     share: tuple[int, int] = (0, 1)
     _drawn: int = field(init=False, default=0)
     _sides: list[int] = field(init=False)
@@ -110,8 +127,7 @@ class PairSource:
     def __post_init__(self) -> None:
         if not len(self.rows):
             raise ValueError("there are no training pairs: the store's split train is empty")
-        counts = Counter(self.rows.places)
-        weight = np.array([counts[place] ** -self.balance for place in self.rows.places])
+        weight = row_weights(self.rows, self.balance, self.coarser)
         sides = np.asarray(self.rows.sides)
         self._sides = sorted({int(s) for s in sides})
         chance = np.array([weight[sides == s].sum() for s in self._sides])

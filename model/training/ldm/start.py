@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -15,7 +14,7 @@ from torch import Tensor
 from model.eo_vae import EOVAE
 from model.super_resolution import SuperResolver
 from model.super_resolution_parts import around
-from model.training.ldm.pairs import PairBatch, Rows
+from model.training.ldm.pairs import PairBatch, Rows, row_weights
 from model.training.ldm.recipe import SRRecipe
 
 log = logging.getLogger(__name__)
@@ -48,16 +47,16 @@ class _Moments:
         return cast(Tensor, self.second) / self.total - self.mean[:, None] * self.mean
 
 
-def batches(rows: Rows, balance: float) -> Iterator[tuple[PairBatch, float]]:
-    """All pairs once, by side and place, each batch with the weight that training gives its place's pairs."""
-    counts = Counter(rows.places)
-    for side in sorted(set(rows.sides)):
-        for place in sorted(counts):
-            chosen = [
-                k for k, (s, p) in enumerate(zip(rows.sides, rows.places, strict=True)) if (s, p) == (side, place)
-            ]
-            for k in range(0, len(chosen), _BATCH):
-                yield rows.read(chosen[k : k + _BATCH]), counts[place] ** -balance
+def batches(rows: Rows, recipe: SRRecipe) -> Iterator[tuple[PairBatch, float]]:
+    """All pairs that training draws once, by side and place, each batch with its pairs' weight there."""
+    weights = row_weights(rows, recipe.balance, recipe.coarser)
+    alike: dict[tuple[int, str, float], list[int]] = {}
+    for k, (side, place, weight) in enumerate(zip(rows.sides, rows.places, weights.tolist(), strict=True)):
+        if weight > 0:
+            alike.setdefault((side, place, weight), []).append(k)
+    for (_, _, weight), chosen in sorted(alike.items()):
+        for k in range(0, len(chosen), _BATCH):
+            yield rows.read(chosen[k : k + _BATCH]), weight
 
 
 @torch.no_grad()
@@ -72,7 +71,7 @@ def solve(net: SuperResolver, rows: Rows, recipe: SRRecipe, vae: EOVAE | None, w
         wavelengths: of its bands, micrometres.
     """
     condition, target = _Moments(), _Moments()
-    for batch, weight in batches(rows, recipe.balance):
+    for batch, weight in batches(rows, recipe):
         condition.add(_vectors(batch.condition), weight)
         target.add(_vectors(batch.target), weight)
     of = target if recipe.hr_statistics else condition
@@ -83,7 +82,7 @@ def solve(net: SuperResolver, rows: Rows, recipe: SRRecipe, vae: EOVAE | None, w
     residual = target
     if net.base is not None:
         residual = _Moments()
-        for batch, weight in batches(rows, recipe.balance):
+        for batch, weight in batches(rows, recipe):
             base = cast(Tensor, net.linear(net.normalised(batch.condition)))
             residual.add(_vectors(batch.target.float() - base), weight)
         left = (residual.covariance.diagonal() / target.covariance.diagonal()).mean()
@@ -107,7 +106,7 @@ def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     side, finer = net.config.base, net.config.finer
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
-    for batch, weight in batches(rows, recipe.balance):
+    for batch, weight in batches(rows, recipe):
         x = F.pad(net.normalised(batch.condition), (side // 2,) * 4, mode="replicate")
         seen = F.unfold(x, side).transpose(1, 2).flatten(0, 1)
         seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
@@ -127,7 +126,7 @@ def _amplitude(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     amplitude = net.amplitude
     assert amplitude is not None
     seen, wanted, weights = [], [], []
-    for batch, weight in batches(rows, recipe.balance):
+    for batch, weight in batches(rows, recipe):
         white, given = _white(net, batch)
         seen.append(_vectors(amplitude.local(given)[1].log())[:, 0])
         wanted.append(_vectors(around(F.avg_pool2d(white.square(), net.config.scale)).clamp_min(1e-12).log()))
@@ -142,7 +141,7 @@ def _amplitude(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     amplitude.range.copy_(torch.quantile(few, torch.tensor([0.005, 0.995], dtype=torch.float64)))
     energy: Tensor | float = 0.0
     total = 0.0
-    for batch, weight in batches(rows, recipe.balance):
+    for batch, weight in batches(rows, recipe):
         white, given = _white(net, batch)
         energy = energy + weight * (white / amplitude(given)).square().sum((0, 2, 3)).double()
         total += weight * white[:, 0].numel()

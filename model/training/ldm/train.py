@@ -12,7 +12,9 @@ from typing import Any, cast
 
 import matplotlib.image
 import torch
+from torch import Tensor
 
+from model.diffusion import even_times
 from model.eo_vae import EOVAE
 from model.super_resolution import SRMeta, SuperResolver, save_sr
 from model.training.checkpoint import Keeper, read_snapshot
@@ -20,7 +22,7 @@ from model.training.distributed import Team
 from model.training.ldm.pairs import PairBatch, PairSource, Rows
 from model.training.ldm.recipe import SRRecipe
 from model.training.ldm.start import solve
-from model.training.ldm.task import SRTask
+from model.training.ldm.task import Losses, SRTask
 from model.training.ldm.validation import HeldOut, Judge, table_text
 from model.training.loop import Loop
 from model.training.sources.prefetch import Prefetch
@@ -29,6 +31,8 @@ from model.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
+TIMES = 6
+"""Times at which the denoiser is scored on held-out pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +80,22 @@ def train_sr(
         if data.judge is None:
             return None
         averaged.eval()
-        found = data.judge.score(averaged)
-        log.info("step %d: the mean has %.2f dB, averaged over held-out places", total, -found)
         if tracker is not None:
             tracker.picture(total, "held_out", data.judge.picture(averaged, data.judge.held[0]))
-        return found
+        found = data.judge.score(averaged)
+        log.info("step %d: the mean has %.2f dB, averaged over held-out places", total, -found)
+        if all(stage.diffusion == 0 for stage in recipe.stages):
+            return found
+        losses = held_losses(averaged, recipe, data.judge.held)
+        said = ", ".join(f"{place} {loss:.4f}" for place, loss in losses.items())
+        log.info("step %d: the denoiser's loss on held-out places: %s", total, said)
+        return sum(losses.values()) / len(losses)
 
     def export(averaged: SuperResolver, folder: Path) -> None:
         save_sr(averaged, folder / WEIGHTS, described(data.meta, recipe, {}))
 
     share = (0, 1) if recipe.division == "slices" else (team.rank, team.world)
-    drawn = data.source or PairSource(data.rows, recipe.seed, recipe.balance, share)
+    drawn = data.source or PairSource(data.rows, recipe.seed, recipe.balance, recipe.coarser, share)
     source = Prefetch(drawn, pin=team.device.type == "cuda")
     task = SRTask(net, recipe, score, export)
     loop = Loop(task, recipe, source, team, keeper, tracker)
@@ -100,6 +109,21 @@ def train_sr(
     if team.leads:
         publish(averaged, data, recipe, out)
     return averaged
+
+
+@torch.no_grad()
+def held_losses(net: SuperResolver, recipe: SRRecipe, held: Sequence[HeldOut]) -> dict[str, float]:
+    """The denoiser's loss on held-out pairs by place, at `TIMES` even times and with noise that are always the same."""
+    losses, schedule = Losses(net, recipe), net.schedule
+    times = even_times(schedule, TIMES)[:-1]
+    sums: dict[str, list[Tensor]] = {}
+    for number, h in enumerate(held):
+        generator = torch.Generator().manual_seed(number)
+        for t in times:
+            noise = torch.randn(h.target.shape, generator=generator)
+            found = losses(h.condition, h.target, t.expand(len(h.target)).float(), noise)[1]
+            sums.setdefault(h.place, []).append(found)
+    return {place: float(torch.cat(of).mean()) for place, of in sums.items()}
 
 
 @torch.no_grad()

@@ -53,14 +53,15 @@ def plan_of(source: WaldPairs, maker: PixelMaker, per_unit: int = 4, **how: Any)
 def made(weights: str, tmp_path_factory: pytest.TempPathFactory) -> PairStore:
     """10 training rows of two places, one of validation, in units of 4."""
     source = pairs()
-    maker = PixelMaker(source, weights, upsampled=True)
+    maker = PixelMaker(source, weights, upsampled=True, sharpened=True)
     return write_pairs(tmp_path_factory.mktemp("store") / "pairs.zarr", plan_of(source, maker), maker, threads=2)
 
 
 def test_the_layout_is_what_xarray_opens(made: PairStore) -> None:
     opened = xr.open_zarr(made.target.url)
     assert dict(opened.lr.sizes) == {"pair": 11, "channel": 4, "lr_y": 4, "lr_x": 4}
-    assert opened.hr.shape == opened.lr_up.shape == (11, 4, 16, 16) and opened.hr.dtype == np.float16
+    assert opened.hr.shape == opened.lr_up.shape == opened.lr_sharp.shape == (11, 4, 16, 16)
+    assert float(abs(opened.lr_up - opened.lr_sharp).max()) > 0.01 and opened.hr.dtype == np.float16
     assert opened.lr_image.shape == (11, 4, 32, 32) and float(opened.hr_image.max()) < 1
     assert sorted(opened["split"].values) == ["train"] * 10 + ["val"] and (opened["status"] == 1).all()
     assert set(opened["level"].values[opened["place"].values == "b"]) == {"S2L1C"}
@@ -145,14 +146,14 @@ def test_a_store_that_was_interrupted_has_the_same_bytes_in_the_end(
     made: PairStore, weights: str, tmp_path: Path
 ) -> None:
     source, url = pairs(), tmp_path / "pairs.zarr"
-    stops = Stops(source, weights, upsampled=True)
+    stops = Stops(source, weights, upsampled=True, sharpened=True)
     with pytest.raises(KeyboardInterrupt):
         write_pairs(url, plan_of(source, stops), stops, threads=1)
     with pytest.raises(StoreError, match="not finished: run the command that began it again"):
         PairStore.open(url)
     receipt = (url / "commits" / "00000000.json").read_bytes()
     (url / "commits" / "00000001.json").write_bytes(receipt[:50])  # torn: its unit is done again
-    maker, seen = PixelMaker(source, weights, upsampled=True), []
+    maker, seen = PixelMaker(source, weights, upsampled=True, sharpened=True), []
     write_pairs(url, plan_of(source, maker), maker, threads=2, told=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert objects_of(url) == objects_of(made.target.url)
@@ -187,9 +188,9 @@ def test_another_target_is_refused_and_nothing_written(made: PairStore, weights:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    other = PixelMaker(source, make_weights(tmp_path / "other.safetensors", 1), upsampled=True)
+    other = PixelMaker(source, make_weights(tmp_path / "other.safetensors", 1), upsampled=True, sharpened=True)
     assert "is a pair store of another space: weights tiny" in told(plan_of(source, other), other)
-    same = PixelMaker(source, weights, upsampled=True)
+    same = PixelMaker(source, weights, upsampled=True, sharpened=True)
     assert "another source" in told(
         replace(plan_of(source, same), document={**plan_of(source, same).document, "source": {"kind": "sen2naip"}}),
         same,

@@ -342,10 +342,13 @@ def test_times_are_chosen_by_index_date_and_interval(tmp_path: Path) -> None:
         check(replace(wanted, out=str(tmp_path / "x.tif")), None, "cpu")
 
 
-def test_weights_that_read_upsampled_pixels_get_them_from_the_cube(world: World, tmp_path: Path) -> None:
-    """Decoded, brought up by bicubic and encoded again; the same whatever the threads."""
+@pytest.mark.parametrize("conditioning", ["upsampled", "sharpened"])
+def test_weights_that_read_upsampled_pixels_get_them_from_the_cube(
+    world: World, tmp_path: Path, conditioning: str
+) -> None:
+    """Decoded, brought up and encoded again; the same whatever the threads."""
     encoder = world.folder / "tiny.safetensors"
-    weights = make_resolver(tmp_path / "up.safetensors", encoder, upsampled=True)
+    weights = make_resolver(tmp_path / "up.safetensors", encoder, conditioning=conditioning)
     wanted = world.wanted(weights=str(weights), out=str(tmp_path / "up.zarr"))
     (plan,) = plans_of(check(wanted, None, "cpu"), 0)
     store = made(plan, wanted.out, units=slice(1, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from model.evaluation.super_resolution.study import Costs, Curve, SuperResolutio
 from model.sensors import Floats
 from model.super_resolution import SRConfig, SuperResolver
 from model.unet import UNetConfig
-from model.wald import bicubic
+from model.wald import bicubic, sharpened
 from tests.model.evaluation.super_resolution.scenes import MTF, pair, with_hole
 
 CPU = torch.device("cpu")
@@ -37,8 +38,8 @@ class Identity:
     def below(self, lr: Floats) -> Tensor:
         return torch.from_numpy(lr)[None]
 
-    def upsampled(self, lr: Floats, factor: int) -> Tensor:
-        return bicubic(self.below(lr), factor)
+    def upsampled(self, lr: Floats, factor: int, mtf: Sequence[float] | None = None) -> Tensor:
+        return bicubic(self.below(lr), factor) if mtf is None else sharpened(self.below(lr), mtf, factor)
 
     def above(self, hr: Floats) -> Tensor:
         return torch.from_numpy(hr)[None]
