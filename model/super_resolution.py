@@ -80,9 +80,13 @@ class SuperResolver(nn.Module):
 
     def regression(self, normalised: Tensor) -> tuple[Tensor | None, Tensor]:
         """The trunk's part of the mean (white coordinates; None without a trunk) and the U-Net's condition."""
+        relative = None if self.amplitude is None else self.amplitude.relative(normalised)
         if self.trunk is None:
-            return None, normalised if self.config.finer > 1 else F.pixel_unshuffle(normalised, self.config.fold)
-        mean, features = self.trunk(normalised if self.amplitude is None else self.amplitude.relative(normalised))
+            if self.config.finer > 1:
+                return None, normalised
+            seen = normalised if relative is None else torch.cat(relative, 1)
+            return None, F.pixel_unshuffle(seen, self.config.fold)
+        mean, features = self.trunk(normalised if relative is None else torch.cat([normalised, relative[0]], 1))
         return mean, F.pixel_unshuffle(features, self.config.fold)
 
     def denoise_with(self, condition: Tensor) -> Denoiser:
@@ -120,9 +124,9 @@ class SuperResolver(nn.Module):
 
     @torch.no_grad()
     def mean(self, lr: Tensor) -> Tensor:
-        """The conditional mean, raw (B, C, 4h, 4w): the regression's where there is a trunk, else the denoiser's answer
-        to pure noise (of a fixed seed), which is the published network's only one."""
-        if self.trunk is not None:
+        """The conditional mean, raw (B, C, 4h, 4w): the regression's where there is one, else the denoiser's answer to
+        pure noise (of a fixed seed), which is the published network's only one."""
+        if self.trunk is not None or self.base is not None:
             _, raw = self.denoiser(lr)
             return raw(torch.zeros(self.shape(lr), device=lr.device))
         denoise, raw = self.denoiser(lr)

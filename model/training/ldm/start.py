@@ -20,6 +20,7 @@ from model.training.ldm.recipe import SRRecipe
 log = logging.getLogger(__name__)
 _BATCH = 32
 _PROBED = 4
+_DAMPING = 1e-2
 
 
 @dataclass(slots=True)
@@ -100,7 +101,11 @@ def _vectors(x: Tensor) -> Tensor:
 
 
 def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
-    """Least squares from the neighbourhood of each coarse cell to its fine ones, damped; borders repeated."""
+    """Least squares from the neighbourhood of each coarse cell to its fine ones, damped; borders repeated.
+
+    Damping draws it to what is the best guess without statistics: a condition on the fine grid to itself, a coarse one
+    to a constant.
+    """
     base = net.base
     assert base is not None
     side, finer = net.config.base, net.config.finer
@@ -110,7 +115,8 @@ def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
         x = F.pad(net.normalised(batch.condition), (side // 2,) * 4, mode="replicate")
         seen = F.unfold(x, side).transpose(1, 2).flatten(0, 1)
         seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
-        wanted = F.pixel_unshuffle(batch.target.float(), finer).flatten(2).transpose(1, 2).flatten(0, 1)
+        target = batch.target.float() - batch.condition.float() if finer == 1 else batch.target.float()
+        wanted = F.pixel_unshuffle(target, finer).flatten(2).transpose(1, 2).flatten(0, 1)
         gram = gram + weight * (seen.T @ seen).double()
         cross = cross + weight * (seen.T @ wanted).double()
     gram, cross = cast(Tensor, gram), cast(Tensor, cross)
@@ -118,27 +124,32 @@ def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     found = torch.linalg.solve(damped, cross).float()
     base.weight.copy_(found[:-1].T.reshape(base.weight.shape))
     cast(Tensor, base.bias).copy_(found[-1])
+    if finer == 1:
+        base.weight[:, :, side // 2, side // 2] += torch.diag(net.condition_std)
+        base.bias.add_(net.condition_mean)
 
 
 def _amplitude(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
-    """Log-linear least squares of the local residual's energy on the condition's contrast, then one factor a
+    """Damped least squares of the local residual's log energy on the logarithms of the condition's, then one factor a
     coordinate, so that the residual over it has unit energy."""
     amplitude = net.amplitude
     assert amplitude is not None
     seen, wanted, weights = [], [], []
     for batch, weight in batches(rows, recipe):
         white, given = _white(net, batch)
-        seen.append(_vectors(amplitude.local(given)[1].log())[:, 0])
+        seen.append(_vectors(amplitude.local(given)[1].log()))
         wanted.append(_vectors(around(F.avg_pool2d(white.square(), net.config.scale)).clamp_min(1e-12).log()))
         weights.append(torch.full((len(seen[-1]),), weight))
     x, y, w = torch.cat(seen).double(), torch.cat(wanted).double(), torch.cat(weights).double()
-    w = w / w.sum()
-    centre, level = (w * x).sum(), (w[:, None] * y).sum(0)
-    slope = (w[:, None] * (x - centre)[:, None] * (y - level)).sum(0) / (w * (x - centre).square()).sum()
+    w = (w / w.sum())[:, None]
+    centre, level = (w * x).sum(0), (w * y).sum(0)
+    covariance = (w * (x - centre)).T @ (x - centre)
+    damped = covariance + _DAMPING * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    slope = torch.linalg.solve(damped, (w * (x - centre)).T @ (y - level)).T
     amplitude.slope.copy_(slope)
-    amplitude.offset.copy_(level - slope * centre)
-    few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(recipe.seed))[:1_000_000]]
-    amplitude.range.copy_(torch.quantile(few, torch.tensor([0.005, 0.995], dtype=torch.float64)))
+    amplitude.offset.copy_(level - slope @ centre)
+    few = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(recipe.seed))[:100_000]]
+    amplitude.range.copy_(torch.quantile(few, torch.tensor([0.005, 0.995], dtype=torch.float64), dim=0))
     energy: Tensor | float = 0.0
     total = 0.0
     for batch, weight in batches(rows, recipe):
