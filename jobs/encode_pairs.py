@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from model.training.job_options import run_job
+
 if TYPE_CHECKING:
     from eocube.net.redaction import SecretOptions
     from eocube.pairs.encoding import Maker
@@ -232,12 +234,7 @@ def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
     from eocube.errors import EocubeError
 
-    try:
-        encode(options)
-    except (EocubeError, ValueError, FileNotFoundError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    return run_job(lambda: encode(options), (EocubeError,))
 
 
 if __name__ == "__main__":

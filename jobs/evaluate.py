@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from model.training.job_options import run_job
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -177,12 +179,7 @@ def packed(codes: NDArray[np.int16]) -> int:
 
 def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    try:
-        evaluate(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    return 0
+    return run_job(lambda: evaluate(options))
 
 
 def command(arguments: Sequence[str]) -> int:

@@ -331,7 +331,9 @@ def run(options: Options) -> None:
 
 def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    return run_job(lambda: run(options))
+    from eocube.errors import EocubeError
+
+    return run_job(lambda: run(options), (EocubeError,))
 
 
 if __name__ == "__main__":

@@ -34,14 +34,20 @@ class RunOptions:
         return Run(self.name, self.storage, self.workers, self.gpu, self.resume, self.max_failures, self.keep)
 
 
-def run_job(work: Callable[[], None]) -> int:
-    """Do it, with the log on the terminal: exit status 0, or 2 and one line for bad input."""
-    from model.training.ray_train import BAD_INPUT
+BAD_INPUT = (ValueError, FileNotFoundError)
+"""What a job's own code raises where its input is at fault."""
 
+
+def run_job(work: Callable[[], None], also: tuple[type[Exception], ...] = ()) -> int:
+    """Do it, with the log on the terminal: exit status 0, or 2 and one line for bad input.
+
+    `also` are errors of other packages that say the same: this one knows none of a cube's.
+    """
+    bad: tuple[type[Exception], ...] = (*BAD_INPUT, *also)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         work()
-    except BAD_INPUT as error:
+    except bad as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     return 0

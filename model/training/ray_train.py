@@ -19,10 +19,10 @@ import fsspec
 
 from model.training.checkpoint import Keeper, Store, replace_file, started, upload
 from model.training.distributed import Team
+from model.training.job_options import BAD_INPUT
 
 CHECKPOINTS_KEPT = 3
 ABOUT = "run.json"
-BAD_INPUT = (ValueError, FileNotFoundError)
 
 
 class RunError(ValueError):

@@ -69,6 +69,7 @@ def test_a_store_side_by_side(world: Path, tmp_path: Path) -> None:
     needed = {"psnr", "ssim", "rmse", "sam", "consistency", "seconds_per_image", "parameters"}
     for name in (
         "bicubic",
+        "bicubic_consistent",
         "ridge",
         "ceiling",
         "latent",
@@ -115,7 +116,12 @@ def test_a_folder_of_rasters(world: Path, tmp_path: Path) -> None:
     arguments = ["--task", "sr", "--pairs", str(tmp_path / "pairs"), "--weights", "none", "--side", "96", "--json",
                  str(tmp_path / "sr.json"), *QUICK]  # fmt: skip
     assert command(arguments) == 0
-    assert set(json.loads((tmp_path / "sr.json").read_text())["methods"]) == {"bicubic", "ridge", "ridge_consistent"}
+    assert set(json.loads((tmp_path / "sr.json").read_text())["methods"]) == {
+        "bicubic",
+        "bicubic_consistent",
+        "ridge",
+        "ridge_consistent",
+    }
 
 
 @pytest.mark.parametrize(("changes", "said"), [

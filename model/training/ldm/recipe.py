@@ -40,6 +40,9 @@ class SRRecipe(Recipe[SRStage]):
     at the noisiest time, where the denoiser's answer is the mean. `balance` in 0..1 evens out how often places are
     drawn: 0 as often as they have pairs, 1 each place alike. `coarser` is a factor on how often pairs are drawn whose
     fine pixels are larger than the finest of the store: ground seen at 100 m is not what it is at 10 m.
+    `condition_noise` is the most noise (a share of the condition's unit spread, drawn evenly from 0 up for each
+    example) that is added to what the U-Net sees of the condition: without it a network learns few places by heart
+    (conditioning augmentation, Ho et al. 2022, "Cascaded diffusion models").
     """
 
     network: SRConfig = field(kw_only=True)
@@ -51,6 +54,7 @@ class SRRecipe(Recipe[SRStage]):
     noisy: float = 0.0
     balance: float = 0.5
     coarser: float = 1.0
+    condition_noise: float = 0.0
     gram_pairs: int = 48
     licence: str = ""
     training_data: str = ""
@@ -62,8 +66,14 @@ class SRRecipe(Recipe[SRStage]):
         Recipe.__post_init__(self)
         if self.whiten not in ("cost", "channels"):
             raise ValueError(f"whiten {self.whiten!r}: choose cost or channels")
-        if not 0 <= self.noisy < 1 or not 0 <= self.balance <= 1 or min(self.ridge, self.coarser) < 0:
-            raise ValueError("noisy is in 0..1 and not 1, balance in 0..1, ridge and coarser 0 or more")
+        if (
+            not 0 <= self.noisy < 1
+            or not 0 <= self.balance <= 1
+            or min(self.ridge, self.coarser, self.condition_noise) < 0
+        ):
+            raise ValueError(
+                "noisy is in 0..1 and not 1, balance in 0..1, ridge, coarser and condition_noise 0 or more"
+            )
 
     def limited(self, steps: int | None = None, minutes: float | None = None) -> Self:
         """The recipe with its stages' steps, or minutes instead, scaled to these in all."""

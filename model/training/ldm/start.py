@@ -123,10 +123,11 @@ def _ridge(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:
     damped = gram + recipe.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     found = torch.linalg.solve(damped, cross).float()
     base.weight.copy_(found[:-1].T.reshape(base.weight.shape))
-    cast(Tensor, base.bias).copy_(found[-1])
+    bias = cast(Tensor, base.bias)
+    bias.copy_(found[-1])
     if finer == 1:
         base.weight[:, :, side // 2, side // 2] += torch.diag(net.condition_std)
-        base.bias.add_(net.condition_mean)
+        bias.add_(net.condition_mean)
 
 
 def _amplitude(net: SuperResolver, rows: Rows, recipe: SRRecipe) -> None:

@@ -28,10 +28,16 @@ class Losses(nn.Module):
         self.cap, self.power = recipe.weight_cap, recipe.cost_power
 
     def forward(
-        self, condition: Tensor, target: Tensor, t: Tensor | None, noise: Tensor | None
+        self,
+        condition: Tensor,
+        target: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        blur: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Raw condition and target, times (B,) and noise of the target's shape, or None for the regression alone ->
-        the losses of the regression and of the denoiser, (B,) each; 0 where there is none."""
+        the losses of the regression and of the denoiser, (B,) each; 0 where there is none. `blur` is added to what the
+        U-Net sees of the condition."""
         net = self.net
         given = net.normalised(condition)
         linear = net.linear(given)
@@ -43,6 +49,7 @@ class Losses(nn.Module):
         regression = nothing if mean is None else self._squared(mean.float() - wanted, 1.0)
         if t is None or noise is None:
             return regression, nothing
+        features = features if blur is None else features + blur
         # The denoiser is told what the regression left, not asked to move it.
         x0 = wanted if mean is None else wanted - mean.detach().float()
         alpha, sigma = net.schedule.alpha(t), net.schedule.sigma(t)
@@ -88,12 +95,11 @@ class SRTask(Task[PairBatch, SRStage]):
     def loss(self, batch: PairBatch, progress: Progress[SRStage]) -> tuple[Tensor, dict[str, float]]:
         stage, rows, device = progress.stage, progress.rows, progress.device
         condition, target = batch.condition[rows].to(device), batch.target[rows].to(device)
-        t: Tensor | None = None
-        noise: Tensor | None = None
+        drawn: tuple[Tensor, ...] = ()
         if stage.diffusion > 0:
-            t, noise = (x[rows].to(device) for x in self._noise(batch, progress.generator))
+            drawn = tuple(x[rows].to(device) for x in self._noise(batch, progress.generator))
         with mixed(device, self.recipe.precision):
-            mean, diffusion = progress.forward(condition, target, t, noise)
+            mean, diffusion = progress.forward(condition, target, *drawn)
         figures = {}
         if self.module.net.trunk is not None and stage.mean > 0:
             figures["mean"] = float(mean.detach().mean())
@@ -101,13 +107,20 @@ class SRTask(Task[PairBatch, SRStage]):
             figures["diffusion"] = float(diffusion.detach().mean())
         return stage.mean * mean.mean() + stage.diffusion * diffusion.mean(), figures
 
-    def _noise(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times and noise of the whole batch: a share of the times is the noisiest one."""
+    def _noise(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Times and noise of the whole batch, and of the condition where the recipe has some: a share of the times is
+        the noisiest one."""
         t = draw_times(self.module.net.schedule, len(batch), generator)
         if self.recipe.noisy > 0:
             chosen = torch.rand(len(batch), generator=generator) < self.recipe.noisy
             t = torch.where(chosen, torch.ones_like(t), t)
-        return t, torch.randn(batch.target.shape, generator=generator)
+        noise = torch.randn(batch.target.shape, generator=generator)
+        if self.recipe.condition_noise == 0:
+            return t, noise
+        sizes, native = self.recipe.network, self.module.net.trunk is None and self.recipe.network.finer > 1
+        side = batch.condition.shape[2:] if native else [n // sizes.fold for n in batch.target.shape[2:]]
+        most = self.recipe.condition_noise * torch.rand((len(batch), 1, 1, 1), generator=generator)
+        return t, noise, most * torch.randn((len(batch), sizes.unet.condition, *side), generator=generator)
 
     def score(self, network: nn.Module, total: int) -> float | None:
         return None if self._score is None else self._score(cast(SuperResolver, network), total)

@@ -86,6 +86,7 @@ def test_the_schema(ran: tuple[dict[str, Any], SuperResolutionStudy, Path]) -> N
     assert report["pairs"] == 3 and set(report["places"]) == {"place0", "place1"}
     assert {
         "bicubic",
+        "bicubic_consistent",
         "ridge",
         "ceiling",
         "latent_one_step",
