@@ -35,8 +35,8 @@ class Options:
     """Super-resolution beside bicubic, a ridge regression and the autoencoder's own ceiling, on held-out pairs."""
 
     pairs: Annotated[str, Arg(help="pair store with pixels, folder in Sen2NAIP's layout, or folder of 10 m rasters")]
-    weights: Annotated[str, Arg(help="of the latent super-resolver, as `jobs/train_sr.py` writes them: a path or URL; "
-                                     "none for baselines alone")]  # fmt: skip
+    weights: Annotated[str, Arg(help="of the latent super-resolver: a shipped name, or a path or URL of what "
+                                     "`jobs/train_sr.py` wrote; none for baselines alone")] = "sr-nano"  # fmt: skip
     pixel_weights: Annotated[str | None, Arg(help="of the pixel-space diffusion, `jobs/train_sr.py --space pixel`")] = (
         None
     )

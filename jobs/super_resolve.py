@@ -27,8 +27,8 @@ class Options:
     """Path or URL of a cube of sensor RGBN, with latents of the encoder that the weights were trained for."""
     out: str
     """Where the result goes: .zarr a cube, .tif a GeoTIFF of decoded reflectance (one time)."""
-    weights: str
-    """What `jobs/train_sr.py` wrote: a path, a URL or hf://owner/name. None are shipped yet."""
+    weights: str = "sr-nano"
+    """The shipped ones (of `nano2`'s latents), or what `jobs/train_sr.py` wrote: a path, a URL or hf://owner/name."""
     steps: int = 8
     """Steps of the sampler."""
     method: str = "dpmpp"

@@ -213,7 +213,7 @@ def _opened(plan: Plan, rank: int, world: int, check: bool) -> SRData:
     if size <= plan.memory * 2**30 or flux is not None:
         held = HeldRows.of(rows)
         windows.close()
-        source: Any = PairSource(held, recipe.seed, recipe.balance, recipe.coarser, (rank, world))
+        source: Any = PairSource(held, recipe.seed, recipe.balance, (rank, world))
     else:
         source = StoreStream(rows)
     judge = None if flux is not None else _judge(plan, vae, bands, mtf, arrays, SENSORS)

@@ -128,7 +128,7 @@ def flux_ends(source: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shipped_names() -> tuple[str, ...]:
-    """Names of the weights inside the package."""
+    """Names of the weights inside the package: encoders', and those of super-resolvers (sr-...)."""
     folder = resources.files("model") / "weights_data"
     if not folder.is_dir():
         return ()

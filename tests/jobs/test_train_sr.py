@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from model.training.checkpoint import Store
 from model.training.loop import Loop
 from model.weights import load_weights
 
+ROOT = Path(__file__).resolve().parents[2]
 BANDS = ("B04", "B03", "B02", "B08")
 
 
@@ -197,3 +203,37 @@ def test_a_store_without_what_the_recipe_needs(store: str, tmp_path: Path, capsy
     made = replace(options(strange, tmp_path), recipe=recipe(tmp_path, network=network))
     assert train_sr.main(made) == 2
     assert "encode the pairs again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_under_ray_train_and_resumed_to_the_same_weights(store: str, tmp_path: Path) -> None:
+    """The driver and every process of its Ray get SIGKILL after a checkpoint, in the middle of a stage."""
+    # Nothing of the Ray that this process may have started: the jobs start their own.
+    bare = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = {**bare, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    stage = {"name": "diffusion", "batch": 2, "steps": 120, "optimiser": "adamw", "lr": 1e-3}
+    path = recipe(tmp_path, stages=[stage], checkpoint_steps=10)
+
+    def command(name: str, *more: str) -> list[str]:
+        return [
+            sys.executable, str(ROOT / "jobs/train_sr.py"), "--pairs", store, "--recipe", path, "--workers", "1",
+            "--threads", "1", "--name", name, "--storage", str(tmp_path / "runs"), "--out",
+            str(tmp_path / f"{name}.safetensors"), *more,
+        ]  # fmt: skip
+
+    subprocess.run(command("whole"), env=environment, cwd=ROOT, check=True)
+    begun = subprocess.Popen(command("cut"), env=environment, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 180
+    while begun.poll() is None and time.monotonic() < deadline and not checkpoints(tmp_path / "runs" / "cut"):
+        time.sleep(0.02)
+    os.killpg(begun.pid, signal.SIGKILL)
+    assert begun.wait() == -signal.SIGKILL, "it had ended before it was killed"
+    assert checkpoints(tmp_path / "runs" / "cut") and not (tmp_path / "cut.safetensors").exists()
+    subprocess.run(command("cut", "--resume"), env=environment, cwd=ROOT, check=True)
+    one, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "cut"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Snapshots that are whole: Ray Train writes them where it keeps its own state."""
+    return list(folder.rglob("state.pt"))

@@ -117,7 +117,6 @@ class PairSource:
     rows: Rows
     seed: int = 0
     balance: float = 0.5
-    coarser: float = 1.0
     share: tuple[int, int] = (0, 1)
     _drawn: int = field(init=False, default=0)
     _sides: list[int] = field(init=False)
@@ -127,7 +126,7 @@ class PairSource:
     def __post_init__(self) -> None:
         if not len(self.rows):
             raise ValueError("there are no training pairs: the store's split train is empty")
-        weight = row_weights(self.rows, self.balance, self.coarser)
+        weight = row_weights(self.rows, self.balance)
         sides = np.asarray(self.rows.sides)
         self._sides = sorted({int(s) for s in sides})
         chance = np.array([weight[sides == s].sum() for s in self._sides])

@@ -38,8 +38,9 @@ class SRRecipe(Recipe[SRStage]):
     regression's loss is weighed by the cost itself, which makes it the pixels' squared error.
     `weight_cap` bounds the loss's weight over times (None: not, as published); `noisy` is the share of examples drawn
     at the noisiest time, where the denoiser's answer is the mean. `balance` in 0..1 evens out how often places are
-    drawn: 0 as often as they have pairs, 1 each place alike. `coarser` is a factor on how often pairs are drawn whose
-    fine pixels are larger than the finest of the store: ground seen at 100 m is not what it is at 10 m.
+    drawn: 0 as often as they have pairs, 1 each place alike. `coarser` is a factor on how much pairs count in the
+    closed-form start whose fine pixels are larger than the finest of the store: ground seen at 100 m is not what it is
+    at 10 m. The denoiser draws them all the same: what it lacks is variety.
     `condition_noise` is the most noise (a share of the condition's unit spread, drawn evenly from 0 up for each
     example) that is added to what the U-Net sees of the condition: without it a network learns few places by heart
     (conditioning augmentation, Ho et al. 2022, "Cascaded diffusion models").

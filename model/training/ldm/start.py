@@ -49,7 +49,7 @@ class _Moments:
 
 
 def batches(rows: Rows, recipe: SRRecipe) -> Iterator[tuple[PairBatch, float]]:
-    """All pairs that training draws once, by side and place, each batch with its pairs' weight there."""
+    """All pairs that count once, by side and place, each batch with its pairs' weight."""
     weights = row_weights(rows, recipe.balance, recipe.coarser)
     alike: dict[tuple[int, str, float], list[int]] = {}
     for k, (side, place, weight) in enumerate(zip(rows.sides, rows.places, weights.tolist(), strict=True)):

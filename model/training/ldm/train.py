@@ -95,7 +95,7 @@ def train_sr(
         save_sr(averaged, folder / WEIGHTS, described(data.meta, recipe, {}))
 
     share = (0, 1) if recipe.division == "slices" else (team.rank, team.world)
-    drawn = data.source or PairSource(data.rows, recipe.seed, recipe.balance, recipe.coarser, share)
+    drawn = data.source or PairSource(data.rows, recipe.seed, recipe.balance, share)
     source = Prefetch(drawn, pin=team.device.type == "cuda")
     task = SRTask(net, recipe, score, export)
     loop = Loop(task, recipe, source, team, keeper, tracker)
