@@ -16,9 +16,11 @@ import pytest
 from eocube.errors import EocubeError, LeaseError, StoreError
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
-from eocube.run.driver import Cube, EngineOptions, empty_receipt, interruptible, starter
+from eocube.run.driver import empty_receipt, interruptible
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.placement import Ended, Node, Place, here, placements
 from eocube.run.pool import UNITS_PER_ACTOR, ActorPool
+from eocube.run.ray_engine import RayEngine
 from eocube.store.receipts import State
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
@@ -89,9 +91,8 @@ class Counting(Mortal):
 
 
 def pool(folder: Path, actor: type[Any], actors: int | None = 2, **given: Any) -> ActorPool:
-    cube = Cube(None, str(folder))  # type: ignore[arg-type]
     options = EngineOptions(actors=actors, quiet=True)
-    return ActorPool(starter([cube], options, "test", actor), actors=actors, **given)
+    return ActorPool(RayEngine([str(folder)], options, "test", actor), actors=actors, **given)
 
 
 def done(ended: list[Ended]) -> list[str]:

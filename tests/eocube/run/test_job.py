@@ -11,7 +11,7 @@ import pytest
 from eocube.errors import LeaseError
 from eocube.net.objects import Objects
 from eocube.run import job as run
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.store.lease import Lease, lease_key
 from eocube.store.store import CubeStore
 from tests.faults.killing import objects, plan_of, scene

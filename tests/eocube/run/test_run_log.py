@@ -14,7 +14,7 @@ from eocube.net.objects import Objects
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import run_log as runlog
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.run_log import FileSink, JsonLines, Kept, RunLog, StoreSink, attached, event, of_unit
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
