@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from types import FrameType
@@ -17,7 +17,7 @@ from eocube.net.network import shared_network
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.run.actor import EncodeActor, Worker, secrets_of
 from eocube.run.choice import Choice, choose
-from eocube.run.local_engine import LocalEngine
+from eocube.run.local_engine import LocalEngine, threads_as_before
 from eocube.run.options import Cube, EngineOptions
 from eocube.run.placement import Depths, Ended, Engine, PoolTally
 from eocube.run.pool import ActorPool
@@ -139,7 +139,10 @@ def run(
                         sharing=engine.apart and options.network.requests_per_second is not None,
                     )  # fmt: skip
                     try:
-                        with shared_network().beside_actors() if engine.apart else nullcontext():
+                        # In this process the worker and the driver have the whole limit together.
+                        network = shared_network()
+                        own = network.limits.beside_actors() if engine.apart else options.network
+                        with network.keeping_to(own):
                             for ended in pool.map(chain([first], units)):
                                 hear(ended.lines)
                                 if ended.receipt is not None:
@@ -212,7 +215,8 @@ def engine_for(
     """The chosen engine, ready for a pool."""
     urls = [c.url for c in cubes]
     if choice.engine == "local":
-        yield LocalEngine(urls, options, run_id, actor_class or Worker)
+        with threads_as_before():
+            yield LocalEngine(urls, options, run_id, actor_class or Worker)
         return
     with ray_session(gpus=options.gpus_per_actor > 0):
         from eocube.run.ray_engine import (

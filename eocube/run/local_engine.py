@@ -11,9 +11,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +142,18 @@ class LocalWorker:
 def _close(made: Any) -> None:
     with suppress(AttributeError):
         made.close()
+
+
+@contextmanager
+def threads_as_before() -> Iterator[None]:
+    """Torch's threads are as many after it as before: encoding threads take one each, which later ones would too."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_left() -> bool:
