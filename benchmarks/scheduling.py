@@ -32,7 +32,7 @@ from eocube.ground.lattice import CoreRange, Lattice
 from eocube.plan.plan import Plan, TimeStep, WorkUnit
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.run import driver as engine
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.placement import Place, here
 from eocube.run.pool import UNITS_PER_ACTOR
 from eocube.run.ray_session import ray_session

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -150,7 +151,21 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2."""
+    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2.
+
+    Where threads of a run hang, for which Python would wait, the process ends here.
+    """
+    status = _guarded(command)
+    engine = sys.modules.get("eocube.run.local_engine")
+    if engine is not None and engine.threads_left():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
+
+
+def _guarded(command: Callable[[], int]) -> int:
     open_streams()
     try:
         return int(command())

@@ -47,6 +47,10 @@ class Options:
     """Do just the windows again that ended so: read_failed, encode_failed."""
     plan: bool = False
     """Print what will be made and stop."""
+    engine: str = "auto"
+    """auto, local or ray. local: one worker, on threads of this process. ray: actors in processes of their own, which
+    are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,
+    without RAY_ADDRESS, --actors or several GPUs, and where the run before did not die; else ray."""
     actors: int | None = None
     """Actors. None: one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None
@@ -76,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
         )  # fmt: skip
         again = () if options.retry is None else tuple(word.strip() for word in options.retry.split(","))
         running = Running(
-            actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
-            unit_timeout=number(options.unit_timeout, "--unit-timeout"),
+            engine=options.engine, actors=options.actors, gpus_per_actor=options.gpus_per_actor,
+            log_dir=options.log_dir, unit_timeout=number(options.unit_timeout, "--unit-timeout"),
             retry=tuple(retryable(word) for word in again),
             storage_options=parse_options(options.storage_options),
             source_options=parse_options(options.source_options, "--source-options"),

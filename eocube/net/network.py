@@ -136,10 +136,10 @@ class Network:
         self.limits = limits
 
     @contextmanager
-    def beside_actors(self) -> Iterator[None]:
-        """Inside, keep to the driver's part of a limit that actors share."""
+    def keeping_to(self, limits: NetworkLimits) -> Iterator[None]:
+        """Inside, other bounds."""
         before = self.limits
-        self.configure(before.beside_actors())
+        self.configure(limits)
         try:
             yield
         finally:

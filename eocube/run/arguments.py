@@ -68,6 +68,10 @@ class EncodeOptions:
     """No network, no data: encode the embedded landscape and draw its quicklook."""
     quicklook: str | None = None
     """Where to draw a picture of the cube at the end (PNG)."""
+    engine: str = "auto"
+    """auto, local or ray. local: one worker, on threads of this process. ray: actors in processes of their own, which
+    are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,
+    without RAY_ADDRESS, --actors or several GPUs, and where the run before did not die; else ray."""
     actors: int | None = None
     """Encoding actors. None: one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None
@@ -130,7 +134,7 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         max_requests_per_second=perhaps(options.max_requests_per_second, "--max-requests-per-second"),
         storage_options=parse_options(options.storage_options),
         source_options=parse_options(options.source_options, "--source-options"),
-        actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
+        engine=options.engine, actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
         allow_local_sources=options.allow_local_sources, demo=options.demo,
     )  # fmt: skip
     showing = Showing(

@@ -54,6 +54,8 @@ class Selection:
 class Running:
     """How to run it: none of this decides what a whole cube holds."""
 
+    engine: str = "auto"
+    """auto, local or ray (`eocube.run.choice`)."""
     actors: int | None = None
     """Encoding actors. None: one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None

@@ -25,10 +25,11 @@ from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
 from eocube.report.info import in_order
 from eocube.run.asked import Running, Selection, Showing
-from eocube.run.driver import Cube, EngineOptions, RunTally
+from eocube.run.choice import check_engine
+from eocube.run.driver import RunTally
 from eocube.run.driver import run as run_engine
 from eocube.run.extend import grow_plans, join_zones
-from eocube.run.options import Limits
+from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import (
@@ -93,6 +94,7 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         with console.status("making the demonstration's scenes"):
             selection, showing = demonstration(selection, showing, Path(DEMO_FOLDER))
     gpus = default_gpus(running.gpus_per_actor)
+    check_engine(running.engine, running.actors, gpus)
     request = Request.parse(selection, running, on_gpu=gpus > 0, writes=not showing.plan)
     given, sources = running.storage_options, running.source_options
     storage_options = from_environment() if given is None else given
@@ -114,9 +116,9 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
     run_id = new_run_id()
     limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if running.demo else request.verify_fraction)
     engine = EngineOptions(
-        actors=running.actors, gpus_per_actor=gpus, limits=limits, storage_options=storage_options,
-        source_options=source_options, network=request.network, unit_timeout=request.unit_timeout,
-        quiet=showing.quiet, log_dir=running.log_dir,
+        engine=running.engine, actors=running.actors, gpus_per_actor=gpus, limits=limits,
+        storage_options=storage_options, source_options=source_options, network=request.network,
+        unit_timeout=request.unit_timeout, quiet=showing.quiet, log_dir=running.log_dir,
     )  # fmt: skip
     with holding(request.out, run_id, storage_options) as lease:
         # Again, now that nobody else can change the store: another run may have while this one searched.
@@ -203,7 +205,9 @@ def carry_out(
     try:
         if total:
             todo = ((k, unit) for k, remaining in enumerate(left) for unit in remaining.units())
-            tally = run_engine(cubes, engine, todo, run_id, total=total, check=lease.check, fence=lease)
+            tally = run_engine(
+                cubes, engine, todo, run_id, total=total, check=lease.check, fence=lease, died=lease.took_over
+            )
     finally:
         if lease.held:
             if lease.took_over and not lease.exact:

@@ -1,10 +1,10 @@
-"""Tells how much memory this process may use by its control groups (v1 and v2), and who was killed for want of it."""
+"""Tells what this process may use by its control groups, memory above all, and who was killed for want of it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PROC, MOUNT = Path("/proc"), Path("/sys/fs/cgroup")
@@ -35,6 +35,16 @@ def kills(proc: Path = PROC, mount: Path = MOUNT) -> int:
                 if word == "oom_kill" and value.strip().isdecimal():
                     count = max(count, int(value))
     return count
+
+
+def cpu_limit(proc: Path = PROC, mount: Path = MOUNT) -> float | None:
+    """Cores' worth of time that this process may use: the least quota of its control groups (v2). None without one."""
+    found = []
+    for folder in _folders(proc, mount):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if quota.isdecimal() and period.isdecimal():
+            found.append(int(quota) / int(period))
+    return min(found, default=None)
 
 
 def _folders(proc: Path, mount: Path) -> Iterator[Path]:
@@ -71,6 +81,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _KEPT = 2**31 - 1
 _MAPPED = 2**30
 _STEP = 16 * 2**20
+_USUAL = 128 * 2**10
+"""What glibc begins with, of all three."""
 
 
 def keep_freed_memory() -> bool:
@@ -80,9 +92,20 @@ def keep_freed_memory() -> bool:
     window were seen, 15 % of `nano`'s time on a virtual machine. The process then stays as large as it ever was; for
     one that does the same work over and over, as an actor does, that is what it needs anyway.
     """
+    return _wish({_MMAP_THRESHOLD: _MAPPED, _TRIM_THRESHOLD: _KEPT, _TOP_PAD: _STEP})
+
+
+def give_freed_memory_back() -> bool:
+    """Undo `keep_freed_memory` and hand back what is free now: for a process that goes on with other things."""
+    if not _wish({_MMAP_THRESHOLD: _USUAL, _TRIM_THRESHOLD: _USUAL, _TOP_PAD: _USUAL}):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def _wish(wishes: Mapping[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl has none, Windows no handle of that kind
         return False
-    wishes = ((_MMAP_THRESHOLD, _MAPPED), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _STEP))
-    return all(bool(mallopt(name, value)) for name, value in wishes)
+    return all(bool(mallopt(name, value)) for name, value in wishes.items())

@@ -1,8 +1,18 @@
-"""Defines what bounds an actor's work: threads, windows read ahead, and a run's choices about them."""
+"""Defines how a run is carried out: how it is spread, what bounds a worker's threads and what it reads ahead."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eocube.net.network import NetworkLimits
+from eocube.plan.plan import Plan
+from eocube.store.fence import Pass
+
+UNIT_TIMEOUT = 3600.0
+"""Seconds after which an actor that has not finished a unit counts as hung: many times what a shard takes on one slow
+core. What a host that is down is waited for comes on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +28,36 @@ class Limits:
     """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
     verify_fraction: float = 0.0
     """Share of the windows that are decoded again as they are made, for `psnr` and `sam`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cube:
+    """One zone's share of a run: its plan and where its store is."""
+
+    plan: Plan
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a run is spread over the machine or cluster."""
+
+    engine: str = "auto"
+    """auto, local or ray: `eocube.run.choice`."""
+    actors: int | None = None
+    """None: one a GPU share where there are GPUs, else one a node; more and fewer as nodes come and go."""
+    gpus_per_actor: float = 0.0
+    limits: Limits = field(default_factory=Limits)
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    """fsspec options of the target store."""
+    source_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    """fsspec options of the sources."""
+    quiet: bool = False
+    network: NetworkLimits = field(default_factory=NetworkLimits)
+    """How hosts are treated; a limit on requests is shared out over driver and actors."""
+    unit_timeout: float = UNIT_TIMEOUT
+    """Seconds that an actor may take over a unit, beside the network's patience, before it counts as hung."""
+    lease: Pass | None = None
+    """What actors need to write under the driver's lease; None where nobody else can write."""
+    log_dir: str | None = None
+    """A local folder for the run's log. None: in the first cube's store."""

@@ -1,13 +1,13 @@
-"""Says where actors go on a Ray cluster's nodes, and names what passes between their pool and those who use it."""
+"""Says where workers go on the nodes there are, and names what passes between their pool, its engine and its users."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from eocube.plan.plan import WorkUnit
 from eocube.store.receipts import Receipt
@@ -34,18 +34,6 @@ def here() -> Place:
     import ray
 
     return Place(str(ray.get_runtime_context().get_node_id()), socket.gethostname(), os.getpid())
-
-
-def nodes_alive() -> list[Node]:
-    """The nodes of the cluster, by id."""
-    import ray
-
-    found: Sequence[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sorted(
-        Node(n["NodeID"], float(n["Resources"].get("CPU", 0)), float(n["Resources"].get("GPU", 0)))
-        for n in found
-        if n["Alive"]
-    )
 
 
 def placements(nodes: Sequence[Node], actors: int | None, gpus_per_actor: float) -> Counter[str | None]:
@@ -99,9 +87,56 @@ class Depths(NamedTuple):
     starting: int
 
 
-Start = Callable[[Wanted], Any]
-"""Starts an actor and returns its handle: `ready()` gives its `Place`, `run(cube, unit)` a receipt as JSON and log
-lines, `heard()` the log lines alone; `share(among)` says how many actors share the limit on requests."""
+class WorkerDiedError(Exception):
+    """A worker ended before it answered.
+
+    Args:
+        said: what is known of it.
+        blameless: whether that was no fault of what it was doing.
+        unmade: whether it was an error as it was made, which another one would meet as well.
+    """
+
+    def __init__(self, said: str, *, blameless: bool = False, unmade: bool = False) -> None:
+        super().__init__(said)
+        self.said, self.blameless, self.unmade = said, blameless, unmade
+
+
+class Engine(Protocol):
+    """Where a pool's workers run and how they are asked: on a Ray cluster, or in this process.
+
+    Workers and questions are the engine's own objects, questions hashable. A worker takes `ready()`, which gives its
+    `Place`; `run(cube, unit)`, which gives a receipt as JSON and log lines; `heard()`, the log lines alone; and
+    `share(among)`, how many workers share the limit on requests.
+    """
+
+    apart: bool
+    """Whether workers have processes of their own: each with a part of the run's requests, and a log that is sent."""
+    parting: str
+    """What becomes of a worker that has no answer for too long."""
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are alive, by id."""
+        ...
+
+    def start(self, wanted: Wanted) -> Any:
+        """Start a worker; returns at once."""
+        ...
+
+    def ask(self, worker: Any, what: str, *given: Any) -> Any:
+        """Ask a worker something; the question, whose answer is to come."""
+        ...
+
+    def ended(self, asked: Sequence[Any], patience: float = 0.0) -> list[Any]:
+        """Those questions that have an answer; where none has, waits so many seconds for one."""
+        ...
+
+    def answer(self, asked: Any) -> Any:
+        """The answer to a question that has one. Raises what the worker raised, `WorkerDiedError` where it ended."""
+        ...
+
+    def end(self, worker: Any) -> None:
+        """End a worker, whatever it is at: nothing of it is written from then on."""
+        ...
 
 
 @dataclass(slots=True)

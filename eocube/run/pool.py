@@ -1,4 +1,4 @@
-"""Keeps encoding actors wherever the cluster has room: placed, watched, replaced; few units in flight on each."""
+"""Keeps encoding workers wherever an engine has room: placed, watched, replaced; few units in flight on each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.filesize import decimal
 from eocube.errors import EocubeError
 from eocube.plan.plan import WorkUnit
 from eocube.run.memory_limit import kills, memory_limit
-from eocube.run.placement import Depths, Ended, Node, Place, PoolTally, Start, Wanted, nodes_alive, placements
+from eocube.run.options import UNIT_TIMEOUT
+from eocube.run.placement import Depths, Ended, Engine, Node, Place, PoolTally, Wanted, WorkerDiedError, placements
 from eocube.run.run_log import event
 from eocube.store.receipts import Receipt
 
@@ -26,9 +27,6 @@ UNITS_PER_ACTOR = 2
 """Units an actor works on at once: while one encodes, the other reads its first windows or writes its shard."""
 ATTEMPTS = 3
 """Times a unit is given to an actor; one with which an actor dies or hangs this often is left for a later run."""
-UNIT_TIMEOUT = 3600.0
-"""Seconds after which an actor that has not finished a unit counts as hung: many times what a shard takes on one slow
-core. What a host that is down is waited for comes on top."""
 START_PATIENCE = 60.0
 """Seconds without a started actor after which the run says what it waits for."""
 RECHECK = 2.0
@@ -80,7 +78,7 @@ class ActorPool:
     as if it had killed it. Units of a node that went away are not to blame and just run again.
 
     Args:
-        start: starts an actor.
+        engine: where actors run, and how they are asked.
         actors: how many; None follows the cluster.
         gpus_per_actor: share of a GPU of each, 0 for none.
         look: called every `RECHECK` seconds, also while no unit ends; what it raises ends the run.
@@ -91,7 +89,7 @@ class ActorPool:
 
     def __init__(
         self,
-        start: Start,
+        engine: Engine,
         *,
         actors: int | None = None,
         gpus_per_actor: float = 0.0,
@@ -101,7 +99,7 @@ class ActorPool:
         sharing: bool = False,
     ) -> None:
         self.tally = PoolTally()
-        self._start, self._actors, self._gpus = start, actors, gpus_per_actor
+        self._engine, self._actors, self._gpus = engine, actors, gpus_per_actor
         self._tell, self._hear = look, hear
         self._unit_timeout, self._sharing = unit_timeout, sharing
         self._asked: dict[Any, _Worker] = {}
@@ -171,39 +169,30 @@ class ActorPool:
 
     def _give(self, worker: _Worker, job: _Job, share: int) -> None:
         worker.load += share
-        self._flight[worker.handle.run.remote(job.cube, job.unit)] = _Flight(worker, job, share, time.monotonic())
+        asked = self._engine.ask(worker.handle, "run", job.cube, job.unit)
+        self._flight[asked] = _Flight(worker, job, share, time.monotonic())
 
     def _collect(self) -> Iterator[Ended]:
-        import ray
-
         waiting = [*self._flight, *self._starting]
         if not waiting:
             time.sleep(TICK)
             return
-        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        if not ready:
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=TICK)
-        for ref in ready:
-            if ref in self._starting:
-                self._started(ref)
-            elif (ended := self._answer(ref)) is not None:
+        for asked in self._engine.ended(waiting, TICK):
+            if asked in self._starting:
+                self._started(asked)
+            elif (ended := self._answer(asked)) is not None:
                 yield ended
 
-    def _answer(self, ref: Any) -> Ended | None:
-        import ray
-        from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-
-        worker, job, share, _ = self._flight.pop(ref)
+    def _answer(self, asked: Any) -> Ended | None:
+        worker, job, share, _ = self._flight.pop(asked)
         worker.load -= share
         try:
-            line, lines = ray.get(ref)
+            line, lines = self._engine.answer(asked)
             ended = Ended(job.cube, job.unit, Receipt.from_json(line), lines)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, EocubeError) else error from None
-        except RayActorError as error:
+        except WorkerDiedError as death:
             # Asked before anything else: the node's end is the reason, where it has ended.
-            blameless = isinstance(error, ActorUnavailableError) or error.preempted or not self._is_alive(worker.node)
-            why = self._died(worker, str(error), blameless)
+            blameless = death.blameless or not self._is_alive(worker.node)
+            why = self._died(worker, death.said, blameless)
             return self._again(job, None if blameless else f"its actor died{why}")
         if worker.leaving and worker.load == 0:
             self._end(worker)
@@ -230,16 +219,15 @@ class ActorPool:
 
     def _end_the_hung(self) -> Iterator[Ended]:
         """End actors that take too long over a unit; that unit is to blame, others that they had just run again."""
-        import ray
-
         begun = time.monotonic() - self._unit_timeout
         late = [ref for ref, flight in self._flight.items() if flight.since < begun]
         if late:  # what has ended and only waits to be looked at is not late
-            _, late = ray.wait(late, num_returns=len(late), timeout=0)
+            there = set(self._engine.ended(late))
+            late = [asked for asked in late if asked not in there]
         for worker in {self._flight[ref].worker for ref in late}:
-            said = f"had no answer on a unit for {self._unit_timeout:.0f} s and was ended"
+            said = f"had no answer on a unit for {self._unit_timeout:.0f} s and {self._engine.parting}"
             self._died(worker, said, hung=True)
-            # Not left to Ray to report: a process that hangs may not even hear that it is to end.
+            # Not left to the engine to report: a process that hangs may not even hear that it is to end.
             for ref in [r for r, flight in self._flight.items() if flight.worker is worker]:
                 job = self._flight.pop(ref).job
                 ended = self._again(job, f"its actor hung for {self._unit_timeout:.0f} s" if ref in late else None)
@@ -251,7 +239,7 @@ class ActorPool:
     def _look(self) -> None:
         """Start the actors that the cluster has room for, let go of those that are too many."""
         self._looked = time.monotonic()
-        nodes = nodes_alive()
+        nodes = self._engine.nodes()
         wanted = placements(nodes, self._actors, self._gpus)
         staying = [w for w in self._workers if not w.leaving]
         have = Counter(self._counted_at(w) for w in staying)
@@ -276,19 +264,16 @@ class ActorPool:
 
     def _listen(self) -> None:
         """Take what actors answered to the last question, and ask those again."""
-        import ray
-        from ray.exceptions import RayError
-
-        if self._hear is None:
+        if self._hear is None or not self._engine.apart:
             return
         if self._asked:
-            answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
-            for ref in answered:
-                del self._asked[ref]
-                with suppress(RayError):  # it died: its units tell
-                    self._hear(ray.get(ref))
+            for asked in self._engine.ended(list(self._asked)):
+                del self._asked[asked]
+                with suppress(WorkerDiedError):  # its units tell
+                    self._hear(self._engine.answer(asked))
         silent = set(self._asked.values())
-        self._asked.update({w.handle.heard.remote(): w for w in self._workers if w.ready and w not in silent})
+        idle = [w for w in self._workers if w.ready and w not in silent]
+        self._asked.update({self._engine.ask(w.handle, "heard"): w for w in idle})
 
     def _counted_at(self, worker: _Worker) -> str | None:
         """Actors with a share of a GPU are counted together: Ray sees to it that a node gets no more than it has."""
@@ -299,27 +284,23 @@ class ActorPool:
         return self._more or len(self._workers) < len(self._next) + len(self._alone) + len(self._flight)
 
     def _add(self, wanted: Wanted) -> None:
-        worker = _Worker(self._start(wanted), wanted.node)
+        worker = _Worker(self._engine.start(wanted), wanted.node)
         self._workers.append(worker)
-        self._starting[worker.handle.ready.remote()] = worker
+        self._starting[self._engine.ask(worker.handle, "ready")] = worker
 
-    def _started(self, ref: Any) -> None:
-        import ray
-        from ray.exceptions import RayActorError, RayError
-
-        worker = self._starting.pop(ref)
+    def _started(self, asked: Any) -> None:
+        worker = self._starting.pop(asked)
         try:
-            place = Place(*ray.get(ref))
-        except RayError as error:
+            place = Place(*self._engine.answer(asked))
+        except WorkerDiedError as death:
             if worker.dead:
                 return
-            said = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            said = [line for line in death.said.splitlines() if line.strip()][-1].strip()
             gone = worker.node is not None and not self._is_alive(worker.node)
             self._died(worker, said, blameless=gone)
             self._may_start, self._pause = time.monotonic() + self._pause, min(60.0, 2 * self._pause)
             self._failed += not gone
-            raised = isinstance(error, RayActorError) and error.actor_init_failed
-            if not any(w.ready for w in self._workers) and (raised or self._failed >= FAILED_STARTS):
+            if not any(w.ready for w in self._workers) and (death.unmade or self._failed >= FAILED_STARTS):
                 raise EocubeError(f"an encoding actor cannot start: {said}") from None
             return
         worker.ready, self._pause, self._failed = True, RESTART_PAUSE, 0
@@ -354,17 +335,13 @@ class ActorPool:
         return f" as memory ran out{has}: run fewer (--actors), or give more"
 
     def _end(self, worker: _Worker) -> None:
-        """Forget an actor and end its process; its units in flight, if any, fail with it and run again."""
-        import ray
-
+        """Forget an actor and end it; its units in flight, if any, fail with it and run again."""
         was_ready, worker.dead, worker.ready = worker.ready, True, False
         with suppress(ValueError):
             self._workers.remove(worker)
         for ref in [r for r, w in self._starting.items() if w is worker]:
             del self._starting[ref]
-        if ray.is_initialized():  # without it Ray would start a cluster of its own, just to kill in it
-            with suppress(Exception):  # dead already, or Ray is going down
-                ray.kill(worker.handle)
+        self._engine.end(worker.handle)
         if was_ready:
             self._share_out()
 
@@ -373,11 +350,10 @@ class ActorPool:
         if self._sharing:
             there = [w for w in self._workers if w.ready]
             for worker in there:
-                worker.handle.share.remote(len(there))
+                self._engine.ask(worker.handle, "share", len(there))
 
-    @staticmethod
-    def _is_alive(node: str | None) -> bool:
-        return node is None or any(n.id == node for n in nodes_alive())
+    def _is_alive(self, node: str | None) -> bool:
+        return node is None or any(n.id == node for n in self._engine.nodes())
 
     def _wait_patiently(self, nodes: Sequence[Node]) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from eocube.console import PatientConsole, say
+from eocube.run.run_log import of_a_unit
 from eocube.store.receipts import Receipt, State
 
 LINE_EVERY = 15.0
@@ -79,7 +80,7 @@ class Progress:
 
 
 class SaidBy(logging.Handler):
-    """Shows what is logged as a warning or worse as a line of the progress."""
+    """Shows what is logged as a warning or worse as a line of the progress. Failed windows are counted, not told."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(logging.WARNING)
@@ -87,4 +88,5 @@ class SaidBy(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record's message."""
-        self._progress.say(record.getMessage())
+        if not of_a_unit(record):
+            self._progress.say(record.getMessage())

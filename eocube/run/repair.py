@@ -24,9 +24,9 @@ from eocube.net.trust import check_href
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.registry import DEFAULT
 from eocube.run.asked import Running, Selection
-from eocube.run.driver import Cube, EngineOptions, RunTally, windows_in
+from eocube.run.driver import RunTally, windows_in
 from eocube.run.driver import run as run_engine
-from eocube.run.options import Limits
+from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.request import Exit, Request, default_gpus, make_plans, new_run_id, product_of
 from eocube.run.resume import Remaining
 from eocube.run.sampling import Sample
@@ -268,7 +268,9 @@ def _encode_again(
             engine = replace(engine, gpus_per_actor=gpus, limits=limits)
             say(f"{windows} windows of {len(todo)} shards are encoded again")
         if todo:
-            tally = run_engine(cubes, engine, todo, run_id, total=windows, check=lease.check, fence=lease)
+            tally = run_engine(
+                cubes, engine, todo, run_id, total=windows, check=lease.check, fence=lease, died=lease.took_over
+            )
     finally:
         if lease.held:
             for work in works:

@@ -42,6 +42,11 @@ def of_unit(key: str) -> Iterator[None]:
         _unit.reset(token)
 
 
+def of_a_unit(record: logging.LogRecord) -> bool:
+    """Whether a record that is being handled tells of a unit what its receipt tells too, window by window."""
+    return hasattr(record, "eocube_event") and bool(_unit.get())
+
+
 def event(name: str, message: str = "", *, level: int = logging.INFO, **fields: Any) -> None:
     """Log something that happened, by name, with its figures; `message` is what a person reads."""
     logging.getLogger("eocube.run").log(level, message or name, extra={"eocube_event": name, "eocube_fields": fields})

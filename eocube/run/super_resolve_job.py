@@ -30,9 +30,9 @@ from eocube.plan.plan import Plan
 from eocube.products import eo_vae_document
 from eocube.products.super_resolved import MEAN, Derivation
 from eocube.run.asked import Running, Showing
-from eocube.run.driver import EngineOptions
+from eocube.run.choice import check_engine
 from eocube.run.job import Outcome, carry_out, holding, open_cubes, report, stored_plans
-from eocube.run.options import Limits
+from eocube.run.options import EngineOptions, Limits
 from eocube.run.request import Exit, absolute, default_gpus, network_limits, new_run_id, one_of
 from eocube.store.differences import named_changes
 from eocube.store.existing import zones_of
@@ -113,6 +113,7 @@ def super_resolve(wanted: Wanted, running: Running, showing: Showing) -> Outcome
     """
     console = for_people(quiet=showing.quiet)
     gpus = default_gpus(running.gpus_per_actor)
+    check_engine(running.engine, running.actors, gpus)
     target_options = from_environment() if running.storage_options is None else running.storage_options
     sources = target_options if running.source_options is None else running.source_options
     checked = check(wanted, sources, "cuda" if gpus > 0 else "cpu")
@@ -126,9 +127,9 @@ def super_resolve(wanted: Wanted, running: Running, showing: Showing) -> Outcome
     for url, made in zip(urls, plans, strict=True):
         refuse_other(url, made, target_options)
     engine = EngineOptions(
-        actors=running.actors, gpus_per_actor=gpus, limits=Limits(), storage_options=target_options,
-        source_options=sources, network=network_limits(running), unit_timeout=float(running.unit_timeout),
-        quiet=showing.quiet, log_dir=running.log_dir,
+        engine=running.engine, actors=running.actors, gpus_per_actor=gpus, limits=Limits(),
+        storage_options=target_options, source_options=sources, network=network_limits(running),
+        unit_timeout=float(running.unit_timeout), quiet=showing.quiet, log_dir=running.log_dir,
     )  # fmt: skip
     outcomes = []
     for url, made in zip(urls, plans, strict=True):

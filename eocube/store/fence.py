@@ -81,6 +81,7 @@ class Fence:
         self.term, self.conditions = given.term, given.conditions
         self._token = given.token
         self._sure_until = 0.0
+        self._ended = False
 
     @classmethod
     def of(cls, given: Pass | None, storage_options: Mapping[str, Any] | None = None) -> Fence | None:
@@ -91,12 +92,16 @@ class Fence:
         """Whether a store's log has still to be told that this term began, because the last owner may be asleep."""
         return False
 
+    def end(self) -> None:
+        """Let nothing through from now on: for the writers of a worker that is ended and may yet wake up."""
+        self._ended = True
+
     # -- asking the lease
 
     @property
     def sure(self) -> bool:
         """Whether the lease lasts still, by what was last read of it."""
-        return clock() < self._sure_until
+        return not self._ended and clock() < self._sure_until
 
     @property
     def exact(self) -> bool:
@@ -111,6 +116,8 @@ class Fence:
     def confirm(self) -> None:
         """Read the lease; LeaseError where the term is over: another began the next, or the store is gone."""
         asked = clock()
+        if self._ended:
+            raise LeaseError(f"{self.target}: a worker that was ended writes no more")
         newer = read_note(self.target, self.term + 1)
         if newer is not None:
             self.lose(f"{newer} took over")

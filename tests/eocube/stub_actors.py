@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eocube.plan.plan import Plan, WorkUnit
-from eocube.run.driver import EngineOptions
+from eocube.run.options import EngineOptions
 from eocube.run.placement import Place, here
 from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now

@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import pool
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.stub_actors import Writer

@@ -25,8 +25,8 @@ from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.run import driver as engine
-from eocube.run.driver import Cube, EngineOptions
-from eocube.run.options import Limits
+from eocube.run.actor import EncodeActor
+from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.ray_session import ray_session
 from eocube.scenes import search as catalog
 from eocube.scenes.scene import Scene
@@ -101,7 +101,7 @@ def main(folder: Path, catalog_json: str, bucket: str, options: dict[str, Any], 
     started = time.monotonic()
     with ray_session(gpus=False):
         watch = Watch()
-        tally = engine.run([Cube(plan, url)], given, iter(todo), "soak", actor_class=engine.EncodeActor)
+        tally = engine.run([Cube(plan, url)], given, iter(todo), "soak", actor_class=EncodeActor)
         curve = watch.stop()
     store = CubeStore.open(url, storage_options=options)
     logged = [r.unit for r in store.log.receipts()]

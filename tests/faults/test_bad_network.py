@@ -46,6 +46,7 @@ def encode(out: str, catalog: str, endpoint: str, ray_folder: Path) -> subproces
             sys.executable, str(ROOT / "jobs" / "encode_region.py"), "--bbox", "9.055", "48.630", "9.085", "48.648",
             "--datetime", "2024-05-01/2024-08-31", "--bands", "B02,B03,B04,B08", "--catalog", catalog, "--out", out,
             "--storage-options", f"key={KEY}", f"secret={SECRET}", f"endpoint_url={endpoint}",
+            "--engine", "ray",
         ],
         env=environment, capture_output=True, text=True, timeout=280, cwd=ray_folder,
     )  # fmt: skip

@@ -239,7 +239,7 @@ def test_sigkill_of_the_driver_and_of_an_actor(tmp_path: Path, demo_catalog: Pat
     out, calm = tmp_path / "cube.zarr", tmp_path / "calm.zarr"
     words = [
         "--bbox", *map(str, DEMO_BBOX), "--datetime", DEMO_DATETIME, "--catalog", str(demo_catalog), "--quiet",
-        "--resolution", "20", "--bands", "B02,B03,B04,B08", "--out",
+        "--resolution", "20", "--bands", "B02,B03,B04,B08", "--engine", "ray", "--out",
     ]  # fmt: skip
     job = Path(__file__).resolve().parents[2] / "jobs" / "encode_region.py"
     run = subprocess.Popen([sys.executable, str(job), *words, str(out)])

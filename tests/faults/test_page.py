@@ -30,7 +30,7 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, ray_local: object) -> Path:
+def cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path) -> Path:
     from eocube.cli import encode_main
     from eocube.demo.catalogue import DEMO_BBOX
 

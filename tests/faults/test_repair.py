@@ -15,8 +15,8 @@ from eocube.net.objects import Objects
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.base import Models
 from eocube.run import repair as repairing
-from eocube.run.driver import Cube, EngineOptions, RunTally, empty_receipt
-from eocube.run.options import Limits
+from eocube.run.driver import RunTally, empty_receipt
+from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.repair import Repaired, repair
 from eocube.run.request import Exit
 from eocube.run.unit import UnitRunner

@@ -35,7 +35,7 @@ def stored_bytes(out: Path) -> int:
 
 
 def test_codes_by_any_way_are_the_same_and_near_the_latents(
-    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = ("--storage", "codes")
     whole, grown, half, small = (tmp_path / f"{name}.zarr" for name in ("whole", "grown", "half", "small"))
@@ -66,7 +66,7 @@ def test_codes_by_any_way_are_the_same_and_near_the_latents(
 
 
 def test_a_store_of_earlier_defaults_goes_on_unasked(
-    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Made with what used to be the defaults: extended, mended and resumed as it is; other weights are an error."""
     grown, whole = tmp_path / "grown.zarr", tmp_path / "whole.zarr"

@@ -67,6 +67,8 @@ BAD = {
     "retry": ({"--retry": ("nodata",)}, "read_failed"),
     "target": ({"--out": ("/proc/nowhere/cube.zarr",)}, "/proc/nowhere"),
     "an option that is none": ({"--bandz": ("B02",)}, "bandz"),
+    "engine": ({"--engine": ("locl",)}, "did you mean local?"),
+    "engine that cannot": ({"--engine": ("local",), "--actors": ("2",)}, "--actors 2 asks for actors"),
 }
 
 
@@ -99,7 +101,7 @@ def test_weights_not_trained_for_the_sensor(tmp_path: Path, demo_catalog: Path, 
 
 
 @pytest.fixture(scope="module")
-def demo_cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, ray_local: object) -> Path:
+def demo_cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path) -> Path:
     """The demonstration region, encoded once."""
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
@@ -232,7 +234,7 @@ def test_two_boxes_over_the_same_place_give_the_same_chunks(
 
 @pytest.mark.slow
 def test_a_source_that_cannot_be_read_fails_its_windows_and_can_be_retried(
-    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
     from eocube.plan.plan import Plan
@@ -283,18 +285,21 @@ def test_commands_read_the_cube(demo_cube: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_store_that_resumes(demo_cube: Path, demo_catalog: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "seconds"), [("local", 0.5), ("ray", 4.0)])
+def test_ctrl_c_leaves_a_store_that_resumes(
+    engine: str, seconds: float, demo_cube: Path, demo_catalog: Path, tmp_path: Path
+) -> None:
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 
     out = tmp_path / "cube.zarr"
     box = tuple(str(v) for v in DEMO_BBOX)
     request = arguments(out, demo_catalog, **{"--bbox": box, "--datetime": (DEMO_DATETIME,)})
-    command = [sys.executable, str(ROOT / "jobs" / "encode_region.py"), *request]
+    command = [sys.executable, str(ROOT / "jobs" / "encode_region.py"), *request, "--engine", engine]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while run.poll() is None and not (out / "commits" / "plan.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(4)
+    time.sleep(seconds)
     if run.poll() is None:
         os.kill(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=120)

@@ -37,7 +37,7 @@ def encode(out: Path, catalog: Path, box: tuple[float, ...], dates: str = DEMO_D
 
 
 @pytest.mark.slow
-def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Path, ray_local: object) -> None:
+def test_more_ground_and_dates_extend_the_store(demo_catalog: Path, tmp_path: Path) -> None:
     grown, fresh = tmp_path / "grown.zarr", tmp_path / "fresh.zarr"
     first = (*MIDDLE, EAST, NORTH)
     assert encode(grown, demo_catalog, first, SUMMER, "--extent", *map(str, DEMO_BBOX)) == Exit.DONE
@@ -74,7 +74,7 @@ def test_a_store_of_one_zone_is_not_grown_into_a_second() -> None:
 
 @pytest.mark.slow
 def test_another_request_is_refused_with_its_difference(
-    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cube.zarr"
     box = (*MIDDLE, EAST, NORTH)
@@ -100,7 +100,7 @@ def test_another_request_is_refused_with_its_difference(
 
 @pytest.mark.slow
 def test_two_extensions_planned_at_once_drop_nothing(
-    demo_catalog: Path, tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str],
+    demo_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """While one searches, another extends the store: the first compares its plans with the store's as it is now."""

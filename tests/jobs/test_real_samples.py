@@ -44,13 +44,13 @@ def sahara(shared_dir: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_twelve_bands_at_100_m(sahara: Path, tmp_path: Path, ray_local: object) -> None:
+def test_twelve_bands_at_100_m(sahara: Path, tmp_path: Path) -> None:
     scores = encode(tmp_path / "cube.zarr", sahara, (-11.5, 24.6, -11.3, 24.8), "2020-02-19", "--resolution", "100")
     (entry,) = scores.values()
     assert entry.psnr > 28 and entry.sam is not None and entry.sam < 0.1
 
 
-def test_two_tiles_of_a_day_make_one_picture(shared_dir: Path, tmp_path: Path, ray_local: object) -> None:
+def test_two_tiles_of_a_day_make_one_picture(shared_dir: Path, tmp_path: Path) -> None:
     catalog = shared_dir / "data" / "raw/mapchete_eo/full_products/catalog.json"
     out = tmp_path / "cube.zarr"
     # Northing 5 100 000 is the border of tiles 33TWM and 33TWL; only the second of August 20 holds its south.
@@ -65,7 +65,7 @@ def test_two_tiles_of_a_day_make_one_picture(shared_dir: Path, tmp_path: Path, r
     assert np.isfinite(decoded.values[:, decoded.sizes["x"] // 2]).all(), "a gap runs between the tiles"
 
 
-def test_backscatter_is_in_decibel(catalog_json: Path, tmp_path: Path, ray_local: object) -> None:
+def test_backscatter_is_in_decibel(catalog_json: Path, tmp_path: Path) -> None:
     item = next((catalog_json.parent / "sentinel-1-rtc").glob("*/*.json"))
     about = json.loads(item.read_text())
     west, south, east, north = about["bbox"]

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,7 +34,7 @@ def words(catalog: Path, weights: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, weights: Path, ray_local: Any) -> Path:
+def calm(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path, weights: Path) -> Path:
     out = tmp_path_factory.mktemp("calm") / "cube.zarr"
     assert encode_main(words(demo_catalog, weights, out)) == Exit.DONE
     return out
@@ -63,9 +62,7 @@ def damaged(calm: Path, folder: Path, gone: Sequence[str], *, shard: bool = True
 
 
 @pytest.mark.slow
-def test_the_command_mends_what_verify_names(
-    calm: Path, tmp_path: Path, ray_local: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_mends_what_verify_names(calm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without the command line that made it: plan, sample and weights are as the store says."""
     store = damaged(calm, tmp_path, ["stac.json", "x/zarr.json"])
     assert main(["verify", str(store)]) == Exit.RETRYABLE

@@ -101,9 +101,7 @@ def test_a_geotiff_has_the_exact_transform_and_the_cubes_pixels(
 
 
 @pytest.mark.slow
-def test_a_consistent_geotiff_averages_back_to_the_parents_pixels(
-    ray_local: Any, given: tuple[str, str], tmp_path: Path
-) -> None:
+def test_a_consistent_geotiff_averages_back_to_the_parents_pixels(given: tuple[str, str], tmp_path: Path) -> None:
     assert main(arguments(given, tmp_path / "fine.tif", "--consistent")) == 0
     coarse = eocube.open(given[0]).eocube.decode().isel(time=0).values
     with rasterio.open(tmp_path / "fine.tif") as image:

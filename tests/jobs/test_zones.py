@@ -62,7 +62,7 @@ def border(tmp_path: Path) -> tuple[Path, tuple[float, float, float, float]]:
 
 
 @pytest.mark.slow
-def test_two_zones_two_cubes(border: tuple[Path, tuple[float, ...]], tmp_path: Path, ray_local: object) -> None:
+def test_two_zones_two_cubes(border: tuple[Path, tuple[float, ...]], tmp_path: Path) -> None:
     import eocube
 
     item, box = border
@@ -89,7 +89,7 @@ def test_two_zones_two_cubes(border: tuple[Path, tuple[float, ...]], tmp_path: P
 
 @pytest.mark.slow
 def test_a_zone_comes_later_where_the_extent_reaches_it(
-    border: tuple[Path, tuple[float, ...]], tmp_path: Path, ray_local: object, capsys: pytest.CaptureFixture[str]
+    border: tuple[Path, tuple[float, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item, box = border
     grown, fresh, west = tmp_path / "grown.zarr", tmp_path / "fresh.zarr", (11.985, 48.025, 11.995, 48.035)

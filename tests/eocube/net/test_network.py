@@ -152,7 +152,7 @@ def test_the_driver_and_its_actors_keep_to_one_limit_together() -> None:
     whole = NetworkLimits(requests_per_second=10)
     network = Network(whole)
     for actors in (1, 3, 7):
-        with network.beside_actors():
+        with network.keeping_to(network.limits.beside_actors()):
             rates = [network.limits.own_rate, *(whole.shared(actors).own_rate for _ in range(actors))]
         assert sum(rate or 0.0 for rate in rates) == pytest.approx(10.0)
         assert len(set(rates[1:])) == 1

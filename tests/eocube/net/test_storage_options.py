@@ -11,7 +11,7 @@ from eocube.errors import InputError
 from eocube.net.redaction import redacted, safe_url, secrets_of
 from eocube.net.storage_options import filesystem_for, gdal_s3_options, host_of, options_for, parse_options
 from eocube.run.arguments import EncodeOptions, typed
-from eocube.run.driver import EngineOptions
+from eocube.run.options import EngineOptions
 
 ENDPOINT = "http://user:hush@minio.local:9000"
 

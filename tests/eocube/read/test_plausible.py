@@ -16,8 +16,8 @@ from eocube.products.base import Models
 from eocube.read.plausible import is_dark
 from eocube.report.info import describe, info, status
 from eocube.run import job as run
-from eocube.run.driver import Cube, RunTally
-from eocube.run.options import Limits
+from eocube.run.driver import RunTally
+from eocube.run.options import Cube, Limits
 from eocube.run.unit import UnitRunner
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry

@@ -16,8 +16,8 @@ from eocube.net.network import Network, NetworkLimits
 from eocube.plan.plan import WorkUnit
 from eocube.read.reader import WindowReader
 from eocube.run import driver as engine
-from eocube.run.driver import Cube, EncodeActor, EngineOptions
-from eocube.run.options import Limits
+from eocube.run.actor import EncodeActor
+from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest, make_plan, make_weights
 from tests.eocube.rasters import LATTICE, WINDOW, digital, ground, over, s2, tif

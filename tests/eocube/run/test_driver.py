@@ -16,7 +16,9 @@ import pytest
 from eocube.errors import EocubeError, LeaseError, StoreError
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
-from eocube.run.driver import Cube, EngineOptions, empty_receipt, interruptible, starter
+from eocube.run.driver import empty_receipt, interruptible
+from eocube.run.local_engine import LocalEngine
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.placement import Ended, Node, Place, here, placements
 from eocube.run.pool import UNITS_PER_ACTOR, ActorPool
 from eocube.store.receipts import State
@@ -88,10 +90,24 @@ class Counting(Mortal):
         return receipt_of(unit, row=self.most).to_json(), (str(os.getpid()),)
 
 
-def pool(folder: Path, actor: type[Any], actors: int | None = 2, **given: Any) -> ActorPool:
-    cube = Cube(None, str(folder))  # type: ignore[arg-type]
+ON_BOTH = pytest.mark.parametrize("engine_name", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+
+
+@pytest.fixture
+def on(engine_name: str, request: pytest.FixtureRequest) -> str:
+    """An engine's name; Ray is started where it is that."""
+    if engine_name == "ray":
+        request.getfixturevalue("ray_local")
+    return engine_name
+
+
+def pool(folder: Path, actor: type[Any], actors: int | None = 2, *, on: str = "ray", **given: Any) -> ActorPool:
     options = EngineOptions(actors=actors, quiet=True)
-    return ActorPool(starter([cube], options, "test", actor), actors=actors, **given)
+    if on == "local":
+        return ActorPool(LocalEngine([str(folder)], options, "test", actor), **given)
+    from eocube.run.ray_engine import RayEngine
+
+    return ActorPool(RayEngine([str(folder)], options, "test", actor), actors=actors, **given)
 
 
 def done(ended: list[Ended]) -> list[str]:
@@ -168,9 +184,10 @@ def test_actors_are_told_how_many_share_the_limit_as_they_come_and_go(ray_local:
     assert {n for heard in told for n in heard} == {1, 2}
 
 
-def test_an_actor_that_cannot_start_says_why(ray_local: object, tmp_path: Path) -> None:
-    with pytest.raises(EocubeError, match="are not those of the plan"):
-        list(pool(tmp_path, Refuses, 1).map(UNITS))
+@ON_BOTH
+def test_an_actor_that_cannot_start_says_why(on: str, tmp_path: Path) -> None:
+    with pytest.raises(EocubeError, match=r"cannot start: .*are not those of the plan"):
+        list(pool(tmp_path, Refuses, 1, on=on).map(UNITS))
 
 
 @pytest.mark.faults
@@ -183,12 +200,14 @@ def test_actors_that_die_as_they_start_are_given_up(
         list(pool(tmp_path, DiesAtBirth, 1).map(UNITS))
 
 
-def test_a_target_that_cannot_be_written_ends_the_run(ray_local: object, tmp_path: Path) -> None:
+@ON_BOTH
+def test_a_target_that_cannot_be_written_ends_the_run(on: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no space left"):
-        list(pool(tmp_path, FullDisk, 1).map(UNITS))
+        list(pool(tmp_path, FullDisk, 1, on=on).map(UNITS))
 
 
-def test_units_are_drawn_as_actors_become_free_and_bounded_in_each(ray_local: object, tmp_path: Path) -> None:
+@ON_BOTH
+def test_units_are_drawn_as_actors_become_free_and_bounded_in_each(on: str, tmp_path: Path) -> None:
     drawn = 0
 
     def endless() -> Iterator[tuple[int, WorkUnit]]:
@@ -198,7 +217,7 @@ def test_units_are_drawn_as_actors_become_free_and_bounded_in_each(ray_local: ob
             yield 0, WorkUnit(drawn, 0, 0)
 
     most, most_ahead = 0, 0
-    ended = pool(tmp_path, Counting, 2).map(endless())
+    ended = pool(tmp_path, Counting, 2, on=on).map(endless())
     for counted, unit in enumerate(ended, 1):
         assert unit.receipt is not None
         most = max(most, unit.receipt.windows[0].row)
@@ -261,9 +280,10 @@ def units_of(cube: Cube) -> list[tuple[int, WorkUnit]]:
     return [(0, WorkUnit(t, r, c)) for t in range(len(plan.times)) for r, c in sorted(plan.grid.shards())]
 
 
-def test_a_run_logs_every_unit_once_and_marks_the_lost(ray_local: object, cube: Cube, tmp_path: Path) -> None:
+@ON_BOTH
+def test_a_run_logs_every_unit_once_and_marks_the_lost(on: str, cube: Cube) -> None:
     todo = units_of(cube)
-    tally = engine.run([cube], EngineOptions(actors=1, quiet=True), iter(todo), "r", actor_class=Writer)
+    tally = engine.run([cube], EngineOptions(engine=on, quiet=True), iter(todo), "r", actor_class=Writer)
     store = CubeStore.open(cube.url)
     assert [r.unit for r in store.log.receipts()] and tally.units == len(todo) and tally.lost == []
     assert sorted(r.unit for r in store.log.receipts()) == sorted(u.key for _, u in todo)
@@ -291,15 +311,18 @@ def test_a_lost_unit_is_marked_in_the_store_and_done_by_the_next_run(
     assert {r.unit for r in CubeStore.open(cube.url).log.latest() if r.complete} == {u.key for _, u in todo}
 
 
-def test_a_driver_that_may_not_write_any_more_logs_nothing(ray_local: object, cube: Cube) -> None:
+@ON_BOTH
+def test_a_driver_that_may_not_write_any_more_logs_nothing(on: str, cube: Cube) -> None:
     def refuse() -> None:
         raise LeaseError("another run took over")
 
     with pytest.raises(LeaseError, match="took over"):
-        engine.run([cube], EngineOptions(actors=1, quiet=True), units_of(cube), "r", check=refuse, actor_class=Writer)
+        options = EngineOptions(engine=on, quiet=True)
+        engine.run([cube], options, units_of(cube), "r", check=refuse, actor_class=Writer)
     assert list(CubeStore.open(cube.url).log.receipts()) == []
 
 
+@pytest.mark.slow
 def test_an_actor_says_where_it_is(ray_local: Any) -> None:
     place = Place(*ray_local.get(ray_local.remote(here).remote()))
     assert place.node in {n["NodeID"] for n in ray_local.nodes()} and place.pid != os.getpid()

@@ -69,8 +69,8 @@ def test_an_actor_killed_for_want_of_memory_says_memory(
     count = [0]
     monkeypatch.setattr(pools, "kills", lambda: count[0])
     monkeypatch.setattr(pools, "memory_limit", lambda: 4 * 10**9)
-    start: Any = lambda wanted: None  # noqa: E731
-    pool = ActorPool(start)
+    engine: Any = SimpleNamespace(end=lambda worker: None)
+    pool = ActorPool(engine)
     worker = pools._Worker(SimpleNamespace(), None)
     pool._workers.append(worker)
     count[0] = counted

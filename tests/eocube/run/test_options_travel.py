@@ -98,7 +98,7 @@ def test_no_process_of_a_run_has_a_credential_in_its_environment_and_no_log_of_r
     command = [
         sys.executable, "jobs/encode_region.py", "--bbox", *map(str, DEMO_BBOX), "--datetime", DEMO_DATETIME,
         "--catalog", str(demo_catalog), "--out", url, "--storage-options", f"@{tmp_path / 'options.json'}", "--bands",
-        "B02,B03,B04,B08", "--resolution", "20",
+        "B02,B03,B04,B08", "--resolution", "20", "--engine", "ray",
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_")) or k == "AWS_CA_BUNDLE"}
     env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(short_folder)}

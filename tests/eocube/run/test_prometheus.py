@@ -13,7 +13,7 @@ import pytest
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import prometheus
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.prometheus import BusyClock
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights

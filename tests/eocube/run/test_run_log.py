@@ -14,7 +14,7 @@ from eocube.net.objects import Objects
 from eocube.plan.plan import WorkUnit
 from eocube.run import driver as engine
 from eocube.run import run_log as runlog
-from eocube.run.driver import Cube, EngineOptions
+from eocube.run.options import Cube, EngineOptions
 from eocube.run.run_log import FileSink, JsonLines, Kept, RunLog, StoreSink, attached, event, of_unit
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import make_plan, make_weights
@@ -88,12 +88,12 @@ def test_an_actor_keeps_the_newest_lines_until_they_are_taken() -> None:
     assert kept.take() == ()
 
 
-def test_a_run_leaves_its_log_in_the_store_beside_the_commits(ray_local: object, tmp_path: Path) -> None:
+def test_a_run_leaves_its_log_in_the_store_beside_the_commits(tmp_path: Path) -> None:
     plan = make_plan(make_weights(tmp_path / "w.safetensors"))
     url = str(tmp_path / "cube.zarr")
     CubeStore.create(url, plan)
     unit = WorkUnit(0, *min(plan.grid.shards()))
-    engine.run([Cube(plan, url)], EngineOptions(actors=1, quiet=True), [(0, unit)], "abc", actor_class=Writer)
+    engine.run([Cube(plan, url)], EngineOptions(quiet=True), [(0, unit)], "abc", actor_class=Writer)
     found = lines_of(Path(url) / "commits" / "runs" / "abc")
     assert {line["run"] for line in found} == {"abc"}
     events = [line["event"] for line in found]
