@@ -65,7 +65,7 @@ def install() -> None:
         return call
 
     WindowReader.read = noted(READ, WindowReader.read)  # type: ignore[method-assign]
-    WindowReader.read_strip = noted(READ, WindowReader.read_strip)  # type: ignore[method-assign]
+    WindowReader.read_shard = noted(READ, WindowReader.read_shard)  # type: ignore[method-assign]
     CubeStore.write_shard = noted(WRITE, CubeStore.write_shard)  # type: ignore[method-assign]
     UnitRunner.run = noted(UNIT, UnitRunner.run)  # type: ignore[method-assign]
     begin = UnitRunner.__init__

@@ -13,7 +13,7 @@ Every layer at which something is asked or done again, from the request outwards
 3. **GDAL's request:** 3 more tries, 0.5 s apart and more, for 429 and 5xx (`raster/opening.py`). Where
    `--max-requests-per-second` counts requests out, GDAL reads through `ranged_file` instead: its layer is off, and each
    range is a request of layer 2.
-4. **A read of a source** (`read/reader.py`, `WindowReader.retries`): 4 tries through `Network.call`, each with a handle
+4. **A read of a source** (`read/sources.py`, `Sources.tried`): 4 tries through `Network.call`, each with a handle
    that is signed and opened anew, since a token may have run out; then the window ends `read_failed`. Around layer 3,
    so up to 16 requests for a range, or 24 of layer 2. A file of this machine is read once.
 5. **An overview** that settles an offset (`scenes/dark_pixels.py`): the same with 4 tries, not patient; then the item

@@ -131,7 +131,8 @@ class Kind(Protocol):
 
 if TYPE_CHECKING:
     from eocube.ground.grid import Window
-    from eocube.read.reader import WindowPixels
+    from eocube.read.shard import Asked, Submit
+    from eocube.read.window_pixels import WindowPixels
     from eocube.scenes.scene import Scene
 
 
@@ -145,10 +146,10 @@ class Inputs(Protocol):
         """The pixels of a window with its halo. SourceError where a source cannot be read."""
         ...
 
-    def read_strip(
-        self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None, /
-    ) -> Sequence[WindowPixels] | None:
-        """Windows side by side in one go, the same values as one by one; None where that cannot be done."""
+    def read_shard(
+        self, wanted: Mapping[Window, Sequence[Scene]], max_cloud: float | None, submit: Submit, /
+    ) -> Mapping[Window, Asked]:
+        """Windows of one shard in one go, the same values as one by one; those that are not given are read alone."""
         ...
 
     def mask(self, scenes: Sequence[Scene], window: Window, /) -> tuple[int, int, int]:

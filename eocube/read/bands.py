@@ -20,10 +20,9 @@ from eocube.raster.warp import (
     average,
     bilinear,
     nearest,
-    on_grid,
     region_of,
 )
-from eocube.read.plausible import check_digital, check_numbers, check_range, is_questionable
+from eocube.read.plausible import check_digital, check_numbers, check_range
 from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors.radiometry import to_sensor_dn
 from eocube.sensors.sensor import Sensor
@@ -43,16 +42,16 @@ def read_bands(
     inside = region.inside(raster.height, raster.width)
     if inside is None:
         return None
-    raw = _read(raster, sources, inside, sensor)
-    usable = [_usable(band, s, raster.nodata[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
-    _leave_out_masked(usable, raster, sources, inside)
-    for band, s, seen in zip(raw, sources, usable, strict=True):
-        check_range(band, seen, s, sensor)
-        check_digital(band, seen, raster, s, sensor)
+    raw = read_raw(raster, sources, inside, sensor)
+    seen = [usable(band, s, raster.nodata[s.index - 1]) for band, s in zip(raw, sources, strict=True)]
+    _leave_out_masked(seen, raster, sources, inside)
+    for band, s, valid in zip(raw, sources, seen, strict=True):
+        check_range(band, valid, s, sensor)
+        check_digital(band, valid, raster, s, sensor)
     if at.exact is not None:
-        pixels, there = [embed(b, inside, region, 0) for b in raw], [embed(u, inside, region, False) for u in usable]
+        pixels, there = [embed(b, inside, region, 0) for b in raw], [embed(v, inside, region, False) for v in seen]
     else:
-        floats = np.where(np.stack(usable), raw, np.nan).astype(np.float64)
+        floats = np.where(np.stack(seen), raw, np.nan).astype(np.float64)
         values = embed(floats, inside, region, np.nan)
         if at.ratio > DOWNSAMPLING:
             warped = average(values, raster.transform, crs, region, grid)
@@ -62,9 +61,9 @@ def read_bands(
         warped = np.where(there, warped, 0.0)
         pixels = list((np.rint(warped) if raw.dtype.kind in "ui" else warped).astype(raw.dtype))
     bands = []
-    for band, seen, source in zip(pixels, there, sources, strict=True):
-        moved, kept = _to_sensor_dn(band, source, sensor)
-        bands.append((moved, seen & kept))
+    for band, valid, source in zip(pixels, there, sources, strict=True):
+        moved = to_sensor_dn(band, source.radiometry, sensor)
+        bands.append((moved, valid & is_data(moved, sensor)))
     return bands, raw.nbytes
 
 
@@ -74,42 +73,11 @@ def read_classes(raster: Raster, at: Placement, source: BandSource, grid: PixelG
     inside = region.inside(raster.height, raster.width)
     if inside is None:
         return None
-    raw = _read(raster, [source], inside, None)
+    raw = read_raw(raster, [source], inside, None)
     if raster.masked[source.index - 1]:
         raw = np.where(raster.mask([source.index], *_ranges(inside)), raw, 0)
     classes = embed(raw, inside, region, 0)
     return (classes if at.exact is not None else nearest(classes, at, region))[0], raw.nbytes
-
-
-def read_along(
-    raster: Raster, crs: str, first: PixelGrid, last: PixelGrid, sources: Sequence[BandSource], sensor: Sensor | None
-) -> NDArray[Any] | None:
-    """A file's pixels (C, rows, columns) from the first grid of a row to the last, as they are stored.
-
-    None unless the file is on these grids and covers them, without a mask. `sensor` is None for classes.
-    """
-    start, end = (on_grid(grid, raster.transform, crs) for grid in (first, last))
-    if start is None or end is None or (end[0], end[1] - start[1]) != (start[0], columns_apart(first, last)):
-        return None
-    region = Region(start[0], start[1], start[0] + first.size, end[1] + last.size)
-    if region.inside(raster.height, raster.width) != region:
-        return None
-    if any(raster.masked):
-        return None
-    return _read(raster, sources, region, sensor)
-
-
-def columns_apart(first: PixelGrid, last: PixelGrid) -> int:
-    """Pixels from one grid's left edge to another's, of the same row."""
-    return round((last.left - first.left) / first.side)
-
-
-def gapless(raw: NDArray[Any], source: BandSource, file_nodata: float | None, sensor: Sensor) -> NDArray[Any] | None:
-    """A band's pixels in travelling form; None where not every one is valid, or numbers are to be looked at closer."""
-    if is_questionable(raw, source, sensor) or not _usable(raw, source, file_nodata).all():
-        return None
-    moved, kept = _to_sensor_dn(raw, source, sensor)
-    return moved if kept.all() else None
 
 
 def overview(raster: Raster, ratio: float) -> int | None:
@@ -147,7 +115,7 @@ def whole(number: float, pixels: NDArray[Any]) -> float:
     return int(number) if pixels.dtype.kind in "ui" and float(number).is_integer() else number
 
 
-def _read(raster: Raster, sources: Sequence[BandSource], inside: Region, sensor: Sensor | None) -> NDArray[Any]:
+def read_raw(raster: Raster, sources: Sequence[BandSource], inside: Region, sensor: Sensor | None) -> NDArray[Any]:
     """Source pixels (C, rows, columns); refused where they are of a kind that is not read, or take unbounded memory."""
     for source in sources:
         check_numbers(raster.dtypes, raster.palettes, source, sensor)
@@ -173,21 +141,21 @@ def _leave_out_masked(
         band &= seen
 
 
-def _to_sensor_dn(band: NDArray[Any], source: BandSource, sensor: Sensor) -> Band:
-    """A band in travelling form, and where that is not the sensor's nodata."""
-    moved = to_sensor_dn(band, source.radiometry, sensor)
-    return moved, ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
+def is_data(moved: NDArray[Any], sensor: Sensor) -> NDArray[np.bool_]:
+    """Where pixels in travelling form are not the sensor's nodata."""
+    there: NDArray[np.bool_] = ~np.isnan(moved) if np.isnan(sensor.nodata) else moved != whole(sensor.nodata, moved)
+    return there
 
 
-def _usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> NDArray[np.bool_]:
+def usable(raw: NDArray[Any], source: BandSource, file_nodata: float | None) -> NDArray[np.bool_]:
     """Which raw pixels may take part in resampling: neither the item's nor the file's nodata, and a power above 0."""
-    usable: NDArray[np.bool_] = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, dtype=np.bool_)
+    seen: NDArray[np.bool_] = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, dtype=np.bool_)
     for nodata in {source.radiometry.nodata, file_nodata}:
         if nodata is not None and not np.isnan(nodata):
-            usable &= raw != whole(nodata, raw)
+            seen &= raw != whole(nodata, raw)
     if source.radiometry.kind == "power":
-        usable &= ~(raw == 0)
-    return usable
+        seen &= ~(raw == 0)
+    return seen
 
 
 def failure(scene: Scene, source: BandSource, error: Exception, secrets: Sequence[str] = ()) -> SourceError:

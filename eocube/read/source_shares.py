@@ -42,21 +42,42 @@ def valid_share(lattice: Lattice, seen: Mapping[int, NDArray[np.bool_]]) -> NDAr
     return total / (sum(len(valid) for valid in seen.values()) * lattice.stride**2)
 
 
-def cloud_cells(classes: NDArray[Any], core: int) -> NDArray[np.uint8]:
-    """Percent of cloud and of cloud shadow among the valid samples in each latent pixel, by a core's classes (n, n).
+def as_classes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """A mask's numbers as classes: those of another type that no class has are valid, and neither cloud nor shadow."""
+    if values.dtype == np.uint8:
+        return values
+    known = np.isin(values, (SCL_NODATA, SCL_SHADOW, *SCL_CLOUD))
+    return np.where(known, values, _OTHER).astype(np.uint8)
 
-    (2, core, core), `UNKNOWN_PERCENT` where no sample is valid.
+
+def class_counts(classes: NDArray[np.uint8], height: int, width: int) -> NDArray[np.int64]:
+    """How many samples of a mask are valid, cloud and cloud shadow in each of height x width latent pixels.
+
+    `classes` (height * n, width * n) -> (3, height, width).
     """
-    valid = _per_cell(classes != SCL_NODATA, core)
-    cloud = sum(_per_cell(classes == kind, core) for kind in SCL_CLOUD)
-    share = np.stack([cloud, _per_cell(classes == SCL_SHADOW, core)]) / np.maximum(valid, 1)
+    rows = _BITS[classes].reshape(height, -1, classes.shape[1]).sum(axis=1)
+    packed = rows.reshape(height, width, -1).sum(axis=2)
+    return np.stack([(packed >> shift) & _FIELD for shift in (0, _WIDTH, 2 * _WIDTH)]).astype(np.int64)
+
+
+def cloud_cells(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Percent of cloud and of cloud shadow among the valid samples in each latent pixel, by `class_counts`.
+
+    (2, height, width), `UNKNOWN_PERCENT` where no sample is valid.
+    """
+    valid = counts[0]
+    share = counts[1:] / np.maximum(valid, 1)
     return np.asarray(np.where(valid > 0, percent(share), UNKNOWN_PERCENT), dtype=np.uint8)
 
 
-def _per_cell(samples: NDArray[np.bool_], core: int) -> NDArray[np.int64]:
-    """How many samples (n, n) are set in each of core x core squares."""
-    each = len(samples) // core
-    return np.asarray(samples.reshape(core, each, core, each).sum(axis=(1, 3)), dtype=np.int64)
+# A sample's class as what is counted of it, each count in bits of its own: as many samples as a latent pixel may have.
+_WIDTH = 21
+_FIELD = np.uint64(2**_WIDTH - 1)
+_BITS = np.zeros(256, np.uint64)
+_BITS += np.arange(256) != SCL_NODATA
+_BITS[list(SCL_CLOUD)] += np.uint64(1 << _WIDTH)
+_OTHER = 255
+_BITS[SCL_SHADOW] += np.uint64(1 << 2 * _WIDTH)
 
 
 def percent(share: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -1,4 +1,5 @@
-"""Holds what is read of a window: its pixels, what masks say of its core, and how one scene fills what another left."""
+"""Holds what is read of a window: its pixels, what masks say of its core, how scenes fill gaps, and what is left of
+them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eocube.ground.grid import Lattice
+from eocube.raster.warp import mirror_gaps
 from eocube.read.coverage import UNKNOWN_PERCENT
+from eocube.read.source_shares import missing_pixels, percent, valid_share
 
 UNKNOWN = UNKNOWN_PERCENT
 """`cloud_percent` (and `valid_percent` of a mask) where no mask says it."""
@@ -49,6 +53,14 @@ class Mask:
     clouds: NDArray[np.uint8] | None = None
     bytes_read: int = 0
 
+    @classmethod
+    def of_counts(cls, counts: NDArray[np.int64], samples: int, bytes_read: int, clouds: NDArray[np.uint8]) -> Mask:
+        """Of a core's `class_counts` (3, core, core) among so many samples, and its `cloud_cells`."""
+        there, cloudy = int(counts[0].sum()), int(counts[1].sum())
+        nodata = 1.0 - there / samples if there else 1.0
+        valid = int(percent(np.array([1.0 - nodata]))[0])
+        return cls(valid, round(100 * (cloudy / there)) if valid else UNKNOWN, clouds, bytes_read)
+
 
 def fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], there: NDArray[np.bool_]) -> bool:
     """Fill what is not yet valid of a band (H, W) in place; whether there was anything."""
@@ -59,3 +71,35 @@ def fill(pixels: NDArray[Any], valid: NDArray[np.bool_], moved: NDArray[Any], th
     np.copyto(pixels, moved, where=new)
     valid |= new
     return bool(new.any())
+
+
+def settled(
+    lattice: Lattice,
+    groups: Mapping[int, NDArray[Any]],
+    seen: Mapping[int, NDArray[np.bool_]],
+    mask: Mask,
+    scene_ids: tuple[str, ...],
+    bytes_read: int,
+) -> WindowPixels:
+    """A window of which some pixels may lack: what is missing is mirrored, in place, from what is there.
+
+    Without any pixel in some band it counts as empty.
+    """
+    if not all(band.any() for valid in seen.values() for band in valid):
+        empty = np.zeros((lattice.core, lattice.core), dtype=np.uint8)
+        return WindowPixels(groups, empty, 0, UNKNOWN, scene_ids, bytes_read)
+    if all(valid.all() for valid in seen.values()):
+        return without_gaps(lattice, groups, mask, scene_ids, bytes_read)
+    share, lacking = valid_share(lattice, seen), missing_pixels(lattice, seen)
+    for sampling, pixels in groups.items():
+        mirror_gaps(pixels, seen[sampling])
+    whole = int(percent(share.mean(keepdims=True))[0, 0])
+    return WindowPixels(groups, percent(share), whole, mask.cloud_percent, scene_ids, bytes_read, lacking, mask.clouds)
+
+
+def without_gaps(
+    lattice: Lattice, groups: Mapping[int, NDArray[Any]], mask: Mask, scene_ids: tuple[str, ...], bytes_read: int
+) -> WindowPixels:
+    """A window all of whose pixels are there."""
+    full = np.full((lattice.core, lattice.core), 100, dtype=np.uint8)
+    return WindowPixels(groups, full, 100, mask.cloud_percent, scene_ids, bytes_read, None, mask.clouds)

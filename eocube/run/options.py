@@ -19,11 +19,12 @@ core. What a host that is down is waited for comes on top."""
 class Limits:
     """What bounds a unit's memory and choices."""
 
-    read_threads: int = 8
+    read_threads: int = 16
+    """A scene has about as many files, which are read all at once where they are remote."""
     encode_threads: int = 1
-    ahead: int = 16
-    """Windows read and not yet encoded, at most; more where threads read several at once. Bounds an actor's memory
-    whatever the size of a shard."""
+    rows: int | None = None
+    """Rows of windows of a shard that are read as one and held until they are encoded; None: all. Bounds an actor's
+    memory whatever the size of a shard."""
     max_cloud: float | None = None
     """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
     verify_fraction: float = 0.0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from threading import Lock
 from typing import Any
 
@@ -24,8 +26,10 @@ from eocube.plan.rules import read_by
 from eocube.products.base import Encoder, Inputs, Models, Pixels
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
-from eocube.read.reader import WindowPixels, WindowReader
+from eocube.read.reader import WindowReader
+from eocube.read.window_pixels import Mask, WindowPixels
 from eocube.run.kept import read_kept
+from eocube.run.lanes import Lanes
 from eocube.run.options import Limits
 from eocube.run.prometheus import BusyClock
 from eocube.run.selfcheck import BorderBook, Checked, Scores, SelfCheck
@@ -61,10 +65,6 @@ class _Read:
     asset: str | None = None
 
 
-STRIP = 5
-"""Windows side by side that are read as one where the scenes are local files."""
-
-
 def all_local(plan: Plan) -> bool:
     """Whether every scene is a file of this machine: then reading computes, where it otherwise waits."""
     return all(here(source.href) for scene in plan.scenes for source in scene.sources)
@@ -73,11 +73,13 @@ def all_local(plan: Plan) -> bool:
 class UnitRunner:
     """Runs work units of one plan. Safe to call from several threads at once.
 
+    Each unit is read whole and then encoded, one unit at a time: while one is encoded, the next is read.
+
     Args:
         plan: the frozen plan.
         store: the store the shards go to.
         models: the encoder at its precisions, the decoder and the truth for verification.
-        limits: threads, read-ahead, cloud limit, share to verify.
+        limits: threads, rows that are held, cloud limit, share to verify.
         storage_options: fsspec options of the sources.
         run_id: goes into every receipt.
         busy: measures when something is encoded; runners of one device share theirs.
@@ -105,14 +107,12 @@ class UnitRunner:
         self._encoders = ThreadPoolExecutor(
             threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
         )
-        # Remote reads wait, and eight of them wait together; local ones compute, and take turns in the files they
-        # share: no more of them than cores, and where encoding computes on the same cores by the same threads.
+        # Remote reads wait, many together; local ones compute: on no more threads than cores, and by the threads that
+        # encode where these compute on the same cores.
         local = all_local(plan)
         readers = min(limits.read_threads, os.cpu_count() or 1) if local else limits.read_threads
-        shared = local and models.device == "cpu"
-        self._readers = self._encoders if shared else ThreadPoolExecutor(readers, thread_name_prefix="read")
-        self._strip_length = STRIP if local else 1
-        self._ahead = max(limits.ahead, self._strip_length * readers)
+        self._lanes = Lanes(readers, self._encoders if local and models.device == "cpu" else None)
+        self._turn = Lock()
         self._check = (
             None
             if models.decoder is None or models.truth is None
@@ -126,7 +126,7 @@ class UnitRunner:
 
     def close(self) -> None:
         """Stop the threads and close the sources."""
-        self._readers.shutdown(cancel_futures=True)
+        self._lanes.close()
         self._encoders.shutdown(cancel_futures=True)
         self._inputs.close()
 
@@ -170,8 +170,8 @@ class UnitRunner:
             for k, w in enumerate(windows)
             if grid.requested(w) and w not in results
         ]
-        for batch in self._batches(self._read_all(left)):
-            for read, latents, precision, checked in batch:
+        with closing(self._encoded(left)) as encoded:  # whatever happens, the next unit gets its turn
+            for read, latents, precision, checked in encoded:
                 bytes_in += read.bytes_read
                 if read.state is not State.OK:
                     keep(read, None, read.state, read.reason, Scores())
@@ -223,45 +223,25 @@ class UnitRunner:
 
     # -- reading
 
-    def _read_all(self, windows: Sequence[_Wanted]) -> Iterator[tuple[int, _Read]]:
-        """Windows with their place in the shard, in its order, a bounded number of them read and not yet taken."""
-        runs = self._runs(windows)
-        following = next(runs, None)
-        pending: deque[Future[list[tuple[int, _Read]]]] = deque()
-        waiting = 0
-        try:
-            while following or pending:
-                while following and (not pending or waiting + len(following) <= self._ahead):
-                    waiting += len(following)
-                    pending.append(self._readers.submit(copy_context().run, self._read_strip, following))
-                    following = next(runs, None)
-                for read in pending.popleft().result():
-                    waiting -= 1
-                    yield read
-        finally:
-            for future in pending:
-                future.cancel()
+    def _parts(self, windows: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+        """Windows that are held at once: as many rows of the shard as the limits allow."""
+        across = self.plan.grid.lattice.cores_per_shard
+        most = self.limits.rows or across
+        for _, part in groupby(windows, lambda wanted: wanted.place // across // most):
+            yield list(part)
 
-    def _runs(self, windows: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-        """Windows side by side of the same single scene together, others alone."""
-        run: list[_Wanted] = []
-        for wanted in windows:
-            if run and not (
-                len(run) < self._strip_length and len(wanted.scenes) == 1 and wanted.scenes == run[-1].scenes
-                and wanted.window == Window(run[-1].window.row, run[-1].window.col + 1)
-            ):  # fmt: skip
-                yield run
-                run = []
-            run.append(wanted)
-        if run:
-            yield run
-
-    def _read_strip(self, run: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
-        if len(run) > 1:
-            together = self._inputs.read_strip(run[0].scenes, [wanted.window for wanted in run], self.limits.max_cloud)
-            if together is not None:
-                return [(wanted.place, _whole(wanted.window, read)) for wanted, read in zip(run, together, strict=True)]
-        return [(wanted.place, self._read(wanted.scenes, wanted.window)) for wanted in run]
+    def _read_part(self, part: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
+        """Windows with their place in the shard, in its order: read as one, those alone of which that cannot be had."""
+        scenes = {wanted.window: wanted.scenes for wanted in part if wanted.scenes}
+        given = self._inputs.read_shard(scenes, self.limits.max_cloud, self._lanes.submit) if scenes else {}
+        reads: list[tuple[int, Future[_Read] | _Read]] = []
+        for wanted in part:
+            if wanted.window in given:
+                reads.append((wanted.place, _given(wanted.window, *given[wanted.window])))
+            else:
+                alone = partial(self._read, wanted.scenes, wanted.window)
+                reads.append((wanted.place, self._lanes.any(alone) if wanted.scenes else alone()))
+        return [(place, read.result() if isinstance(read, Future) else read) for place, read in reads]
 
     def _read(self, scenes: Sequence[Scene], window: Window) -> _Read:
         valid, cloud, read_so_far = 0, 255, 0
@@ -275,32 +255,30 @@ class UnitRunner:
             return _Read(
                 window, None, State.READ_FAILED, str(error), valid, cloud, read_so_far, error.item, error.asset
             )
-        if pixels is None or (pixels.valid_percent == 0 and not pixels.valid.any()):
-            return _Read(window, None, State.NODATA, None, 0, 255, pixels.bytes_read if pixels else 0)
+        if pixels is None:
+            return _Read(window, None, State.NODATA, None, 0, 255, 0)
         return _whole(window, pixels, read_so_far)
 
     # -- encoding
 
-    def _batches(self, reads: Iterator[tuple[int, _Read]]) -> Iterator[list[_Encoded]]:
-        """Encode windows as they come; on one window a thread (CPU) or in batches of one fixed size (GPU).
+    def _encoded(self, windows: Sequence[_Wanted]) -> Generator[_Encoded, None, None]:
+        """Read and encode windows; on one window a thread (CPU) or in batches of one fixed size (GPU).
 
         A window's place in its batch follows from its place in the shard, and absent windows leave their place
-        blank, so that its bits never depend on which others were there.
+        blank, so that its bits never depend on which others were there. Units take turns in having theirs encoded:
+        without, all would be read at once, and then none while all are encoded.
         """
         size = self.models.batch
-        pending: deque[Future[list[_Encoded]]] = deque()
-        group: list[tuple[int, _Read]] = []
-        for place, read in reads:
-            if group and place // size != group[0][0] // size:
-                pending.append(self._encoders.submit(self._timed, group))
-                group = []
-            group.append((place, read))
-            while len(pending) > self.limits.encode_threads + 1:
-                yield pending.popleft().result()
-        if group:
-            pending.append(self._encoders.submit(self._timed, group))
-        while pending:
-            yield pending.popleft().result()
+        for part in self._parts(windows):
+            reads = self._read_part(part)
+            pending: deque[Future[list[_Encoded]]] = deque()
+            with self._turn:
+                for _, group in groupby(reads, lambda read: read[0] // size):
+                    pending.append(self._encoders.submit(self._timed, list(group)))
+                    while len(pending) > self.limits.encode_threads + 1:
+                        yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
 
     def _timed(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
         with self.busy.inside():
@@ -361,10 +339,19 @@ class UnitRunner:
 
 
 def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:
-    """What reading came to where there are pixels to encode."""
+    """What reading came to by the pixels there are."""
+    if pixels.valid_percent == 0 and not pixels.valid.any():
+        return _Read(window, None, State.NODATA, None, 0, 255, pixels.bytes_read + read_before)
     return _Read(
         window, pixels, State.OK, None, pixels.valid_percent, pixels.cloud_percent, pixels.bytes_read + read_before
     )
+
+
+def _given(window: Window, mask: Mask, pixels: WindowPixels | None) -> _Read:
+    """What reading a window with its shard came to."""
+    if pixels is None:
+        return _Read(window, None, State.CLOUDY, None, mask.valid_percent, mask.cloud_percent, mask.bytes_read)
+    return _whole(window, pixels)
 
 
 _Encoded = tuple[_Read, np.ndarray | None, str, Checked]

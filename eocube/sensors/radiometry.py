@@ -36,6 +36,24 @@ def to_sensor_dn(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> N
     nodata. Linear power becomes dB; powers of 0 and less have none and are nodata. Raises `RadiometryError` where
     pixels said to be linear power are mostly negative: those are dB already.
     """
+    check_power(raw, radiometry)
+    return moved_to_sensor(raw, radiometry, sensor)
+
+
+def check_power(raw: NDArray[Any], radiometry: Radiometry) -> None:
+    """RadiometryError where pixels said to be linear power are mostly negative: those are dB already."""
+    if radiometry.kind != "power":
+        return
+    valid = ~_invalid(raw, radiometry)
+    below = int(np.count_nonzero(valid & (raw < 0)))
+    if below * 2 > np.count_nonzero(valid):
+        raise RadiometryError(
+            "pixels declared as linear power are mostly negative: they look like dB; declare unit dB in raster:bands"
+        )
+
+
+def _invalid(raw: NDArray[Any], radiometry: Radiometry) -> NDArray[np.bool_]:
+    """Which raw pixels are no numbers, or the nodata of their rule."""
     invalid = np.zeros(raw.shape, bool)
     if raw.dtype.kind == "f":
         invalid |= ~np.isfinite(raw)
@@ -43,6 +61,12 @@ def to_sensor_dn(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> N
         whole_number = raw.dtype.kind in "ui" and float(radiometry.nodata).is_integer()
         # Against a float, numpy would make floats of all pixels first.
         invalid |= raw == (int(radiometry.nodata) if whole_number else radiometry.nodata)
+    return invalid
+
+
+def moved_to_sensor(raw: NDArray[Any], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:
+    """As `to_sensor_dn`, pixel by pixel, without a look at whether they can be what they are said to be."""
+    invalid = _invalid(raw, radiometry)
     if radiometry.kind == "power":
         return _decibel(raw, invalid, radiometry, sensor)
     dtype = np.dtype(sensor.dtype)
@@ -84,11 +108,6 @@ def _shifted(raw: NDArray[Any], shift: int, lowest: int, highest: int) -> NDArra
 
 
 def _decibel(raw: NDArray[Any], invalid: NDArray[np.bool_], radiometry: Radiometry, sensor: Sensor) -> NDArray[Any]:
-    below = int(np.count_nonzero(~invalid & (raw < 0)))
-    if below * 2 > np.count_nonzero(~invalid):
-        raise RadiometryError(
-            "pixels declared as linear power are mostly negative: they look like dB; declare unit dB in raster:bands"
-        )
     usable = ~invalid & (raw > 0)
     power = np.where(usable, raw, 1).astype(np.float64) * radiometry.scale
     decibel = (10 * np.log10(power) - sensor.offset) / sensor.scale
@@ -98,16 +117,3 @@ def _decibel(raw: NDArray[Any], invalid: NDArray[np.bool_], radiometry: Radiomet
 # Classes of Sentinel-2's scene classification layer (Sen2Cor): 0 no data, 3 cloud shadow, 8 and 9 clouds of medium and
 # high probability, 10 thin cirrus.
 SCL_NODATA, SCL_SHADOW, SCL_CLOUD = 0, 3, (8, 9, 10)
-
-
-def scl_fractions(scl: NDArray[Any]) -> tuple[float, float, float]:
-    """(cloud, shadow, nodata) fractions, 0 to 1, of a scene classification array of any shape.
-
-    Cloud and shadow are fractions of the valid pixels, nodata of all; an empty or wholly invalid array is (0, 0, 1).
-    """
-    valid = int(np.count_nonzero(scl != SCL_NODATA))
-    if not valid:
-        return 0.0, 0.0, 1.0
-    cloud = sum(int(np.count_nonzero(scl == c)) for c in SCL_CLOUD)
-    shadow = int(np.count_nonzero(scl == SCL_SHADOW))
-    return cloud / valid, shadow / valid, 1.0 - valid / scl.size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -14,11 +15,13 @@ from rasterio.warp import transform_bounds
 
 from eocube.ground.grid import Lattice, Window
 from eocube.read.reader import WindowPixels, WindowReader
+from eocube.read.shard import Asked
 from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
 from eocube.sensors.sensor import Sensor
 
+T = TypeVar("T")
 LATTICE = Lattice(32633, 10)
 WINDOW = Window(-2760, 209)
 LEFT, BOTTOM, RIGHT, TOP = LATTICE.window_bounds(WINDOW)
@@ -74,6 +77,19 @@ def read(scenes: Scene | Sequence[Scene], sensor: Sensor | None = None, window: 
     """One window."""
     with WindowReader(sensor or s2(), LATTICE) as reader:
         return reader.read([scenes] if isinstance(scenes, Scene) else scenes, window)
+
+
+def now(href: str, work: Callable[[], T]) -> Future[T]:
+    """Reads a file as soon as it is asked to: for `WindowReader.read_shard`."""
+    future: Future[T] = Future()
+    future.set_result(work())
+    return future
+
+
+def together(scene: Scene, windows: Sequence[Window] = (WINDOW,)) -> dict[Window, Asked]:
+    """Windows read as one; those that are left out are not in it."""
+    with WindowReader(s2(), LATTICE) as reader:
+        return reader.read_shard({window: [scene] for window in windows}, None, now)
 
 
 def cut(values: NDArray[Any]) -> NDArray[Any]:

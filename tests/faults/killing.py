@@ -132,8 +132,8 @@ class Reader:
         groups = {10: np.full((1, side, side), value, np.uint16)}
         return WindowPixels(groups, valid, int(valid.mean()), int(clouds[0].mean()), (), 1, missing, clouds)
 
-    def read_strip(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None) -> None:
-        return None
+    def read_shard(self, wanted: object, max_cloud: float | None, submit: object) -> dict[Window, Any]:
+        return {}
 
     def mask(self, scenes: Sequence[Scene], window: Window) -> tuple[int, int, int]:
         return 100, 255, 0

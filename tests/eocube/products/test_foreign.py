@@ -237,8 +237,8 @@ class Counting:
         self.read_alone.append(window)
         return self._reader.read(scenes, window)
 
-    def read_strip(self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None = None, /) -> None:
-        return None
+    def read_shard(self, wanted: object, max_cloud: float | None, submit: object, /) -> dict[Window, Any]:
+        return {}
 
     def mask(self, scenes: Sequence[Scene], window: Window, /) -> tuple[int, int, int]:
         return self._reader.mask(scenes, window)

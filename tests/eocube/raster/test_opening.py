@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-import eocube.read.reader
+import eocube.read.sources
 from eocube.errors import SourceError
 from eocube.ground.grid import Lattice, Window
 from eocube.net.network import Network, NetworkLimits
@@ -135,10 +135,10 @@ def test_a_passing_failure_is_asked_again(server: Server, options: dict[str, obj
 
 def test_a_token_that_ran_out_is_renewed_and_none_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter(["OLD", "NEW"])
-    monkeypatch.setattr(eocube.read.reader, "sign", lambda href, signer: f"{href}?sig={next(tokens)}")
+    monkeypatch.setattr(eocube.read.sources, "sign", lambda href, signer: f"{href}?sig={next(tokens)}")
     server.refuse = lambda path: 403 if "NEW" not in path else None  # type: ignore[method-assign]
     assert read(scene(server, "signed.tif", "somebody")).valid_percent == 100
-    monkeypatch.setattr(eocube.read.reader, "sign", lambda href, signer: f"{href}?sig=SECRET")
+    monkeypatch.setattr(eocube.read.sources, "sign", lambda href, signer: f"{href}?sig=SECRET")
     with pytest.raises(SourceError) as caught:
         read(scene(server, "signed2.tif", "somebody"), retries=1)
     assert "SECRET" not in str(caught.value) and "item-1" in str(caught.value) and "blue" in str(caught.value)

@@ -11,12 +11,11 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from eocube.errors import SourceError
-from eocube.ground.grid import Window
 from eocube.read.reader import WindowReader
 from eocube.scenes.scene import BandSource
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
-from tests.eocube.rasters import DN, LATTICE, SIDE, WINDOW, cut, digital, ground, over, read, s2, tif
+from tests.eocube.rasters import DN, LATTICE, SIDE, WINDOW, cut, digital, ground, over, read, s2, tif, together
 
 
 def test_float_reflectance_under_a_rule_for_digital_numbers_is_refused(tmp_path: Path) -> None:
@@ -27,8 +26,7 @@ def test_float_reflectance_under_a_rule_for_digital_numbers_is_refused(tmp_path:
         ) as said:
             read(over(path, rule))
         assert "\n" not in str(said.value)
-    with WindowReader(s2(), LATTICE) as reader:
-        assert reader.read_strip([over(path)], [WINDOW, Window(WINDOW.row, WINDOW.col)]) is None
+    assert not together(over(path))
 
 
 def test_float_reflectance_with_its_own_scale_and_float_digital_numbers_are_right(tmp_path: Path) -> None:
@@ -57,8 +55,8 @@ def test_complex_pixels_are_refused_and_are_no_defect(tmp_path: Path) -> None:
         reader.mask([over(path, mask=tmp_path / "complex64.tif")], WINDOW)
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
-def test_numbers_far_beyond_the_travelling_type_are_refused(tmp_path: Path, side_by_side: bool) -> None:
+@pytest.mark.parametrize("as_one", [False, True])
+def test_numbers_far_beyond_the_travelling_type_are_refused(tmp_path: Path, as_one: bool) -> None:
     cases = {
         "wide": (digital(ground()).astype(np.int32) + 200_000, DN),
         "unsaid-fill": (np.where(ground() < 0.1, -9999, digital(ground())).astype(np.int16), DN),
@@ -66,9 +64,8 @@ def test_numbers_far_beyond_the_travelling_type_are_refused(tmp_path: Path, side
     }
     for name, (values, rule) in cases.items():
         scene = over(tif(tmp_path / f"{name}.tif", values), rule)
-        if side_by_side:
-            with WindowReader(s2(), LATTICE) as reader:
-                assert reader.read_strip([scene], [WINDOW]) is None
+        if as_one:
+            assert not together(scene)
         else:
             with pytest.raises(SourceError, match=r"do not fit what S2L2A travels as.*raster:bands"):
                 read(scene)
@@ -131,8 +128,7 @@ def test_masks_and_alpha_bands_are_kept_to(tmp_path: Path, kind: str) -> None:
             assert (pixels.valid[:, :12] == 100).all() and (pixels.valid[:, 12:] == 0).all()
             np.testing.assert_array_equal(pixels.groups[10][0][:, :128], cut(values)[:, :128])
             assert (pixels.groups[10][0][:, 128:] > 1000).all()  # mirrored
-        with WindowReader(s2(), LATTICE) as reader:
-            assert reader.read_strip([over(path)], [WINDOW]) is None
+        assert not together(over(path))
 
 
 def test_classes_under_a_mask_are_no_classes(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import eocube.read.reader
+import eocube.read.shard
+import eocube.read.sources
 from eocube.errors import SourceError
-from eocube.ground.grid import Window
 from eocube.net.network import Network, NetworkLimits
 from eocube.plan.plan import WorkUnit
 from eocube.read.reader import WindowReader
@@ -20,7 +21,7 @@ from eocube.run.actor import EncodeActor
 from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest, make_plan, make_weights
-from tests.eocube.rasters import LATTICE, WINDOW, digital, ground, over, s2, tif
+from tests.eocube.rasters import LATTICE, WINDOW, digital, ground, over, s2, tif, together
 from tests.eocube.run.test_unit import over as over_files
 
 DEFECTS = (TypeError, AttributeError, AssertionError, NameError, UnboundLocalError)
@@ -47,7 +48,7 @@ def test_a_defect_comes_through_at_once(
     network = Network(NetworkLimits(first_wait=0.001))
     with WindowReader(s2(), LATTICE, network=network) as reader:
         if remote:  # a host's failures are asked again; the file itself is opened here all the same
-            monkeypatch.setattr(eocube.read.reader, "host_of", lambda href, options: "host")
+            monkeypatch.setattr(eocube.read.sources, "host_of", lambda href, options: "host")
         with pytest.raises(kind, match="a part that was changed"):
             reader.read([scene], WINDOW)
     assert calls == [1]
@@ -58,9 +59,9 @@ def test_a_defect_in_reading_windows_together_is_not_passed_over(
     kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = over(tif(tmp_path / "b.tif", digital(ground())))
-    monkeypatch.setattr(eocube.read.reader, "read_along", broken(kind, []))
-    with WindowReader(s2(), LATTICE) as reader, pytest.raises(kind, match="a part that was changed"):
-        reader.read_strip([scene], [WINDOW])
+    monkeypatch.setattr(eocube.read.shard, "read_raw", broken(kind, []))
+    with pytest.raises(kind, match="a part that was changed"):
+        together(scene)
 
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, KeyError])
@@ -71,9 +72,8 @@ def test_what_drivers_raise_is_a_failed_read(
     monkeypatch.setattr(eocube.read.reader, "read_bands", broken(kind, []))
     with WindowReader(s2(), LATTICE) as reader, pytest.raises(SourceError, match="item item-1, asset b02"):
         reader.read([scene], WINDOW)
-    monkeypatch.setattr(eocube.read.reader, "read_along", broken(kind, []))
-    with WindowReader(s2(), LATTICE) as reader:
-        assert reader.read_strip([scene], [WINDOW, Window(WINDOW.row, WINDOW.col + 1)]) is None
+    monkeypatch.setattr(eocube.read.shard, "read_raw", broken(kind, []))
+    assert not together(scene)
 
 
 class Defective(EncodeActor):

@@ -21,7 +21,8 @@ from eocube.plan.plan import WorkUnit
 from eocube.products.base import Models
 from eocube.read.coverage import from_cells
 from eocube.read.reader import WindowPixels
-from eocube.read.source_shares import cloud_cells
+from eocube.read.source_shares import as_classes, class_counts, cloud_cells
+from eocube.read.window_pixels import Mask
 from eocube.report.fidelity import truth_pixels
 from eocube.report.source_pixels import read_source
 from eocube.run.options import Limits
@@ -108,7 +109,18 @@ def test_percent_is_none_only_for_none_and_all_only_for_all() -> None:
     classes = np.full((300, 300), 4, np.uint8)
     classes[0, 0], classes[100:200, :100] = 9, 9
     classes[150, 50] = 4
-    assert cloud_cells(classes, 3)[0].tolist() == [[1, 0, 0], [99, 0, 0], [0, 0, 0]]
+    assert cloud_cells(class_counts(classes, 3, 3))[0].tolist() == [[1, 0, 0], [99, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.int16])
+def test_a_mask_s_percents_are_of_its_valid_samples(kind: type) -> None:
+    for values, valid, cloud in (([0, 0, 3, 8, 9, 10, 4, 4], 75, 50), ([0] * 8, 0, 255), ([4] * 8, 100, 0)):
+        classes = as_classes(np.repeat(np.array(values, kind), 2).reshape(4, 4))
+        counts = class_counts(classes, 2, 2)
+        mask = Mask.of_counts(counts, classes.size, 7, cloud_cells(counts))
+        assert (mask.valid_percent, mask.cloud_percent, mask.bytes_read) == (valid, cloud, 7)
+    numbers = np.array([[300, -1], [4, 0]], np.int16)
+    assert class_counts(as_classes(numbers), 1, 1).ravel().tolist() == [3, 0, 0]  # they are classes of some kind
 
 
 def test_a_unit_carries_both_to_the_store(tmp_path: Path) -> None:

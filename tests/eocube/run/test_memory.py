@@ -6,6 +6,7 @@ import gc
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from eocube.plan.plan import Plan, TimeStep, WorkUnit
 from eocube.products.base import Models
 from eocube.products.eo_vae_document import Encoding, latents
 from eocube.raster.opening import BLOCK_CACHE, CURL_CACHE
-from eocube.read.reader import WindowPixels
+from eocube.read.shard import Asked
+from eocube.read.window_pixels import Mask, WindowPixels
 from eocube.run.memory import actor_bytes, window_bytes
 from eocube.run.options import Limits
 from eocube.run.pool import UNITS_PER_ACTOR
@@ -27,7 +29,7 @@ from eocube.sensors import get_sensor
 from eocube.store.store import CubeStore
 from tests.eocube.cubes import fullest
 
-LIMITS = Limits(read_threads=4, encode_threads=2, ahead=8)
+LIMITS = Limits(read_threads=4, encode_threads=2, rows=2)
 TIMES = 6
 
 
@@ -51,17 +53,19 @@ class FullWindows:
         self.plan, self.lattice = plan, plan.grid.lattice
 
     def read(self, scenes: Sequence[Scene], window: Window) -> WindowPixels:
+        size = self.lattice.group_size
         groups = {
-            sampling: np.ones((len(bands), *(2 * (self.lattice.group_size(sampling),))), np.uint16)
+            sampling: np.ones((len(bands), size(sampling), size(sampling)), np.uint16)
             for sampling, bands in self.plan.sensor.groups(self.lattice.resolution).items()
         }
         valid = np.full((self.lattice.core, self.lattice.core), 100, np.uint8)
         return WindowPixels(groups, valid, 100, 255, (), sum(g.nbytes for g in groups.values()))
 
-    def read_strip(
-        self, scenes: Sequence[Scene], windows: Sequence[Window], max_cloud: float | None
-    ) -> tuple[WindowPixels, ...]:
-        return tuple(self.read(scenes, window) for window in windows)
+    def read_shard(
+        self, wanted: Mapping[Window, Sequence[Scene]], max_cloud: float | None, submit: object
+    ) -> dict[Window, Asked]:
+        assert len(wanted) == 20
+        return {window: (Mask(), self.read(scenes, window)) for window, scenes in wanted.items()}
 
     def close(self) -> None:
         return
@@ -76,8 +80,7 @@ def encode(pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
 def peak(plan: Plan, store: CubeStore, units: Sequence[WorkUnit]) -> int:
     """Bytes at the worst moment while the units are done, as many at once as an actor does."""
     models = Models({"fp32": lambda: encode}, None, None)  # type: ignore[arg-type,dict-item]
-    runner = UnitRunner(plan, store, models, LIMITS)
-    runner.reader = FullWindows(plan)  # type: ignore[assignment]
+    runner = UnitRunner(plan, store, models, LIMITS, inputs=FullWindows(plan))  # type: ignore[arg-type]
     gc.collect()
     tracemalloc.start()
     try:
@@ -99,6 +102,7 @@ def test_memory_is_bounded_whatever_the_number_of_units(plan: Plan, tmp_path: Pa
     assert many < bound
     assert many < 1.25 * few
     assert bound < UNITS_PER_ACTOR * 100 * window_bytes(plan)  # less than the windows of two shards: it bounds
+    assert actor_bytes(plan, replace(LIMITS, rows=None)) > bound + BLOCK_CACHE + CURL_CACHE
 
 
 def test_the_bound_at_the_defaults_is_that_of_a_laptop(plan: Plan) -> None:

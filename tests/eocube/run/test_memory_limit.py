@@ -54,7 +54,7 @@ def test_an_actor_plans_with_what_its_container_has(caplog: pytest.LogCaptureFix
     plan = plan_of((11.500, 48.100, 11.512, 48.108), [scene(10)])
     limits = Limits(encode_threads=4)
     assert fitted(plan, limits, None) == limits == fitted(plan, limits, 64 * GIB)
-    tight = int(actor_bytes(plan, replace(limits, read_threads=4, ahead=8)) / SHARE)
+    tight = int(actor_bytes(plan, replace(limits, read_threads=4, rows=1)) / SHARE)
     less = fitted(plan, limits, tight)
     assert actor_bytes(plan, less) <= SHARE * tight and less.read_threads < limits.read_threads
     with caplog.at_level(logging.WARNING, "eocube"):

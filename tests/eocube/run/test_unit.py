@@ -15,10 +15,11 @@ import torch
 from rasterio.warp import transform_bounds
 
 from eocube.demo.files import write_cog
+from eocube.ground.grid import Window
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.base import Models
-from eocube.read.reader import WindowPixels, WindowReader
-from eocube.run import unit as worker
+from eocube.read.reader import WindowReader
+from eocube.read.shard import Asked
 from eocube.run.options import Limits
 from eocube.run.unit import UnitRunner
 from eocube.scenes.scene import BandSource
@@ -84,32 +85,82 @@ class Means:
         return torch.nn.functional.avg_pool2d(pixels[10][:, :4].float(), 8)
 
 
+class Alone(WindowReader):
+    """Reads every window on its own."""
+
+    def read_shard(self, *_: Any) -> dict[Window, Asked]:
+        return {}
+
+
 @pytest.mark.parametrize("max_cloud", [None, 50.0])
 def test_how_windows_are_read_shows_neither_in_the_shard_nor_in_the_receipt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_cloud: float | None
+    tmp_path: Path, max_cloud: float | None
 ) -> None:
     plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
     found: list[tuple[bytes, Receipt]] = []
-    together: list[bool] = []
-    plain = WindowReader.read_strip
-
-    def noted(*arguments: Any) -> tuple[WindowPixels, ...] | None:
-        read = plain(*arguments)
-        together.append(read is not None)
-        return read
-
-    monkeypatch.setattr(WindowReader, "read_strip", noted)
-    for length in (1, 2):
-        monkeypatch.setattr(worker, "STRIP", length)
-        store = CubeStore.create(tmp_path / f"{length}.zarr", plan)
+    for kind, rows in ((Alone, None), (WindowReader, None), (WindowReader, 1)):
+        store = CubeStore.create(tmp_path / f"{len(found)}.zarr", plan)
         models = Models({"fp32": Means}, None, None)  # type: ignore[arg-type]
-        runner = UnitRunner(plan, store, models, Limits(encode_threads=2, max_cloud=max_cloud))
-        assert runner._readers is runner._encoders  # local files: read where windows are encoded
-        receipt = runner.run(WorkUnit(0, *fullest(plan)))
-        runner.close()
-        shard = (tmp_path / f"{length}.zarr" / store.shard_key(0, *fullest(plan))).read_bytes()
+        limits = Limits(encode_threads=2, max_cloud=max_cloud, rows=rows)
+        with kind(plan.sensor, plan.grid.lattice) as inputs:
+            runner = UnitRunner(plan, store, models, limits, inputs=inputs)
+            receipt = runner.run(WorkUnit(0, *fullest(plan)))
+            runner.close()
+        shard = (tmp_path / f"{len(found)}.zarr" / store.shard_key(0, *fullest(plan))).read_bytes()
         found.append((shard, replace(receipt, seconds=0.0, created="")))
-    assert found[0] == found[1]
-    assert (True in together) == (max_cloud is None)  # one row has the gap, the other the cloud
+    assert found[0] == found[1] == found[2]
     states = [window.state for window in found[0][1].windows]
     assert State.OK in states and (State.CLOUDY in states) == (max_cloud is not None)
+
+
+def test_units_are_read_together_and_encoded_in_turn(tmp_path: Path) -> None:
+    """While one unit is encoded the next is read: reading two takes two threads at once, encoding never two units."""
+    plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
+    both_read = threading.Barrier(2, timeout=20)
+
+    class Meeting(WindowReader):
+        def read_shard(self, *asked: Any) -> dict[Window, Asked]:
+            both_read.wait()
+            return super().read_shard(*asked)
+
+    busy: set[int] = set()
+    seen: list[set[int]] = []
+
+    class Noting(Means):
+        def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
+            seen.append(set(busy))
+            return super().__call__(pixels)
+
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
+    models = Models({"fp32": Noting}, None, None)  # type: ignore[arg-type]
+    runner = UnitRunner(plan, store, models, Limits(encode_threads=1), inputs=Meeting(plan.sensor, plan.grid.lattice))
+    plain = runner._turn
+
+    class Turn:
+        def __enter__(self) -> None:
+            plain.acquire()
+            busy.add(threading.get_ident())
+
+        def __exit__(self, *_: object) -> None:
+            busy.discard(threading.get_ident())
+            plain.release()
+
+    runner._turn = Turn()  # type: ignore[assignment]
+    unit = WorkUnit(0, *fullest(plan))
+    with ThreadPoolExecutor(2) as threads:
+        one, two = threads.map(runner.run, (unit, unit))
+    runner.close()
+    assert one.sha256 == two.sha256 and seen and max(map(len, seen)) == 1
+
+
+def test_a_unit_that_fails_leaves_the_turn_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
+    store = CubeStore.create(tmp_path / "cube.zarr", plan)
+    runner = UnitRunner(plan, store, Models({"fp32": Means}, None, None), Limits())  # type: ignore[arg-type]
+    unit = WorkUnit(0, *fullest(plan))
+    with monkeypatch.context() as broken:
+        broken.setattr(UnitRunner, "_summary", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as kept:
+            runner.run(unit)
+    assert kept is not None and runner.run(unit).windows  # while the failure, and all that it holds, is still there
+    runner.close()

@@ -21,7 +21,7 @@ from eocube.scenes.dark_pixels import dark_tail_check, decide_by_pixels, overvie
 from eocube.scenes.items import find_asset
 from eocube.scenes.offset import Contradiction, baseline_of, is_suspect, offset_rule
 from eocube.sensors import get_sensor
-from eocube.sensors.radiometry import Radiometry, scl_fractions, to_sensor_dn
+from eocube.sensors.radiometry import Radiometry, to_sensor_dn
 
 S2, S1, RGB = get_sensor("S2L2A"), get_sensor("S1RTC"), get_sensor("S2RGB")
 
@@ -300,12 +300,6 @@ def test_power_becomes_decibel_and_back() -> None:
     assert (S1.scale, S1.offset) == (1.0, 0.0)
     with pytest.raises(RadiometryError, match="look like dB"):
         to_sensor_dn(np.array([-12.0, -11.0, 0.4], np.float32), rule, S1)
-
-
-def test_scl_fractions() -> None:
-    assert scl_fractions(np.array([[0, 0, 3, 8], [9, 10, 4, 4]])) == (0.5, 1 / 6, 0.25)
-    assert scl_fractions(np.zeros((4, 4), np.uint8)) == (0.0, 0.0, 1.0)
-    assert scl_fractions(np.full((2, 2), 4, np.uint8)) == (0.0, 0.0, 0.0)
 
 
 DOUBT = Contradiction("flag against baseline", RAISED, REMOVED)

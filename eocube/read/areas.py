@@ -1,0 +1,110 @@
+"""Covers windows by few rectangles of windows that are read as one, and says where each window lies in its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from eocube.ground.lattice import Lattice, Window
+from eocube.raster.warp import PixelGrid
+
+FILLED = 0.5
+"""Share of a rectangle's windows that must be wanted for it to be read whole; else it is cut where that saves most."""
+
+Part = tuple[slice, slice]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A half-open rectangle of windows: rows [row0, row1), columns [col0, col1)."""
+
+    row0: int
+    col0: int
+    row1: int
+    col1: int
+
+    @classmethod
+    def around(cls, windows: Iterable[Window]) -> Area:
+        """The smallest that holds some windows."""
+        rows, cols = zip(*((w.row, w.col) for w in windows), strict=True)
+        return cls(min(rows), min(cols), max(rows) + 1, max(cols) + 1)
+
+    @property
+    def count(self) -> int:
+        """Windows in it."""
+        return (self.row1 - self.row0) * (self.col1 - self.col0)
+
+    @property
+    def corners(self) -> tuple[Window, Window]:
+        """Its north-western and south-eastern windows."""
+        return Window(self.row0, self.col0), Window(self.row1 - 1, self.col1 - 1)
+
+
+def areas(windows: Sequence[Window]) -> list[tuple[Area, list[Window]]]:
+    """Rectangles over all of some windows, each with its own, in the order of its first one."""
+    if not windows:
+        return []
+    around = Area.around(windows)
+    best = around.count
+    parts: tuple[list[Window], list[Window]] | None = None
+    if len(windows) < FILLED * around.count:
+        for axis, start, stop in (("row", around.row0, around.row1), ("col", around.col0, around.col1)):
+            for cut in range(start + 1, stop):
+                halves = [[], []]  # type: list[list[Window]]
+                for window in windows:
+                    halves[getattr(window, axis) >= cut].append(window)
+                if all(halves) and (size := sum(Area.around(half).count for half in halves)) < best:
+                    best, parts = size, (halves[0], halves[1])
+    if parts is None:
+        return [(around, list(windows))]
+    return [found for part in parts for found in areas(part)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where an area's windows lie in one array of a sampling: `size` pixels a window, `step` from one to the next."""
+
+    area: Area
+    sampling: int
+    size: int
+    step: int
+    grid: PixelGrid
+    """Of the north-western window."""
+
+    @classmethod
+    def of_group(cls, lattice: Lattice, area: Area, sampling: int) -> Layout:
+        """Windows with halo and margin, as `Lattice.group_bounds` has them: they overlap."""
+        left, _, _, top = lattice.group_bounds(area.corners[0], sampling)
+        size, step = lattice.group_size(sampling), lattice.core_px * lattice.metres // sampling
+        return cls(area, sampling, size, step, PixelGrid(lattice.epsg, left, top, float(sampling), size))
+
+    @classmethod
+    def of_cores(cls, lattice: Lattice, area: Area, sampling: int) -> Layout:
+        """Cores alone, side by side."""
+        left, _, _, top = lattice.core_bounds(area.corners[0])
+        size = lattice.core * lattice.cell // sampling
+        return cls(area, sampling, size, size, PixelGrid(lattice.epsg, left, top, float(sampling), size))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the array."""
+        high, wide = self.area.row1 - self.area.row0, self.area.col1 - self.area.col0
+        return (high - 1) * self.step + self.size, (wide - 1) * self.step + self.size
+
+    def of(self, window: Window) -> Part:
+        """A window's part of the array."""
+        row, col = (window.row - self.area.row0) * self.step, (window.col - self.area.col0) * self.step
+        return slice(row, row + self.size), slice(col, col + self.size)
+
+    def around(self, windows: Iterable[Window]) -> Part:
+        """The part that holds some windows."""
+        first, last = Area.around(windows).corners
+        (rows, cols), (rows1, cols1) = self.of(first), self.of(last)
+        return slice(rows.start, rows1.stop), slice(cols.start, cols1.stop)
+
+    def grid_of(self, window: Window) -> PixelGrid:
+        """A window's own grid, to the bit as it would be laid out alone where metres are whole numbers."""
+        rows, cols = self.of(window)
+        left, top = self.grid.left + cols.start * self.grid.side, self.grid.top - rows.start * self.grid.side
+        return PixelGrid(self.grid.epsg, left, top, self.grid.side, self.size)
