@@ -13,6 +13,7 @@ from model.diffusion import draw_times, preconditioning
 from model.super_resolution import SuperResolver
 from model.training.ldm.pairs import PairBatch
 from model.training.ldm.recipe import SRRecipe, SRStage
+from model.training.readings import Figures
 from model.training.task import Progress, Task, mixed
 
 Score = Callable[[SuperResolver, int], float | None]
@@ -85,20 +86,20 @@ class SRTask(Task[PairBatch, SRStage]):
             net.trunk.features.requires_grad_(stage.diffusion > 0)
         return super().parameter_groups(stage)
 
-    def loss(self, batch: PairBatch, progress: Progress[SRStage]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: PairBatch, progress: Progress[SRStage]) -> tuple[Tensor, Figures]:
         stage, rows, device = progress.stage, progress.rows, progress.device
-        condition, target = batch.condition[rows].to(device), batch.target[rows].to(device)
+        condition, target = (x[rows].to(device, non_blocking=True) for x in (batch.condition, batch.target))
         t: Tensor | None = None
         noise: Tensor | None = None
         if stage.diffusion > 0:
-            t, noise = (x[rows].to(device) for x in self._noise(batch, progress.generator))
+            t, noise = (x[rows].to(device, non_blocking=True) for x in self._noise(batch, progress.generator))
         with mixed(device, self.recipe.precision):
             mean, diffusion = progress.forward(condition, target, t, noise)
         figures = {}
         if self.module.net.trunk is not None and stage.mean > 0:
-            figures["mean"] = float(mean.detach().mean())
+            figures["mean"] = mean.detach().mean()
         if stage.diffusion > 0:
-            figures["diffusion"] = float(diffusion.detach().mean())
+            figures["diffusion"] = diffusion.detach().mean()
         return stage.mean * mean.mean() + stage.diffusion * diffusion.mean(), figures
 
     def _noise(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
