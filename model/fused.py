@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.fused_body import DecoderBody, EncoderBody
-from model.fused_gpu import GpuDecoder, GpuEncoder, exact_convolutions
+from model.fused_gpu import GpuDecoder, GpuEncoder, exact_arithmetic
 from model.hypernet import DynamicConv
 from model.memory import MemoryModel
 from model.native import NativeSteps, NativeUnavailableError, Steps, TorchSteps, native_steps
@@ -136,7 +136,7 @@ class FusedEncoder:
             raise ValueError(f"window of {height}x{width}: sides must be multiples of {self.stride}")
         with torch.inference_mode():
             if self._steps is None:
-                with exact_convolutions(self.device):
+                with exact_arithmetic(self.device):
                     return self._gpu(pixels)
             x = self._normalised(pixels)
             # One image at a time: its bits depend on nobody else's presence, and a cache holds it better.
@@ -153,7 +153,7 @@ class FusedEncoder:
             raise ValueError("on a CPU windows are computed one by one: there is no batch to choose")
 
         def probe(batch: int) -> int:
-            with exact_convolutions(self.device):
+            with exact_arithmetic(self.device):
                 return self._gpu.peak_bytes({k: t.expand(batch, *t.shape[1:]) for k, t in pixels.items()})
 
         return MemoryModel.measured(probe)
@@ -181,6 +181,7 @@ class FusedDecoder:
         branches: on a CPU, the precision inside residual blocks and attention, whose results add up in `dtype`; None:
             `dtype` too. bfloat16 in float32 costs `nano` under 0.001 dB, where bfloat16 throughout costs up to 0.19;
             where blocks add more than they do in `nano` it costs more.
+        capture: on a GPU, False launches each step as it comes instead of capturing a graph: for a few windows.
 
     Raises:
         ValueError: another precision, a band that the sensor lacks, or `branches` on a GPU.
@@ -198,6 +199,7 @@ class FusedDecoder:
         compile: str = "auto",
         window: int = 256,
         branches: torch.dtype | None = None,
+        capture: bool = True,
     ) -> None:
         _checked(dtype, compile)
         if branches is not None:
@@ -225,7 +227,7 @@ class FusedDecoder:
             self.kernels = steps.name
         else:
             self._body = None
-            self._gpu = GpuDecoder(vae.decoder, last, self.device, dtype, compile)
+            self._gpu = GpuDecoder(vae.decoder, last, self.device, dtype, compile, capture)
             self.kernels = self._gpu.kernels
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -238,7 +240,7 @@ class FusedDecoder:
             raise ValueError(f"latents have shape {tuple(z.shape)}: need (B, {self.channels}, h, w)")
         with torch.inference_mode():
             if self._body is None:
-                with exact_convolutions(self.device):
+                with exact_arithmetic(self.device):
                     y = self._gpu(z)
             else:
                 z = z.to("cpu", self.dtype, memory_format=torch.channels_last)

@@ -15,13 +15,14 @@ from eocube.products.base import Ask, Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
-from eocube.products.spec import Product
+from eocube.products.spec import Actor, Product
 from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
 from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder, cpu_steps
 from model.fused_gpu import compiler_missing
+from model.memory import largest_divisor
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
 from model.weights_meta import CODE_OF_MEAN
@@ -31,10 +32,10 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
 """Precisions tried in turn for a window whose latents are not finite, the run's own first."""
-GPU_BATCH = 8
-"""Windows a batch on a GPU where the driver has none to measure. Fixed: a convolution's last bits depend on it."""
-MOST_WINDOWS = 64
-"""Windows a batch at most: beyond it a GPU gains nothing, and a shard's last batch runs emptier."""
+GPU_BATCH = 10
+"""Windows a batch on a GPU that nobody could measure. Fixed: a convolution's last bits depend on it."""
+MOST_WINDOWS = 50
+"""Windows a batch at most: half of a shard's hundred, so that one half is read while the other is encoded."""
 MIXED_ERROR = 1e-3
 """Share of a decoded picture's contrast that mixed precision may be off float32, in L2; beyond, float32 is taken.
 
@@ -246,23 +247,31 @@ class EoVaeKind:
     def numerics(self, product: Product, device: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12)."""
         batch = None if like is None else like.get("batch")
-        if batch is None and device == "cuda":
-            resolution = int(product.meaning["resolution"])
-            batch = gpu_batch(load(product.weights), product.sensor, resolution, product.window_px, product.precision)
+        return self.numerics_for(product, device, Actor()) if batch is None else numerics(device, batch)
+
+    def numerics_for(self, product: Product, device: str, actor: Actor) -> dict[str, Any]:
+        """The same for such actors: their batch is measured on this machine's GPU."""
+        if device != "cuda":
+            return numerics(device)
+        resolution = int(product.meaning["resolution"])
+        weights = load(product.weights)
+        batch = gpu_batch(weights, product.sensor, resolution, product.window_px, product.precision, actor)
         return numerics(device, batch)
 
 
 KIND_OF_LATENTS = EoVaeKind()
 
 
-def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str) -> int:
+def gpu_batch(
+    weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str, actor: Actor
+) -> int:
     """Windows a batch for this machine's GPU, from what two small batches are measured to need of its free memory.
 
-    Two batches are planned for: the one that is computed, and the one that a second unit brings meanwhile. Without a
-    GPU here (the driver of a cluster may have none), `GPU_BATCH`.
+    Two batches are planned for, the one that is computed and the one that a second unit brings meanwhile, in the
+    actor's share of the memory. The batch divides the windows of a shard. Without a GPU here, `GPU_BATCH` at most.
     """
     if not torch.cuda.is_available():
-        return GPU_BATCH
+        return largest_divisor(actor.windows, GPU_BATCH)
     encoder = FusedEncoder(
         weights.vae.to("cuda"), sensor, device="cuda", dtype=DTYPES[precision], resolution=resolution, window=window,
         compile="off",
@@ -276,7 +285,7 @@ def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: i
     weights.vae.to("cpu")  # the driver's own copy must not stand in the actors' way
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    return model.largest_batch(free, MOST_WINDOWS, at_once=2)
+    return model.largest_batch(int(free * min(1.0, actor.gpu_share)), actor.windows, MOST_WINDOWS, at_once=2)
 
 
 def numerics(device: str, batch: int | None = None) -> dict[str, Any]:
