@@ -81,6 +81,7 @@ class FusedEncoder:
         compile: "auto" compiles where a compiler is there and says so in a warning where it is not; "on" insists;
             "off" does not. On a CPU that means our kernels (seconds, once a machine), on a GPU torch.compile (a minute
             or two, once a process). `kernels` tells what came of it.
+        narrow: on a GPU in float16, latents come as float16, which is all that they hold, in half the bytes.
 
     Raises:
         ValueError: another precision, no bands, or deviations that are not positive.
@@ -97,6 +98,7 @@ class FusedEncoder:
         window: int = 256,
         *,
         compile: str = "auto",
+        narrow: bool = False,
     ) -> None:
         _checked(dtype, compile)
         self.device, self.dtype = torch.device(device), dtype
@@ -113,7 +115,7 @@ class FusedEncoder:
             self.kernels = steps.name
         else:
             self._steps = None
-            self._gpu = GpuEncoder(vae.encoder, first, self.channels, self.pixels, self.device, dtype, compile)
+            self._gpu = GpuEncoder(vae.encoder, first, self.channels, self.pixels, self.device, dtype, compile, narrow)
             self.kernels = self._gpu.kernels
 
     def physical(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
@@ -122,7 +124,7 @@ class FusedEncoder:
             return self.pixels.physical(pixels)
 
     def __call__(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
-        """Raw pixels -> raw latents (B, channels, H / stride, W / stride), float32 on the device.
+        """Raw pixels -> raw latents (B, channels, H / stride, W / stride), float32 (or as `narrow` says) on the device.
 
         Args:
             pixels: travelling units, (B, C, H, W), or {sampling in metres: (B, C_g, H_g, W_g)} with coarser groups

@@ -130,8 +130,10 @@ class GpuEncoder:
         device: torch.device,
         dtype: torch.dtype,
         compile: str,
+        narrow: bool = False,
     ) -> None:
         self._pixels, self._dtype = pixels, dtype
+        self._out = torch.float16 if narrow and dtype == torch.float16 else torch.float32
         half = dtype != torch.float32
         self._body = on_device(encoder_body(encoder, first, channels, padded=half), device, dtype)
         self._function, self.kernels = compiled(self._latents, compile)
@@ -157,10 +159,11 @@ class GpuEncoder:
     def _latents(self, groups: dict[int, Tensor]) -> Tensor:
         whole = groups.get(0)
         z = self._pixels.zscore(self._pixels.physical(groups if whole is None else whole))
-        return cast(Tensor, self._body(z.to(self._dtype, memory_format=torch.channels_last))).float().contiguous()
+        latents = cast(Tensor, self._body(z.to(self._dtype, memory_format=torch.channels_last)))
+        return latents.to(self._out).contiguous()
 
     def __call__(self, pixels: Tensor | Pixels) -> Tensor:
-        """(B, C, H, W) or groups of it -> (B, channels, H / stride, W / stride), float32."""
+        """(B, C, H, W) or groups of it -> (B, channels, H / stride, W / stride), float32, or float16 if `narrow`."""
         return self._run({0: pixels} if isinstance(pixels, Tensor) else pixels)
 
 

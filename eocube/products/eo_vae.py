@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from eocube.products.base import Ask, Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
+from eocube.products.shared_batches import Widening
 from eocube.products.spec import Actor, Product
 from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
@@ -159,7 +161,7 @@ class EoVae:
         """The fused encoder, with the kernels of the plan's numerics."""
         encoder = FusedEncoder(
             self._weights.vae.to(device), self.product.sensor, device=device, dtype=DTYPES[precision],
-            resolution=self._resolution, window=self.product.window_px, compile=_compile(numerics),
+            resolution=self._resolution, window=self.product.window_px, compile=_compile(numerics), narrow=True,
         )  # fmt: skip
         return HalfBatches(encoder) if device == "cuda" else encoder
 
@@ -167,7 +169,13 @@ class EoVae:
         self, device: str, dtype: str = "float32", bands: Sequence[str] | None = None,
         numerics: Mapping[str, Any] | None = None,
     ) -> Decoder:  # fmt: skip
-        """The fused decoder; `MIXED` where that is faster and as good with these weights."""
+        """The fused decoder; `MIXED` where that is faster and as good with these weights.
+
+        A run on a GPU that scores what it makes does so in float16, of which a score does not see the rounding.
+        """
+        if numerics is not None and torch.device(device).type != "cpu":
+            # What a run checks itself by: a few windows, done before a network would be compiled or captured for them.
+            return self._half(device, bands, compile="off", capture=False)
         if dtype == MIXED:
             return self._mixed(device, bands)
         how = {} if numerics is None else {"compile": _compile(numerics), "window": self.product.window_px}
@@ -184,14 +192,22 @@ class EoVae:
             bands=None if bands is None else tuple(bands), **how,
         )  # fmt: skip
 
-    def _mixed(self, device: str, bands: Sequence[str] | None) -> FusedDecoder:
+    def _half(self, device: str, bands: Sequence[str] | None, **how: Any) -> Decoder:
+        """The decoder in float16; in float32 for what overflows there."""
+        fast = self._decoder(device, torch.float16, bands, **how)
+        return Widening(fast, partial(self._decoder, device, torch.float32, bands, **how))
+
+    def _mixed(self, device: str, bands: Sequence[str] | None) -> Decoder:
         """The decoder in mixed precision where that is faster and, with these weights, as good; else in float32.
 
-        What bfloat16 costs depends on how much residual blocks add, and so on the weights: it is tried on one picture.
+        On a GPU that is float16. On a CPU what bfloat16 costs depends on how much residual blocks add, and so on the
+        weights: it is tried on one picture.
         """
+        if torch.device(device).type != "cpu":
+            return self._half(device, bands)
         vae = self._weights.vae
         exact, fast = self._decoder(device, torch.float32, bands), fastest_cpu_dtype()
-        if device != "cpu" or fast == torch.float32:
+        if fast == torch.float32:
             return exact
         mixed = self._decoder(device, torch.float32, bands, branches=fast)
         z = torch.randn(1, vae.config.z_channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))

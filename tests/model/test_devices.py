@@ -111,6 +111,20 @@ def test_the_decoder_is_one_graph_for_the_compiler_too(small_vae: EOVAE) -> None
     torch.testing.assert_close(exported.module()(z), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_narrow_latents_are_the_same_numbers(small_vae: EOVAE) -> None:
+    plain = FusedEncoder(small_vae, OPTICAL, device="cpu", dtype=torch.float32, window=64, compile="off")
+    first = small_vae.encoder.conv_in.kernel([band.wavelength for band in OPTICAL.bands])
+    pixels = {s: fused_gpu._widened(t) for s, t in native_pixels(2).items()}
+    with torch.inference_mode():
+        narrow, wide = (
+            GpuEncoder(
+                small_vae.encoder, first, plain.channels, plain.pixels, torch.device("cpu"), torch.float16, "off", said
+            )._latents(pixels)
+            for said in (True, False)
+        )
+    assert (narrow.dtype, wide.dtype) == (torch.float16, torch.float32) and torch.equal(narrow.float(), wide)
+
+
 def test_arithmetic_is_exact_inside_and_the_processs_own_outside() -> None:
     def flags() -> tuple[bool, ...]:
         cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
