@@ -6,41 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from benchmarks.results import BadInputError, Report
 
-from benchmarks.results import Report
-from eocube.cli import guarded, parse
-from eocube.errors import InputError
-from eocube.run.request import Exit
+if TYPE_CHECKING:
+    from rich.console import Console
 
-PLAIN_WIDTH = 150
-"""Characters a line where the output is no terminal."""
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardOptions:
-    """Time a forward pass: the reference eager, under autocast and compiled, and ours, interleaved in one run."""
-
-    model: str = "nano"
-    """published (random weights of the published size) or nano (the shipped weights)."""
-    reference: Path | None = None
-    """A checkout of nilsleh/eo-vae to measure against (needs einops). None: eocube's own unfused network, its equal."""
-    quick: bool = False
-    """Fewer rounds: under three minutes."""
-    repeats: int | None = None
-    """Rounds of timing. None: 7, or 3 with --quick."""
-    threads: int | None = None
-    """Threads of torch. None: as torch finds them."""
-    batch: int | None = None
-    """Windows a call. None: 1 on a CPU, 32 on a GPU."""
-    device: str | None = None
-    """cpu or cuda. None: a GPU where there is one."""
-    compile: bool = True
-    """Also torch.compile of the reference, which takes a minute or more to make."""
-    json: Path | None = None
-    """Where to write the results."""
+BAD_INPUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +56,6 @@ class StoreOptions:
     """Where to write the results."""
 
 
-def _encoder(options: Any, console: Console) -> Report:
-    return _forward("encoder", options, console)
-
-
-def _decoder(options: Any, console: Console) -> Report:
-    return _forward("decoder", options, console)
-
-
-def _forward(half: str, options: ForwardOptions, console: Console) -> Report:
-    from benchmarks.forward import Settings, measure
-
-    settings = Settings(
-        options.model, options.quick, options.repeats, options.threads, options.batch, options.device,
-        options.reference, options.compile,
-    )  # fmt: skip
-    return measure(half, settings, console)
-
-
 def _pipeline(options: Any, console: Console) -> Report:
     from benchmarks.pipeline import measure
 
@@ -113,9 +68,9 @@ def _store(options: Any, console: Console) -> Report:
     return measure(options, console)
 
 
+FORWARD = {"encoder": "the encoder's forward pass in every variant", "decoder": "the decoder's"}
+"""Commands of their own (`benchmarks.forward_command`), for machines where eocube's requirements are not installed."""
 COMMANDS: dict[str, tuple[str, type[Any], Callable[[Any, Console], Report]]] = {
-    "encoder": ("the encoder's forward pass in every variant", ForwardOptions, _encoder),
-    "decoder": ("the decoder's", ForwardOptions, _decoder),
     "pipeline": ("the whole job on local COGs against the encoder alone", PipelineOptions, _pipeline),
     "store": ("shards written, read and decoded", StoreOptions, _store),
 }
@@ -125,28 +80,31 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: measured; 1: measured, but one of ours is too far from the reference; 2: bad input."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: benchmark.py COMMAND [OPTIONS]\n")
-        for name, (about, _, _) in COMMANDS.items():
+        for name, about in {**FORWARD, **{name: about for name, (about, _, _) in COMMANDS.items()}}.items():
             print(f"  {name:<10} {about}")
         print("\nbenchmark.py COMMAND --help lists a command's options")
-        return int(Exit.DONE if argv else Exit.BAD_INPUT)
+        return 0 if argv else BAD_INPUT
+    if argv[0] in FORWARD:
+        from benchmarks.forward_command import main as forward
+
+        return forward(argv)
     if argv[0] not in COMMANDS:
-        print(f"error: no command {argv[0]!r}, there is {', '.join(COMMANDS)}", file=sys.stderr)
-        return int(Exit.BAD_INPUT)
+        print(f"error: no command {argv[0]!r}, there is {', '.join((*FORWARD, *COMMANDS))}", file=sys.stderr)
+        return BAD_INPUT
+    from rich.console import Console
+
+    from eocube.cli import guarded, parse
+
     _, kind, work = COMMANDS[argv[0]]
     options = parse(kind, argv[1:], f"benchmark.py {argv[0]}")
 
     def command() -> int:
-        if options.json is not None and options.json.is_dir():
-            raise InputError(f"--json: {options.json} is a folder; name a file")
-        report = work(options, Console(stderr=True, highlight=False))
-        if options.json is not None:
-            report.write(options.json)
-        console = Console()
-        # where there is no terminal, nothing says how wide the table may be
-        report.show(console if console.is_terminal else Console(width=PLAIN_WIDTH))
-        far = [f"{v.name} {v.dtype} ({v.relative_error:.1e})" for v in report.variants if v.breaches]
-        if far:
-            print(f"error: too far from the reference: {', '.join(far)}", file=sys.stderr)
-        return int(Exit.DEFECT if far else Exit.DONE)
+        try:
+            if options.json is not None and options.json.is_dir():
+                raise BadInputError(f"--json: {options.json} is a folder; name a file")
+            return work(options, Console(stderr=True, highlight=False)).told(options.json)
+        except BadInputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
 
     return guarded(command)

@@ -12,22 +12,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, has_compiler, has_native_bf16
-from benchmarks.results import OURS, Report, Variant
+from benchmarks.results import OURS, BadInputError, Report, Variant
 from benchmarks.subjects import Reference, Subject, raw_windows, reference, subject
 from benchmarks.timing import Timed, interleave, peak_memory
-from eocube.errors import InputError
 from model.fused import FusedDecoder, FusedEncoder
 from model.pixels import PixelPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK_BUDGET = 45.0
 """Seconds of a quick run that go into timing, at most, beyond the first round."""
-GPU_BATCH = 32
+GPU_BATCH = 50
+"""Windows a call on a GPU: half of a shard, as a card with memory enough takes them."""
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 A_THREAD_EACH = "a window a thread"
 ENCODER, DECODER = "encoder", "decoder"
@@ -66,26 +65,26 @@ class _Way:
 
 
 def choose_device(named: str | None) -> torch.device:
-    """The device asked for, else a GPU where there is one. InputError where it is not there."""
+    """The device asked for, else a GPU where there is one. BadInputError where it is not there."""
     name = named or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
-        raise InputError(f"--device: no {name!r}, there is cpu and cuda")
+        raise BadInputError(f"--device: no {name!r}, there is cpu and cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        raise BadInputError("--device cuda: torch sees no CUDA device here; use --device cpu")
     return torch.device(name)
 
 
 def positive(value: int | None, flag: str) -> None:
-    """InputError unless the number, where given, is at least 1."""
+    """BadInputError unless the number, where given, is at least 1."""
     if value is not None and value < 1:
-        raise InputError(f"{flag} is at least 1, not {value}")
+        raise BadInputError(f"{flag} is at least 1, not {value}")
 
 
-def measure(half: str, settings: Settings, console: Console) -> Report:
+def measure(half: str, settings: Settings, say: Callable[[str], None]) -> Report:
     """Measure `half` ("encoder" or "decoder") of a network in every variant that makes sense on the device.
 
     Raises:
-        InputError: an unknown model or device, or a reference that cannot be imported.
+        BadInputError: an unknown model or device, or a reference that cannot be imported.
     """
     for value, flag in ((settings.threads, "--threads"), (settings.repeats, "--repeats"), (settings.batch, "--batch")):
         positive(value, flag)
@@ -95,12 +94,12 @@ def measure(half: str, settings: Settings, console: Console) -> Report:
         torch.set_num_threads(settings.threads)
     try:
         with torch.inference_mode():
-            return _measure(half, settings, device, console)
+            return _measure(half, settings, device, say)
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _measure(half: str, settings: Settings, device: torch.device, console: Console) -> Report:
+def _measure(half: str, settings: Settings, device: torch.device, say: Callable[[str], None]) -> Report:
     what = subject(settings.model)
     machine = describe(device)
     batch = settings.batch or (GPU_BATCH if device.type == "cuda" else 1)
@@ -112,7 +111,7 @@ def _measure(half: str, settings: Settings, device: torch.device, console: Conso
     ways, not_run, exact = _ways(half, what, against, batch, device, no_compile, kernels)
     timed: list[tuple[_Way, Timed, float, float | None]] = []
     for way in ways:
-        console.print(f"readying {way.name} {way.dtype}", highlight=False)
+        say(f"readying {way.name} {way.dtype}")
         try:
             ready, error, memory = _ready(way, exact, device)
         except Exception as failure:
@@ -129,7 +128,7 @@ def _measure(half: str, settings: Settings, device: torch.device, console: Conso
     for matrix in matrices.values():
         matrix.work()
     repeats = settings.repeats or (3 if settings.quick else 7)
-    console.print(f"timing, up to {repeats} rounds", highlight=False)
+    say(f"timing, up to {repeats} rounds")
     began = time.perf_counter()
     budget = QUICK_BUDGET if settings.quick else None
     interleave([*(t for _, t, _, _ in timed), *matrices.values()], repeats, device, budget)

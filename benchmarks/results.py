@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from eocube.errors import StoreError
-
 OURS = "eocube"
 """What the names of our own variants begin with."""
+
+
+class BadInputError(ValueError):
+    """What is asked for cannot be measured or written: one line that names it and the way out. Exit status 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,48 +81,58 @@ class Report:
         }
 
     def write(self, path: Path) -> None:
-        """Write the JSON. StoreError where that cannot be done."""
+        """Write the JSON. BadInputError where that cannot be done."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}; give another --json") from error
+            raise BadInputError(f"cannot write {path}: {error.strerror}; give another --json") from error
 
-    def show(self, console: Console) -> None:
-        """Print what was measured, on what, and what was left out."""
+    def told(self, json: Path | None) -> int:
+        """Write it where asked, print it, and say what is too far from the reference: exit status 1 then, else 0."""
+        if json is not None:
+            self.write(json)
+        self.show(print)
+        far = [f"{v.name} {v.dtype} ({v.relative_error:.1e})" for v in self.variants if v.breaches]
+        if far:
+            print(f"error: too far from the reference: {', '.join(far)}", file=sys.stderr)
+        return 1 if far else 0
+
+    def show(self, say: Callable[[str], None]) -> None:
+        """Say what was measured, on what, and what was left out."""
         machine = self.machine
         where = machine["gpu"] or f"{machine['cpu']} ({', '.join(machine['flags']) or 'flags unknown'})"
-        console.print(f"{where}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, "
-                      f"load before {machine['load_before']}", highlight=False)  # fmt: skip
+        say(f"{where}, {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, load before "
+            f"{machine['load_before']}")  # fmt: skip
         rates = machine.get("matrix_tflops") or {}
         if rates:
-            named = ", ".join(f"{dtype} {rate:.3g}" for dtype, rate in rates.items())
-            console.print(f"large matrix product, TFLOP/s: {named}", highlight=False)
+            say("large matrix product, TFLOP/s: " + ", ".join(f"{dtype} {rate:.3g}" for dtype, rate in rates.items()))
         for key, value in self.more.items():
-            console.print(f"{key}: {rounded(value)}", highlight=False)
+            say(f"{key}: {rounded(value)}")
         for name, why in self.not_run.items():
-            console.print(f"not run: {name}: {why}", highlight=False)
-        console.print(self._table(rates))
+            say(f"not run: {name}: {why}")
+        say(f"\n{self.benchmark}, {self.model}; 1x is {self.reference}")
+        rows = self._rows(rates)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:  # names to the left, figures to the right
+            cells = (c.ljust(w) if k < 2 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+            say("  ".join(cells).rstrip())
 
-    def _table(self, rates: Mapping[str, float]) -> Table:
-        table = Table(title=f"{self.benchmark}, {self.model}; 1x is {self.reference}")
-        table.add_column("variant", no_wrap=True)
-        table.add_column("dtype")
+    def _rows(self, rates: Mapping[str, float]) -> list[list[str]]:
+        """The table, its head first; an error beyond its limit is marked."""
         extra = list(dict.fromkeys(key for v in self.variants for key in v.more))
         flops = any(v.tflops is not None for v in self.variants)
-        for column in ("windows/s", "ratio", *(("TFLOP/s", "of matrix") if flops else ()), "memory, GB", "rel. error",
-                       *(key.replace("_", " ") for key in extra)):  # fmt: skip
-            table.add_column(column, justify="right")
+        rows = [["variant", "dtype", "windows/s", "ratio", *(("TFLOP/s", "of matrix") if flops else ()), "memory, GB",
+                 "rel. error", *(key.replace("_", " ") for key in extra)]]  # fmt: skip
         for v in self.variants:
             rate = rates.get(v.dtype)
             share = None if v.tflops is None or not rate else f"{100 * v.tflops / rate:.0f} %"
-            error = cell(v.relative_error, ".1e")
             cells = [cell(v.windows_per_s, ".3g"), cell(v.ratio, ".2f", "x")]
             if flops:
                 cells += [cell(v.tflops, ".3g"), share or "-"]
-            cells += [cell(v.peak_memory_gb, ".2f"), f"[red]{error}[/red]" if v.breaches else error]
-            table.add_row(v.name, v.dtype, *cells, *(cell(v.more.get(key), ".4g") for key in extra))
-        return table
+            cells += [cell(v.peak_memory_gb, ".2f"), cell(v.relative_error, ".1e", "!" if v.breaches else "")]
+            rows.append([v.name, v.dtype, *cells, *(cell(v.more.get(key), ".4g") for key in extra)])
+        return rows
 
 
 def rounded(value: Any) -> Any:

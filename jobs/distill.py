@@ -107,14 +107,13 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(plan: Plan, where: Run) -> None:
     """Check the teacher, claim the run's name and do it."""
-    from model.training.distributed import Team
     from model.training.eo_vae.stage1 import read_teacher
     from model.training.ray_train import fit
 
     read_teacher(plan.teacher, plan.config)
     where.claim({"stage": 1, "config": plan.config.to_dict(), "loss": plan.how.loss, "steps": plan.how.steps})
     if where.workers == 0:
-        work(plan, where.url, where.store(), Team.here())
+        work(plan, where.url, where.store(), where.team())
     else:
         fit(_ray_worker, {"plan": plan, "url": where.url}, where)
 

@@ -197,7 +197,6 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(plan: Plan, where: Run) -> None:
     """Check what can be checked, claim the run's name and do it."""
-    from model.training.distributed import Team
     from model.training.eo_vae.adapt import initial, known_sensors
     from model.training.eo_vae.feeds import try_out
     from model.training.ray_train import fit
@@ -218,7 +217,7 @@ def run(plan: Plan, where: Run) -> None:
     }
     where.claim(about | {"config": None if config is None else config.to_dict()})
     if where.workers == 0:
-        work(plan, where.url, where.store(), Team.here(plan.job.parallel))
+        work(plan, where.url, where.store(), where.team(plan.job.parallel))
     else:
         fit(_ray_worker, {"plan": plan, "url": where.url}, where)
 

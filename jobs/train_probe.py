@@ -128,7 +128,6 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(options: Options) -> None:
     """Claim the run's name and do it."""
-    from model.training.distributed import Team
     from model.training.ray_train import fit
 
     plan, where = planned(options), options.where()
@@ -138,7 +137,7 @@ def run(options: Options) -> None:
     opened(plan, "test")
     where.claim({"recipe": options.recipe, "thresholds": list(plan.thresholds), "split": list(plan.split)})
     if where.workers == 0:
-        figures = work(plan, where.url, where.store(), Team.here())
+        figures = work(plan, where.url, where.store(), where.team())
         print(f"accuracy {figures.accuracy:.3f}, the commonest class alone {figures.chance:.3f}")
     else:
         fit(_ray_worker, {"plan": plan, "url": where.url}, where)

@@ -316,7 +316,6 @@ def _ray_worker(options: Mapping[str, Any], keeper: Keeper) -> None:
 
 def run(options: Options) -> None:
     """Check what can be checked, claim the run's name and do it."""
-    from model.training.distributed import Team
     from model.training.ray_train import fit
 
     plan = planned(options)
@@ -324,7 +323,7 @@ def run(options: Options) -> None:
     opened(plan, check=True).close()  # what cannot be is said now
     where.claim({"config": plan.recipe.network.to_dict(), "pairs": plan.pairs, "seed": plan.recipe.seed})
     if where.workers == 0:
-        work(plan, where.url, where.store(), Team.here())
+        work(plan, where.url, where.store(), where.team())
     else:
         fit(_ray_worker, {"plan": plan, "url": where.url}, where)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.eo_vae import EOVAE
 from model.fused_body import DecoderBody, EncoderBody
-from model.fused_gpu import GpuDecoder, GpuEncoder, exact_convolutions
+from model.fused_gpu import GpuDecoder, GpuEncoder, exact_arithmetic
 from model.hypernet import DynamicConv
 from model.memory import MemoryModel
 from model.native import NativeSteps, NativeUnavailableError, Steps, TorchSteps, native_steps
@@ -81,6 +81,7 @@ class FusedEncoder:
         compile: "auto" compiles where a compiler is there and says so in a warning where it is not; "on" insists;
             "off" does not. On a CPU that means our kernels (seconds, once a machine), on a GPU torch.compile (a minute
             or two, once a process). `kernels` tells what came of it.
+        narrow: on a GPU in float16, latents come as float16, which is all that they hold, in half the bytes.
 
     Raises:
         ValueError: another precision, no bands, or deviations that are not positive.
@@ -97,6 +98,7 @@ class FusedEncoder:
         window: int = 256,
         *,
         compile: str = "auto",
+        narrow: bool = False,
     ) -> None:
         _checked(dtype, compile)
         self.device, self.dtype = torch.device(device), dtype
@@ -113,7 +115,7 @@ class FusedEncoder:
             self.kernels = steps.name
         else:
             self._steps = None
-            self._gpu = GpuEncoder(vae.encoder, first, self.channels, self.pixels, self.device, dtype, compile)
+            self._gpu = GpuEncoder(vae.encoder, first, self.channels, self.pixels, self.device, dtype, compile, narrow)
             self.kernels = self._gpu.kernels
 
     def physical(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
@@ -122,7 +124,7 @@ class FusedEncoder:
             return self.pixels.physical(pixels)
 
     def __call__(self, pixels: Tensor | Mapping[int, Tensor]) -> Tensor:
-        """Raw pixels -> raw latents (B, channels, H / stride, W / stride), float32 on the device.
+        """Raw pixels -> raw latents (B, channels, H / stride, W / stride), float32 (or as `narrow` says) on the device.
 
         Args:
             pixels: travelling units, (B, C, H, W), or {sampling in metres: (B, C_g, H_g, W_g)} with coarser groups
@@ -136,7 +138,7 @@ class FusedEncoder:
             raise ValueError(f"window of {height}x{width}: sides must be multiples of {self.stride}")
         with torch.inference_mode():
             if self._steps is None:
-                with exact_convolutions(self.device):
+                with exact_arithmetic(self.device):
                     return self._gpu(pixels)
             x = self._normalised(pixels)
             # One image at a time: its bits depend on nobody else's presence, and a cache holds it better.
@@ -153,7 +155,7 @@ class FusedEncoder:
             raise ValueError("on a CPU windows are computed one by one: there is no batch to choose")
 
         def probe(batch: int) -> int:
-            with exact_convolutions(self.device):
+            with exact_arithmetic(self.device):
                 return self._gpu.peak_bytes({k: t.expand(batch, *t.shape[1:]) for k, t in pixels.items()})
 
         return MemoryModel.measured(probe)
@@ -181,6 +183,7 @@ class FusedDecoder:
         branches: on a CPU, the precision inside residual blocks and attention, whose results add up in `dtype`; None:
             `dtype` too. bfloat16 in float32 costs `nano` under 0.001 dB, where bfloat16 throughout costs up to 0.19;
             where blocks add more than they do in `nano` it costs more.
+        capture: on a GPU, False launches each step as it comes instead of capturing a graph: for a few windows.
 
     Raises:
         ValueError: another precision, a band that the sensor lacks, or `branches` on a GPU.
@@ -198,6 +201,7 @@ class FusedDecoder:
         compile: str = "auto",
         window: int = 256,
         branches: torch.dtype | None = None,
+        capture: bool = True,
     ) -> None:
         _checked(dtype, compile)
         if branches is not None:
@@ -225,7 +229,7 @@ class FusedDecoder:
             self.kernels = steps.name
         else:
             self._body = None
-            self._gpu = GpuDecoder(vae.decoder, last, self.device, dtype, compile)
+            self._gpu = GpuDecoder(vae.decoder, last, self.device, dtype, compile, capture)
             self.kernels = self._gpu.kernels
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -238,7 +242,7 @@ class FusedDecoder:
             raise ValueError(f"latents have shape {tuple(z.shape)}: need (B, {self.channels}, h, w)")
         with torch.inference_mode():
             if self._body is None:
-                with exact_convolutions(self.device):
+                with exact_arithmetic(self.device):
                     y = self._gpu(z)
             else:
                 z = z.to("cpu", self.dtype, memory_format=torch.channels_last)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
+import os
 import queue
 import shutil
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.blocks import Level, Upsample
 from model.eo_vae import Decoder, Encoder
-from model.fused_body import merged_out, phase_weights
-from model.native import NativeUnavailableError, TorchSteps
+from model.fused_gpu_body import decoder_body, encoder_body, on_device
+from model.native import NativeUnavailableError
 from model.pixels import PixelPipeline, mark_constants
 
 log = logging.getLogger(__name__)
@@ -32,29 +32,29 @@ WARM_UP = 3
 Pixels = Mapping[int, Tensor]
 
 
-class _ExactConvolutions:
-    """cuDNN without TF32 and autotuning while at least one caller is inside; counted, so threads may overlap.
+class _ExactArithmetic:
+    """cuDNN and cuBLAS without TF32, autotuning and sums in half precision while at least one caller is inside.
 
     By default cuDNN computes float32 convolutions in TF32 (10 bits): "fp32" would not be. Autotuning picks by timing,
-    so that two runs may differ in their last bits. The flags are process-wide: only the first caller in sets them and
-    only the last one out restores them.
+    so that two runs may differ in their last bits; cuBLAS may add up a half-precision product in half precision. The
+    flags are process-wide and callers counted, so that threads may overlap: only the first one in sets them and only
+    the last one out restores them.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._saved = (True, False, False)
+        self._saved: tuple[bool, ...] = ()
 
     @contextmanager
     def __call__(self, device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        cudnn = torch.backends.cudnn
         with self._lock:
             if self._inside == 0:
-                self._saved = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-                cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, True
+                self._saved = _flags()
+                _set_flags(False, False, True, False, False, False)
             self._inside += 1
         try:
             yield
@@ -62,66 +62,40 @@ class _ExactConvolutions:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = self._saved
+                    _set_flags(*self._saved)
 
 
-exact_convolutions = _ExactConvolutions()
+def _flags() -> tuple[bool, ...]:
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    return (
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, products.allow_tf32,
+        products.allow_fp16_reduced_precision_reduction, products.allow_bf16_reduced_precision_reduction,
+    )  # fmt: skip
 
 
-class PhasedUpsample(nn.Module):
-    """`Upsample` as one 2x2 convolution of the coarse image and a rearrangement: 16 products instead of 36."""
-
-    def __init__(self, layer: Upsample) -> None:
-        super().__init__()
-        conv = layer.conv
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        self.weight = nn.Parameter(phase_weights(conv.weight.detach()), requires_grad=False)
-        self.bias = nn.Parameter(bias.repeat(4), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return TorchSteps().interleave(F.conv2d(x, self.weight, self.bias, padding=1))
+def _set_flags(tf32: bool, benchmark: bool, deterministic: bool, product_tf32: bool, fp16: bool, bf16: bool) -> None:
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = tf32, benchmark, deterministic
+    products.allow_tf32 = product_tf32
+    products.allow_fp16_reduced_precision_reduction = fp16
+    products.allow_bf16_reduced_precision_reduction = bf16
 
 
-def encoder_body(encoder: Encoder, first: tuple[Tensor, Tensor], channels: int) -> nn.Sequential:
-    """A copy of the encoder as plain layers: normalised pixels -> means alone, `quant_conv` merged."""
-    body = copy.deepcopy(encoder).eval()
-    layers: list[nn.Module] = [static_conv(*first)]
-    layers += [*body.down, body.mid, body.norm_out, nn.SiLU(), static_conv(*merged_out(encoder, channels))]
-    return nn.Sequential(*layers)
-
-
-def decoder_body(decoder: Decoder, last: tuple[Tensor, Tensor]) -> nn.Sequential:
-    """A copy of the decoder as plain layers: raw latents -> normalised pixels, upsampling in phases."""
-    body = copy.deepcopy(decoder).eval()
-    for level in body.up:
-        assert isinstance(level, Level)
-        if level.upsample is not None:
-            level.upsample = cast(Upsample, PhasedUpsample(level.upsample))
-    levels = reversed(list(body.up))
-    return nn.Sequential(
-        body.post_quant_conv, body.conv_in, body.mid, *levels, body.norm_out, nn.SiLU(), static_conv(*last)
-    )
-
-
-def static_conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A 3x3 convolution with given weights, zero padding of one."""
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=weight.shape[2] // 2)
-    conv.weight.data, conv.bias = weight.detach().clone(), nn.Parameter(bias.detach().clone())
-    return conv
-
-
-def on_device(body: nn.Sequential, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
-    """Ready for inference: no gradients, one precision, channels last, which is what tensor cores want."""
-    return body.eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+exact_arithmetic = _ExactArithmetic()
 
 
 def compiler_missing() -> str | None:
-    """Why torch.compile cannot work for a GPU here, or None where it can."""
+    """Why torch.compile cannot work for a GPU here, or None where it can. Triton builds its launchers in C."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not any(shutil.which(c) for c in ("cc", "gcc", "clang")):
-        return "no C compiler (cc, gcc or clang) was found"
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        return "no C compiler was found: install gcc or clang, or name one in CC"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python.h was not found: install Python's headers (python3-dev)"
     return None
+
+
+_said: set[str] = set()
 
 
 def compiled(function: Callable[..., Tensor], compile: str) -> tuple[Callable[..., Tensor], str]:
@@ -135,8 +109,9 @@ def compiled(function: Callable[..., Tensor], compile: str) -> tuple[Callable[..
     missing = compiler_missing() if compile != "off" else None
     if compile == "on" and missing:
         raise NativeUnavailableError(f"torch.compile cannot be used: {missing}")
-    if missing:
-        log.warning("the encoder is not compiled (%s): torch's own operations take its place, more slowly", missing)
+    if missing and missing not in _said:
+        _said.add(missing)  # once a process: encoders and decoders of every precision come by here
+        log.warning("networks are not compiled (%s): torch's own kernels run in CUDA graphs instead, slower", missing)
     if compile == "off" or missing:
         return function, "torch"
     mark_constants()
@@ -155,9 +130,12 @@ class GpuEncoder:
         device: torch.device,
         dtype: torch.dtype,
         compile: str,
+        narrow: bool = False,
     ) -> None:
         self._pixels, self._dtype = pixels, dtype
-        self._body = on_device(encoder_body(encoder, first, channels), device, dtype)
+        self._out = torch.float16 if narrow and dtype == torch.float16 else torch.float32
+        half = dtype != torch.float32
+        self._body = on_device(encoder_body(encoder, first, channels, padded=half), device, dtype)
         self._function, self.kernels = compiled(self._latents, compile)
         self._run = GraphRunner(self._encode, device)
         self._device = device
@@ -181,10 +159,11 @@ class GpuEncoder:
     def _latents(self, groups: dict[int, Tensor]) -> Tensor:
         whole = groups.get(0)
         z = self._pixels.zscore(self._pixels.physical(groups if whole is None else whole))
-        return cast(Tensor, self._body(z.to(self._dtype, memory_format=torch.channels_last))).float().contiguous()
+        latents = cast(Tensor, self._body(z.to(self._dtype, memory_format=torch.channels_last)))
+        return latents.to(self._out).contiguous()
 
     def __call__(self, pixels: Tensor | Pixels) -> Tensor:
-        """(B, C, H, W) or groups of it -> (B, channels, H / stride, W / stride), float32."""
+        """(B, C, H, W) or groups of it -> (B, channels, H / stride, W / stride), float32, or float16 if `narrow`."""
         return self._run({0: pixels} if isinstance(pixels, Tensor) else pixels)
 
 
@@ -193,15 +172,20 @@ def _widened(raw: Tensor) -> Tensor:
 
 
 class GpuDecoder:
-    """Raw latents on either side of the bus -> z-scores on the device."""
+    """Raw latents on either side of the bus -> z-scores on the device.
+
+    Without `capture` each step is launched as it comes: for the few windows of a sample, which are done before a graph
+    would have been captured.
+    """
 
     def __init__(
-        self, decoder: Decoder, last: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, compile: str
-    ) -> None:
-        self._dtype = dtype
-        self._body = on_device(decoder_body(decoder, last), device, dtype)
-        function, self.kernels = compiled(self._decode, compile)
-        self._run = GraphRunner(function, device)
+        self, decoder: Decoder, last: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype, compile: str,
+        capture: bool = True,
+    ) -> None:  # fmt: skip
+        self._dtype, self._device = dtype, device
+        self._body = on_device(decoder_body(decoder, last, padded=dtype != torch.float32), device, dtype)
+        self._function, self.kernels = compiled(self._decode, compile)
+        self._run = GraphRunner(self._function, device) if capture else None
 
     def _decode(self, groups: dict[int, Tensor]) -> Tensor:
         z = groups[0].to(self._dtype, memory_format=torch.channels_last)
@@ -209,7 +193,7 @@ class GpuDecoder:
 
     def __call__(self, z: Tensor) -> Tensor:
         """(B, z, h, w) -> (B, bands, H, W), float32."""
-        return self._run({0: z})
+        return self._function({0: z.to(self._device)}) if self._run is None else self._run({0: z})
 
 
 class _Slot:

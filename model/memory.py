@@ -33,13 +33,17 @@ class MemoryModel:
         """What a batch needs."""
         return self.fixed + batch * self.per_window
 
-    def largest_batch(self, free: int, most: int = 64, *, at_once: int = 1, share: float = SHARE) -> int:
-        """The largest power of two of windows, at most `most`, of which `at_once` batches fit into `free` bytes.
+    def largest_batch(self, free: int, windows: int, most: int, *, at_once: int = 1, share: float = SHARE) -> int:
+        """The largest divisor of `windows`, at most `most`, of which `at_once` batches fit into `free` bytes.
 
-        A power of two, so that a few megabytes more or less in use do not change the batch, on which bits depend. At
-        least one: if even that does not fit, running says so.
+        A divisor, so that the windows of a shard fill whole batches; there are few (50, 25, 20, 10 of a hundred), so
+        that some megabytes more or less in use do not change the batch, on which bits depend. At least one: if even
+        that does not fit, running says so.
         """
-        batch = 1
-        while batch * 2 <= most and at_once * self.bytes(batch * 2) <= share * free:
-            batch *= 2
-        return batch
+        room = share * free / at_once
+        return largest_divisor(windows, most, lambda batch: self.bytes(batch) <= room)
+
+
+def largest_divisor(windows: int, most: int, fits: Callable[[int], bool] = lambda batch: True) -> int:
+    """The largest divisor of `windows`, at most `most`, that fits; 1 where none does."""
+    return max((d for d in range(2, min(windows, most) + 1) if windows % d == 0 and fits(d)), default=1)

@@ -16,7 +16,6 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -156,6 +155,8 @@ def _found(source: str) -> Iterator[tuple[Path, EOVAEConfig | None]]:
 
 
 def _fetch(url: str, said: str, path: Path) -> None:
+    import fsspec  # not where weights lie on a disk
+
     try:
         files, inside = fsspec.core.url_to_fs(url)
         size = files.info(inside)["size"]

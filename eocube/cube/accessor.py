@@ -200,15 +200,17 @@ class EocubeAccessor:
         mirrored filler. A store of an earlier version does not know its source's pixels, only what percent of them each
         latent has (`valid`); of those, latents that are not whole are left out.
 
-        Torch computes on dask's threads, each task on one, so that dask's `num_workers` sets how many cores are busy;
-        on a GPU tasks take turns.
+        Torch computes on dask's threads, each task on one, so that dask's `num_workers` sets how many cores are busy.
+        On a GPU the windows of all threads that wait are one batch (of up to 16, so `num_workers=16` serves it best);
+        which batch a window is in, and with it the last bits of half precision, depends on the moment.
 
         Args:
             bands: band names, in the order wanted; all by default.
             device: torch device; by default a GPU where there is one.
             dtype: arithmetic of the network: "mixed" (default: fp32, but bf16 inside residual blocks where the CPU
-                multiplies that in hardware and the weights stand it, see `eocube.products.decoder_cache.MIXED_ERROR`),
-                "fp32", "fp16", "bf16" or a torch dtype.
+                multiplies that in hardware and the weights stand it, see `eocube.products.eo_vae.MIXED_ERROR`; on a
+                GPU fp16, and fp32 where that overflows), "fp32" (window by window on a GPU: the same bits every time),
+                "fp16", "bf16" or a torch dtype.
             blend: False leaves the seams: each core as its own window decodes it.
             crop: False keeps the whole shards that arrays cover; True crops to the cores that were asked for.
             weights: where the weights are now, if not where the store says; they must be the same ones.

@@ -20,7 +20,8 @@ class Encoder(Protocol):
     """What turns pixels into a product's values."""
 
     def __call__(self, pixels: Pixels, /) -> torch.Tensor:
-        """Pixels -> values of whole windows (B, channels, h, w): float32, or integers where they are codes.
+        """Pixels -> values of whole windows (B, channels, h, w): float32, float16 where that is all they have, or
+        integers where they are codes.
 
         h = w = the window's cells, halo included where the halo is whole cells; else the core's cells alone.
         """

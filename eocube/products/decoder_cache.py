@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     import torch
 
     from eocube.products.base import Codec, Decoder
+    from eocube.products.shared_batches import SharedBatches
 
 Pixels = npt.NDArray[np.float32]
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Short names of the arithmetic a decoder can run in -> torch's names."""
 MIXED = "mixed"
-"""float32, but faster arithmetic where a codec says that it costs nothing (EO-VAE: bfloat16 in residual blocks)."""
+"""float32, but faster arithmetic where a codec says that it costs hardly anything (EO-VAE: bfloat16 in residual blocks
+on a CPU, float16 on a GPU)."""
 MOST_CODECS, MOST_DECODERS = 2, 8
 """How many are kept: the weights of the published size take 0.3 GB, and a decoder its own copy of some of them."""
 
@@ -80,14 +82,14 @@ class _Kept:
         self.forked = False
         self._codecs: OrderedDict[Hashable, Codec] = OrderedDict()
         self._decoders: OrderedDict[Hashable, Decoder] = OrderedDict()
+        self._shared: OrderedDict[Hashable, SharedBatches] = OrderedDict()
         self._make_locks()
 
     def _make_locks(self) -> None:
         # One lock for all: loading is rare, and two threads that want the same decoder must not both load it.
         self._loading = threading.RLock()
-        # Tasks on one GPU only queue behind each other there; letting them in one at a time bounds the memory they
-        # hold.
-        self.on_gpu = threading.Lock()
+        # Batches on one GPU only queue behind each other there; one at a time bounds the memory they hold.
+        self._on_gpu = threading.Lock()
 
     def after_fork(self) -> None:
         """New locks: threads of the parent may have held these. OpenMP's threads stayed in the parent, too: what would
@@ -122,6 +124,19 @@ class _Kept:
             self._decoders.move_to_end(spec)
             return self._decoders[spec]
 
+    def shared(self, spec: DecoderSpec) -> SharedBatches:
+        """The decoder of a spec on a GPU, for many threads at once."""
+        from eocube.products.shared_batches import SIZES, SharedBatches
+
+        with self._loading:
+            decoder = self.decoder(spec)
+            if spec not in self._shared:
+                # float32 is asked for by those who want the same bits every time
+                sizes = (1,) if spec.dtype == PRECISIONS["fp32"] else SIZES
+                _put(self._shared, spec, SharedBatches(decoder, self._on_gpu, sizes), MOST_DECODERS)
+            self._shared.move_to_end(spec)
+            return self._shared[spec]
+
 
 def _put(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int) -> None:
     kept[key] = value
@@ -139,17 +154,18 @@ def check(spec: DecoderSpec) -> None:
 
 
 def decode_one(spec: DecoderSpec, values: npt.NDArray[Any]) -> Pixels:
-    """Decode one window: (C, h, w) values -> (bands, h * cell, w * cell) float32 in the sensor's physical unit."""
+    """Decode one window: (C, h, w) values -> (bands, h * cell, w * cell) float32 in the sensor's physical unit.
+
+    On a CPU alone, on the calling thread; on a GPU with whatever other threads want decoded meanwhile.
+    """
     import torch
 
-    decoder, device = _kept.decoder(spec), _device(spec)
+    if _device(spec) != "cpu":
+        return _kept.shared(spec)(values)
+    decoder = _kept.decoder(spec)
     z = torch.from_numpy(np.ascontiguousarray(values))[None]
-    if device == "cpu":
-        with _one_thread(torch):
-            decoded = decoder(z)
-    else:
-        with _kept.on_gpu:
-            decoded = decoder(z.to(device)).cpu()
+    with _one_thread(torch):
+        decoded = decoder(z)
     pixels: Pixels = decoded[0].float().numpy()
     return pixels
 

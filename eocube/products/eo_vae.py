@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from eocube.products.base import Ask, Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
-from eocube.products.spec import Product
+from eocube.products.shared_batches import Widening
+from eocube.products.spec import Actor, Product
 from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
 from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
 from model.fused import FusedDecoder, FusedEncoder, cpu_steps
 from model.fused_gpu import compiler_missing
+from model.memory import largest_divisor
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
 from model.weights_meta import CODE_OF_MEAN
@@ -31,10 +34,10 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
 """Precisions tried in turn for a window whose latents are not finite, the run's own first."""
-GPU_BATCH = 8
-"""Windows a batch on a GPU where the driver has none to measure. Fixed: a convolution's last bits depend on it."""
-MOST_WINDOWS = 64
-"""Windows a batch at most: beyond it a GPU gains nothing, and a shard's last batch runs emptier."""
+GPU_BATCH = 10
+"""Windows a batch on a GPU that nobody could measure. Fixed: a convolution's last bits depend on it."""
+MOST_WINDOWS = 50
+"""Windows a batch at most: half of a shard's hundred, so that one half is read while the other is encoded."""
 MIXED_ERROR = 1e-3
 """Share of a decoded picture's contrast that mixed precision may be off float32, in L2; beyond, float32 is taken.
 
@@ -158,7 +161,7 @@ class EoVae:
         """The fused encoder, with the kernels of the plan's numerics."""
         encoder = FusedEncoder(
             self._weights.vae.to(device), self.product.sensor, device=device, dtype=DTYPES[precision],
-            resolution=self._resolution, window=self.product.window_px, compile=_compile(numerics),
+            resolution=self._resolution, window=self.product.window_px, compile=_compile(numerics), narrow=True,
         )  # fmt: skip
         return HalfBatches(encoder) if device == "cuda" else encoder
 
@@ -166,7 +169,13 @@ class EoVae:
         self, device: str, dtype: str = "float32", bands: Sequence[str] | None = None,
         numerics: Mapping[str, Any] | None = None,
     ) -> Decoder:  # fmt: skip
-        """The fused decoder; `MIXED` where that is faster and as good with these weights."""
+        """The fused decoder; `MIXED` where that is faster and as good with these weights.
+
+        A run on a GPU that scores what it makes does so in float16, of which a score does not see the rounding.
+        """
+        if numerics is not None and torch.device(device).type != "cpu":
+            # What a run checks itself by: a few windows, done before a network would be compiled or captured for them.
+            return self._half(device, bands, compile="off", capture=False)
         if dtype == MIXED:
             return self._mixed(device, bands)
         how = {} if numerics is None else {"compile": _compile(numerics), "window": self.product.window_px}
@@ -183,14 +192,22 @@ class EoVae:
             bands=None if bands is None else tuple(bands), **how,
         )  # fmt: skip
 
-    def _mixed(self, device: str, bands: Sequence[str] | None) -> FusedDecoder:
+    def _half(self, device: str, bands: Sequence[str] | None, **how: Any) -> Decoder:
+        """The decoder in float16; in float32 for what overflows there."""
+        fast = self._decoder(device, torch.float16, bands, **how)
+        return Widening(fast, partial(self._decoder, device, torch.float32, bands, **how))
+
+    def _mixed(self, device: str, bands: Sequence[str] | None) -> Decoder:
         """The decoder in mixed precision where that is faster and, with these weights, as good; else in float32.
 
-        What bfloat16 costs depends on how much residual blocks add, and so on the weights: it is tried on one picture.
+        On a GPU that is float16. On a CPU what bfloat16 costs depends on how much residual blocks add, and so on the
+        weights: it is tried on one picture.
         """
+        if torch.device(device).type != "cpu":
+            return self._half(device, bands)
         vae = self._weights.vae
         exact, fast = self._decoder(device, torch.float32, bands), fastest_cpu_dtype()
-        if device != "cpu" or fast == torch.float32:
+        if fast == torch.float32:
             return exact
         mixed = self._decoder(device, torch.float32, bands, branches=fast)
         z = torch.randn(1, vae.config.z_channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
@@ -246,23 +263,31 @@ class EoVaeKind:
     def numerics(self, product: Product, device: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12)."""
         batch = None if like is None else like.get("batch")
-        if batch is None and device == "cuda":
-            resolution = int(product.meaning["resolution"])
-            batch = gpu_batch(load(product.weights), product.sensor, resolution, product.window_px, product.precision)
+        return self.numerics_for(product, device, Actor()) if batch is None else numerics(device, batch)
+
+    def numerics_for(self, product: Product, device: str, actor: Actor) -> dict[str, Any]:
+        """The same for such actors: their batch is measured on this machine's GPU."""
+        if device != "cuda":
+            return numerics(device)
+        resolution = int(product.meaning["resolution"])
+        weights = load(product.weights)
+        batch = gpu_batch(weights, product.sensor, resolution, product.window_px, product.precision, actor)
         return numerics(device, batch)
 
 
 KIND_OF_LATENTS = EoVaeKind()
 
 
-def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str) -> int:
+def gpu_batch(
+    weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str, actor: Actor
+) -> int:
     """Windows a batch for this machine's GPU, from what two small batches are measured to need of its free memory.
 
-    Two batches are planned for: the one that is computed, and the one that a second unit brings meanwhile. Without a
-    GPU here (the driver of a cluster may have none), `GPU_BATCH`.
+    Two batches are planned for, the one that is computed and the one that a second unit brings meanwhile, in the
+    actor's share of the memory. The batch divides the windows of a shard. Without a GPU here, `GPU_BATCH` at most.
     """
     if not torch.cuda.is_available():
-        return GPU_BATCH
+        return largest_divisor(actor.windows, GPU_BATCH)
     encoder = FusedEncoder(
         weights.vae.to("cuda"), sensor, device="cuda", dtype=DTYPES[precision], resolution=resolution, window=window,
         compile="off",
@@ -276,7 +301,7 @@ def gpu_batch(weights: LoadedWeights, sensor: Sensor, resolution: int, window: i
     weights.vae.to("cpu")  # the driver's own copy must not stand in the actors' way
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    return model.largest_batch(free, MOST_WINDOWS, at_once=2)
+    return model.largest_batch(int(free * min(1.0, actor.gpu_share)), actor.windows, MOST_WINDOWS, at_once=2)
 
 
 def numerics(device: str, batch: int | None = None) -> dict[str, Any]:

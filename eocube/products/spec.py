@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -149,3 +149,22 @@ class Product:
     def decodes(self) -> bool:
         """Whether its codec gives pixels back, which are then scored as they are made."""
         return bool(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """What an encoding actor has and is given, as far as it decides how many windows it takes at once."""
+
+    gpu_share: float = 1.0
+    """Of a GPU's memory: two actors of half a GPU each plan with half of it."""
+    windows: int = 100
+    """Windows of a shard: a batch divides their number, so that none is computed with places that are always blank."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """A kind whose batch follows from what an actor has of a GPU. Kinds need not be one."""
+
+    def numerics_for(self, product: Product, device: str, actor: Actor) -> dict[str, Any]:
+        """`Kind.numerics` for such actors on this machine."""
+        ...

@@ -19,8 +19,9 @@ from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
 from eocube.products.documents import qualities_of, storages_of
 from eocube.products.registry import DEFAULT, WEIGHTS, kinds
-from eocube.products.spec import Product
+from eocube.products.spec import Actor, Product
 from eocube.run.asked import Running, Selection, Showing
+from eocube.run.numerics import numerics_here, numerics_of_actors
 from eocube.scenes.search import drop_cloudy, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
@@ -78,6 +79,10 @@ class Request:
     weights_stated: bool = False
     """Whether `weights` is, not the default."""
     allow_local_sources: bool = False
+    actor_gpu: float = 1.0
+    """The share of a GPU that an actor has, where it has one."""
+    only_plans: bool = False
+    """Whether nothing is to be encoded: then no actor is asked what it has."""
 
     @classmethod
     def parse(cls, selection: Selection, running: Running, *, on_gpu: bool, writes: bool = True) -> Request:
@@ -141,7 +146,8 @@ class Request:
             product, dict(selection.product_options),
             mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
             weights_stated=selection.weights is not None,
-            allow_local_sources=running.allow_local_sources,
+            allow_local_sources=running.allow_local_sources, actor_gpu=running.gpus_per_actor or 1.0,
+            only_plans=not writes,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -264,12 +270,12 @@ def settled(request: Request, product: Product) -> Request:
 
 def make_plans(request: Request, product: Product, source_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
     """Search once and freeze one plan a zone, of the settled request. InputError where there are no scenes."""
-    from eocube.products import registry
-
     request = settled(request, product)
     windows = {"cell_px": product.cell_px, "core_px": product.core_px, "halo_px": product.halo_px}
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px
-    numerics = registry.kind(product.kind).numerics(product, request.device)
+    actor = Actor(request.actor_gpu, (shard // product.core_px) ** 2)
+    find = numerics_here if request.only_plans else numerics_of_actors
+    numerics = find(product, request.device, actor)
     plans, searched = [], ""
     for grid in grids_for(request.boxes, request.resolution, request.extent, **windows, shard_px=shard):
         found = search(

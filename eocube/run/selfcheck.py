@@ -16,6 +16,7 @@ from eocube.read.reader import WindowPixels
 from eocube.run.sampling import Border, Sample
 from eocube.sensors.sensor import Sensor
 from eocube.store.seams import Seams, Side, layer, measure
+from model.host import to_host
 
 Floats = npt.NDArray[np.float32]
 ToPixels = Callable[[torch.Tensor], torch.Tensor]
@@ -81,7 +82,7 @@ class SelfCheck:
         """
         stored = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float32))[None].to(self._device)
         groups = {s: torch.from_numpy(a)[None].to(self._device) for s, a in pixels.groups.items()}
-        decoded, source = (a[0].float().cpu().numpy() for a in (self._decoder(stored), self._truth(groups)))
+        decoded, source = (to_host(a[0].float()).numpy() for a in (self._decoder(stored), self._truth(groups)))
         return Checked(
             self._score(source, decoded, self._seen(pixels)), self._sides(window, latents, decoded - source, pixels)
         )

@@ -39,6 +39,7 @@ from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
 from eocube.store.store import CubeStore
+from model.host import to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,13 +296,14 @@ class UnitRunner:
         for precision in self.models.encoders if there else ():
             encoder = self._encoder(precision)
             encoded = encoder(self._stack(left))
-            encoded = encoded.float() if encoded.is_floating_point() else encoded.int()
+            if encoded.dtype != torch.float16:  # which comes as it is, in half the bytes, and is widened by the window
+                encoded = encoded.float() if encoded.is_floating_point() else encoded.int()
             sound = self.store.storage.sound(encoded[:, :, core, core])
-            latents = encoded.cpu().numpy()
+            latents = to_host(encoded).numpy()
             name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision
             for place, read in left:
                 if sound[place]:
-                    found[read.window] = (latents[place], name)
+                    found[read.window] = (widened(latents[place]), name)
             left = [(place, read) for place, read in left if read.window not in found]
             if not left:
                 break
@@ -336,6 +338,11 @@ class UnitRunner:
                 batch[place] = read.pixels.groups[sampling]
             stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
         return stacked
+
+
+def widened(values: np.ndarray) -> np.ndarray:
+    """float16 as float32, in which values are packed; others as they are."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 STRATEGIES = ("ddp", "fsdp")
+K = TypeVar("K")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -53,15 +54,15 @@ class Team:
         """Rank 0's values on every worker: what depends on a clock must be decided once."""
         if self.world == 1:
             return values
-        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        shared = torch.tensor(values, dtype=torch.float64)  # by gloo, which no GPU has to wait for
         dist.broadcast(shared, 0)
         return tuple(shared.tolist())
 
-    def means(self, values: Mapping[str, float]) -> dict[str, float]:
+    def means(self, values: Mapping[K, float]) -> dict[K, float]:
         """Each value's mean over the workers; all must give the same names."""
         if self.world == 1:
             return dict(values)
-        shared = torch.tensor(list(values.values()), dtype=torch.float32, device=self.device)
+        shared = torch.tensor(list(values.values()), dtype=torch.float32)
         dist.all_reduce(shared)
         return dict(zip(values, (shared / self.world).tolist(), strict=True))
 
@@ -104,8 +105,8 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with full tensors on the CPU, FSDP2's shards put together; every worker must call it."""
     state = {}
     for key, value in module.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        state[key] = whole.detach().cpu().clone()
+        found = value.full_tensor() if isinstance(value, DTensor) else value
+        state[key] = found.detach().to("cpu", copy=True)
     return state
 
 
@@ -145,6 +146,7 @@ def plain(network: nn.Module, blank: nn.Module | None = None) -> nn.Module:
     return copy.requires_grad_(False).eval()
 
 
-def norm_of(total: Tensor) -> float:
-    """A gradient norm as a number, whether sharded or not."""
-    return float(total.full_tensor() if isinstance(total, DTensor) else total)
+def whole(total: Tensor) -> Tensor:
+    """A gradient's norm as one scalar, whether sharded or not; still on its device."""
+    found: Tensor = total.full_tensor() if isinstance(total, DTensor) else total
+    return found

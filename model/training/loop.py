@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.training.checkpoint import Keeper, Position, Snapshot, write_snapshot
 from model.training.distributed import (
@@ -19,12 +19,13 @@ from model.training.distributed import (
     gathered_late,
     load_optimiser_state,
     load_whole_state,
-    norm_of,
     optimiser_state,
     plain,
+    whole,
     whole_state,
 )
-from model.training.optimiser import build_optimiser
+from model.training.optimiser import build_optimiser, step_unless
+from model.training.readings import READ_EVERY, Figures, Reading, Readings
 from model.training.recipe import Recipe, Stage
 from model.training.schedule import Clock
 from model.training.task import B, Progress, S, Source, Task
@@ -48,12 +49,23 @@ class Average:
     seen: int = 0
 
     @torch.no_grad()
-    def update(self, live: nn.Module) -> None:
-        """Take in the live network after one optimiser step."""
+    def update(self, live: nn.Module, left_out: Tensor | None = None) -> None:
+        """Take in the live network after one optimiser step.
+
+        Where `left_out` (a scalar on the device, 1 for a step that was left out, else 0) is given, nobody asks the
+        device what it is: the average stays if it is 1, and `seen` is the caller's to put right later.
+        """
         self.seen += 1
         decay = min(self.decay, (1 + self.seen) / (10 + self.seen))
-        for mean, value in zip(self.network.parameters(), live.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        if left_out is None:
+            for mean, value in zip(self.network.parameters(), live.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        else:  # a few kernels for all parameters, where one each would take longer to launch than to run
+            means: list[Tensor] = list(self.network.parameters())
+            values: list[Tensor] = list(live.parameters())
+            ways = list(torch._foreach_sub(values, means))
+            torch._foreach_mul_(ways, (1 - decay) * (1 - left_out))
+            torch._foreach_add_(means, ways)
         for kept, running in zip(self.network.buffers(), live.buffers(), strict=True):
             kept.copy_(running)
 
@@ -63,6 +75,9 @@ class Loop(Generic[B, S]):
     """One run. The task's network is trained in place and lives on the team's device; `average` follows it.
 
     `source` yields this worker's batches (or, where the recipe divides by slices, those of all workers).
+
+    `read_every` steps' figures are read off the device together: each on a CPU, `READ_EVERY` on a GPU, where to ask is
+    to wait for all that was launched. Then a step whose gradient is not finite is left out by the device itself.
     """
 
     task: Task[B, S]
@@ -71,6 +86,7 @@ class Loop(Generic[B, S]):
     team: Team = field(default_factory=Team)
     keeper: Keeper | None = None
     tracker: Tracker | None = None
+    read_every: int | None = None
     at: Position = field(default_factory=Position)
     average: Average = field(init=False)
     network: nn.Module = field(init=False)
@@ -79,10 +95,13 @@ class Loop(Generic[B, S]):
     _resumed: Mapping[str, Any] | None = field(init=False, default=None)
     _judged: float = field(init=False, default=0.0)
     _saved: int = field(init=False, default=-1)
+    _readings: Readings = field(init=False)
 
     def __post_init__(self) -> None:
         for stage in self.recipe.stages:
             self._check(stage)
+        every = self.read_every or (1 if self.team.device.type == "cpu" else READ_EVERY)
+        self._readings = Readings(every)
         task, module = self.task, self.task.module
         sharded = self.team.strategy == "fsdp"
         self.network = task.network(module)
@@ -147,7 +166,7 @@ class Loop(Generic[B, S]):
 
     def _stage(self, number: int) -> None:
         stage = self.recipe.stages[number]
-        optimiser = build_optimiser(self.task.parameter_groups(stage), stage)
+        optimiser = build_optimiser(self.task.parameter_groups(stage), stage, apart=self._apart)
         scaler = torch.amp.GradScaler(self.team.device.type, enabled=self.recipe.precision == "fp16")
         if self._resumed is not None:
             rates = [group["base"] for group in optimiser.param_groups]
@@ -172,10 +191,12 @@ class Loop(Generic[B, S]):
                 factor = clock.factor(stage, self.at.step, progress)
                 for group in optimiser.param_groups:
                     group["lr"] = group["base"] * factor
-                values, norm = self._step(module, optimiser, scaler, stage, progress)
+                parts, norm = self._step(module, optimiser, scaler, stage, progress)
                 self.at.step, self.at.total = self.at.step + 1, self.at.total + 1
                 self.at.spent = clock.elapsed(time.monotonic())
-                self._note(stage, values, norm, factor, scaler)
+                self._readings.add(Reading(self.at.total, stage.name, parts, norm, factor))
+                if self._readings.due or self.at.step == 1:
+                    self._note(scaler)
                 if self.team.leads and (now - said > SAY_SECONDS or self.at.step == 1):
                     said = now
                     shown = ", ".join(f"{k} {v:.4f}" for k, v in self.at.running.items())
@@ -184,6 +205,7 @@ class Loop(Generic[B, S]):
                     )
                 if due or self._saves_now():
                     self._evaluate_and_save(optimiser, scaler, judged=due)
+        self._note(scaler)
         self.at = Position(number + 1, total=self.at.total, best=self.at.best, running=self.at.running)
         self._evaluate_and_save(None, scaler, judged=True)
 
@@ -199,35 +221,42 @@ class Loop(Generic[B, S]):
 
     def _step(
         self, module: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, stage: S, share: float
-    ) -> tuple[dict[str, float], float]:
-        """One optimiser step; the mean of its losses and the norm of its gradient before clipping."""
+    ) -> tuple[tuple[Figures, ...], Tensor]:
+        """One optimiser step; the losses of its parts and the norm of its gradient before clipping, where they are."""
         optimiser.zero_grad(set_to_none=True)
-        totals: dict[str, float] = {}
+        parts: list[Figures] = []
         for part in range(stage.accumulate):
             batch, rows = self._draw(stage)
             progress = Progress(stage, self.at.step, share, rows, self.generator, self.team.device, module)
             with gathered_late(module, part == stage.accumulate - 1):
                 loss, values = self.task.loss(batch, progress)
                 scaler.scale(loss / stage.accumulate).backward()  # type: ignore[no-untyped-call]
-            for key, value in (values | {"loss": float(loss.detach())}).items():
-                totals[key] = totals.get(key, 0.0) + value / stage.accumulate
+            parts.append({**values, "loss": loss.detach()})
         params = [p for group in optimiser.param_groups for p in group["params"]]
         if self.team.world > 1:
             for p in params:  # one that no worker used counts as zero, as on the workers that did not use it
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
         scaler.unscale_(optimiser)
-        norm = norm_of(nn.utils.clip_grad_norm_(params, self.recipe.clip))
+        norm = whole(nn.utils.clip_grad_norm_(params, self.recipe.clip))
+        left_out = (~torch.isfinite(norm)).float() if self._apart else None
+        finite = left_out is not None or math.isfinite(float(norm))
         if scaler.is_enabled():
             scaler.step(optimiser)
             scaler.update()
-        elif math.isfinite(norm):
+        elif left_out is not None:
+            step_unless(optimiser, left_out)
+        elif finite:
             optimiser.step()
-        if math.isfinite(norm):
-            self.average.update(self.network)
-        else:
-            log.warning("step %d: gradient not finite, step left out", self.at.total)
-        return totals, norm
+        if finite:
+            self.average.update(self.network, left_out)
+        return tuple(parts), norm
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the device decides by itself to leave a step out: else every step waits for its gradient's norm. Not
+        in shards, whose optimisers know no such thing."""
+        return self._readings.every > 1 and self.team.strategy != "fsdp"
 
     def _draw(self, stage: S) -> tuple[B, slice]:
         """A batch and which of its rows are this worker's."""
@@ -242,23 +271,31 @@ class Loop(Generic[B, S]):
         size = stage.batch // stage.accumulate
         return size // self.team.world if self.recipe.division == "shares" else size
 
-    def _note(
-        self, stage: Stage, values: dict[str, float], norm: float, factor: float, scaler: torch.amp.GradScaler
-    ) -> None:
+    def _note(self, scaler: torch.amp.GradScaler) -> None:
+        """Read and tell the figures of all steps since the last time; every worker must call it."""
+        read = self._readings.take()
+        scale = _scale(scaler) if read and self.tracker is not None else {}
         if self.recipe.division == "slices":  # all workers have the same terms, so the batch's own means can be had
-            values = self.team.means(values)
-        for key, value in ({k: v for k, v in values.items() if k != "loss"} | {"norm": norm}).items():
+            means = self.team.means({(k, name): v for k, step in enumerate(read) for name, v in step.values.items()})
+            for (k, name), value in means.items():
+                read[k].values[name] = value
+        for step in read:
+            if not math.isfinite(step.norm):
+                log.warning("step %d: gradient not finite, step left out", step.total - 1)
+                self.average.seen -= 1 if self._apart else 0
             running = self.at.running
-            running[key] = value if key not in running else _SMOOTH * running[key] + (1 - _SMOOTH) * value
-        if self.tracker is not None:
-            shown = values | {"norm": norm, "rate": factor}
-            self.tracker.scalars(self.at.total, stage.name, shown | _scale(scaler))
+            for key, value in ({k: v for k, v in step.values.items() if k != "loss"} | {"norm": step.norm}).items():
+                running[key] = value if key not in running else _SMOOTH * running[key] + (1 - _SMOOTH) * value
+            if self.tracker is not None:
+                shown = step.values | {"norm": step.norm, "rate": step.factor}
+                self.tracker.scalars(step.total, step.stage, shown | scale)
 
     # evaluation and checkpoints
 
     def _evaluate_and_save(
         self, optimiser: torch.optim.Optimizer | None, scaler: torch.amp.GradScaler, *, judged: bool
     ) -> None:
+        self._note(scaler)
         if judged:
             averaged = self.averaged()
             score = self.task.score(averaged, self.at.total) if self.team.leads else None
@@ -282,11 +319,13 @@ class Loop(Generic[B, S]):
 
     def snapshot(self, optimiser: torch.optim.Optimizer | None, scaler: torch.amp.GradScaler) -> Snapshot:
         """All that the next step depends on; every worker must call it. Without an optimiser: at a stage's end."""
+        network = whole_state(self.network)
         shared = {
             "config": dict(self.task.config),
             "position": self.at.to_dict(),
-            "network": whole_state(self.network),
-            "average": whole_state(self.average.network),
+            "network": network,
+            # An average that forgets at once is the network: the same tensors, which a checkpoint holds once.
+            "average": network if self.average.decay == 0 else whole_state(self.average.network),
             "seen": self.average.seen,
             "task": self.task.state_dict(),
             "optimiser": None if optimiser is None else optimiser_state(self.task.module, optimiser),

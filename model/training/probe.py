@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from model.training.checkpoint import Keeper, read_snapshot
 from model.training.distributed import Team
 from model.training.loop import Loop
+from model.training.readings import Figures
 from model.training.recipe import Recipe, Stage
 from model.training.task import Progress, Source, Task, mixed
 from model.training.tracking import Tracker
@@ -58,10 +59,11 @@ class Labelled:
 
     def places(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """The labelled places of some rows, on a device: values (N, C) and classes (N,)."""
-        values = self.values[rows].to(device).movedim(1, -1).flatten(0, -2)
-        classes = self.classes[rows].to(device).flatten()
+        values = self.values[rows].movedim(1, -1).flatten(0, -2)
+        classes = self.classes[rows].flatten()
+        # Chosen where they are: how many there are would have to be asked of a GPU, at every step.
         there = (classes != UNLABELLED) & torch.isfinite(values).all(-1)
-        return values[there], classes[there]
+        return values[there].to(device, non_blocking=True), classes[there].to(device, non_blocking=True)
 
 
 @dataclass(slots=True)
@@ -144,14 +146,14 @@ class ProbeTask(Task[Labelled, Stage]):
         head = cast(nn.Linear, self.module)
         return {"channels": head.in_features, "classes": head.out_features}
 
-    def loss(self, batch: Labelled, progress: Progress[Stage]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Labelled, progress: Progress[Stage]) -> tuple[Tensor, Figures]:
         values, classes = batch.places(progress.rows, progress.device)
         with mixed(progress.device, self._precision):
             scores = progress.forward(values)
         # a batch without any label has loss 0 and a gradient of zeros: the other workers wait for it
         loss = F.cross_entropy(scores.float(), classes, reduction="sum") / max(1, len(classes))
-        right = float((scores.argmax(-1) == classes).float().mean()) if len(classes) else 0.0
-        return loss, {"cross_entropy": float(loss.detach()), "accuracy": right}
+        right: Tensor | float = (scores.argmax(-1) == classes).float().mean() if len(classes) else 0.0
+        return loss, {"cross_entropy": loss.detach(), "accuracy": right}
 
     def score(self, network: nn.Module, total: int) -> float | None:
         return probed(network, self._held_out).cross_entropy if self._held_out else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import torch
 
 from model.training.checkpoint import Keeper, Store, replace_file, started, upload
 from model.training.distributed import Team
@@ -60,6 +61,8 @@ class Run:
             raise RunError(f"name {self.name!r}: a run's name is one folder's")
         if self.workers < 0 or self.max_failures < -1 or self.keep < 1:
             raise RunError("workers must be 0 or more, max-failures -1 (without end) or more, and keep at least 1")
+        if self.gpu and self.workers == 0 and not torch.cuda.is_available():
+            raise RunError("--gpu: torch sees no GPU on this machine: leave --gpu out, or give --workers of a cluster")
         there = started(self.url)
         if there and not self.resume:
             raise RunError(f"{self.url} holds a run of this name: --resume goes on with it, another --name begins anew")
@@ -74,6 +77,10 @@ class Run:
                         f"{self.url} was begun with {key} {before.get(key)}, now it is {value}: another --name"
                     )
         replace_file(self.url, ABOUT, json.dumps(about).encode())
+
+    def team(self, strategy: str = "ddp") -> Team:
+        """The one worker of a run without Ray, on the GPU that was asked for."""
+        return Team.here(strategy, torch.device("cuda" if self.gpu else "cpu"))
 
     def store(self) -> Keeper:
         """Checkpoints of a run without Ray."""

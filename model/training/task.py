@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model.training.optimiser import muon_groups
+from model.training.readings import Figures
 from model.training.recipe import Stage
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -101,8 +102,9 @@ class Task(ABC, Generic[B, S]):
         """The network's sizes as plain values: a checkpoint of others is refused."""
 
     @abstractmethod
-    def loss(self, batch: B, progress: Progress[S]) -> tuple[Tensor, dict[str, float]]:
-        """The loss (scalar) of the batch's rows, and named figures to be noted."""
+    def loss(self, batch: B, progress: Progress[S]) -> tuple[Tensor, Figures]:
+        """The loss (scalar) of the batch's rows, and named figures to be noted: detached scalars that stay on the
+        device, so that no step waits for them."""
 
     def network(self, module: nn.Module) -> nn.Module:
         """The part of `module` (or of a copy of it) that is averaged, scored and kept: all of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,57 @@ def test_several_threads_are_also_measured_with_a_window_each(
     assert found["reference, eager, a window a thread"]["relative_error"] <= 1e-5
     assert 0 < found["eocube, a window a thread"]["relative_error"] <= 1e-5
     assert all(v["windows_per_s"] > 0 and set(v) == KEYS for v in found.values())
+
+
+TORCHS = (
+    "functorch", "torchgen", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock",
+    "fsspec",
+)  # fmt: skip
+"""What comes with torch: its own, and what it asks for."""
+
+
+@pytest.mark.parametrize("half", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
+def test_forward_needs_torch_numpy_and_safetensors_alone(half: str, tmp_path: Path) -> None:
+    """By an interpreter without site-packages, on whose path nothing else lies."""
+    bare, path = tmp_path / "bare", tmp_path / "result.json"
+    bare.mkdir()
+    for name in ("torch", "numpy", "safetensors", *TORCHS):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        place = Path(spec.origin)
+        place = place.parent if place.name == "__init__.py" else place
+        for part in (place, *place.parent.glob(f"{name}.libs")):
+            (bare / part.name).symlink_to(part)
+    argv = [half, "--model", "tiny", "--repeats", "1", "--threads", "1", "--device", "cpu", "--no-compile"]
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "jobs" / "benchmark.py"), *argv, "--json", str(path)],
+        env={**os.environ, "PYTHONPATH": str(bare)}, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {(v["name"], v["dtype"]): v for v in json.loads(path.read_text())["variants"]}
+    assert found["eocube", "fp32"]["relative_error"] <= 1e-5 and f"{half}, tiny" in done.stdout
+
+
+@pytest.mark.parametrize("model", ["nano", "tiny"])
+def test_windows_are_as_the_lattice_has_them(job: ModuleType, model: str) -> None:
+    from benchmarks.subjects import raw_windows, subject
+    from eocube.ground.lattice import Lattice
+    from eocube.sensors import get_sensor
+
+    what = subject(model)
+    sensor, stride = get_sensor("S2L2A").with_weights(what.vae.meta), what.vae.scale_factor  # type: ignore[arg-type]
+    assert [(b.name, b.wavelength, b.gsd, b.mean, b.std) for b in what.sensor.bands] == [
+        (b.name, b.wavelength, b.gsd, b.mean, b.std) for b in sensor.bands
+    ]
+    assert what.sensor.scale == sensor.scale and what.sensor.unit_factor == sensor.unit_factor
+    lattice = Lattice(32632, 10, stride, what.window - 2 * what.halo * stride, what.halo * stride, 240 * stride)
+    raw = raw_windows(what, 2)
+    assert {gsd: tuple(block.shape) for gsd, block in raw.items()} == {
+        gsd: (2, len(places), lattice.group_size(gsd), lattice.group_size(gsd))
+        for gsd, places in sensor.groups(10).items()
+    }
+    assert all(block.float().std() > 100 for block in raw.values())
 
 
 def test_flops_are_those_of_the_specification(job: ModuleType) -> None:

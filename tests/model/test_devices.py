@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from model import fused_gpu
 from model.chip import cpu_flags, fastest_cpu_dtype
 from model.eo_vae import EOVAE
 from model.fused import FusedEncoder
-from model.fused_gpu import GpuEncoder, compiled, compiler_missing
+from model.fused_gpu import GpuDecoder, GpuEncoder, compiled, compiler_missing
+from model.fused_gpu_body import decoder_body
 from model.memory import MemoryModel
 from model.native import NativeUnavailableError
 from tests.model.test_fused import OPTICAL, native_pixels
@@ -45,12 +47,13 @@ def test_batches_follow_from_a_line_through_two_measurements() -> None:
     model = MemoryModel.measured(probe)
     assert asked == [1, 3] and (model.fixed, model.per_window) == (100, 30)
     assert model.bytes(10) == 400
-    # 0.8 * 1000 hold one batch of 16 (580), two of 8 (680), none of 32 (1060)
-    assert model.largest_batch(1000) == 16
-    assert model.largest_batch(1000, at_once=2) == 8
-    assert model.largest_batch(1100, at_once=2) == 8, "a little more memory changes nothing"
-    assert model.largest_batch(10**9) == 64
-    assert model.largest_batch(1) == 1
+    # 0.8 * 1000 hold one batch of 20 (700), two of 10 (800), none of 25 (850)
+    assert model.largest_batch(1000, 100, 50) == 20
+    assert model.largest_batch(1000, 100, 50, at_once=2) == 10
+    assert model.largest_batch(1200, 100, 50, at_once=2) == 10, "a little more memory changes nothing"
+    assert model.largest_batch(10**9, 100, 50) == 50
+    assert model.largest_batch(10**9, 81, 50) == 27 and model.largest_batch(10**9, 1, 50) == 1
+    assert model.largest_batch(1, 100, 50) == 1
 
 
 def test_a_probe_that_measures_nothing_is_an_error() -> None:
@@ -69,6 +72,8 @@ def test_without_a_compiler_the_gpu_path_runs_as_it_is_and_says_so(
 ) -> None:
     monkeypatch.setattr(fused_gpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(fused_gpu.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(fused_gpu, "_said", set())
+    monkeypatch.delenv("CC", raising=False)
     assert "no C compiler" in (compiler_missing() or "")
 
     def double(groups: dict[int, Tensor]) -> Tensor:
@@ -76,12 +81,68 @@ def test_without_a_compiler_the_gpu_path_runs_as_it_is_and_says_so(
 
     with caplog.at_level(logging.WARNING, "model.fused_gpu"):
         function, name = compiled(double, "auto")
-    assert function is double and name == "torch" and "no C compiler" in caplog.text
+        assert compiled(double, "auto") == (function, name)
+    assert function is double and name == "torch"
+    (said,) = caplog.messages  # once, however many networks there are
+    assert "no C compiler" in said and "CUDA graphs" in said
     with pytest.raises(NativeUnavailableError, match="no C compiler"):
         compiled(double, "on")
     assert compiled(double, "off") == (double, "torch")
+    monkeypatch.setenv("CC", "/opt/cc")
+    monkeypatch.setattr(fused_gpu.sysconfig, "get_path", lambda name: "/nowhere")
+    assert "python3-dev" in (compiler_missing() or "")
     monkeypatch.setattr(fused_gpu.importlib.util, "find_spec", lambda name: None)
     assert compiler_missing() == "triton is not installed"
+
+
+def test_the_decoder_is_one_graph_for_the_compiler_too(small_vae: EOVAE) -> None:
+    """Exported and traced whole, in float16's layout and as it is; not captured where nobody wants a graph."""
+    waves = [band.wavelength for band in OPTICAL.bands]
+    last = small_vae.decoder.conv_out.kernel(waves)
+    device, z = torch.device("cpu"), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = small_vae.decode(z, waves)
+    gpu = GpuDecoder(small_vae.decoder, last, device, torch.float32, "off", capture=False)
+    torch.testing.assert_close(gpu(z), expected, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        traced = torch.compile(gpu._function, fullgraph=True, dynamic=False, backend="aot_eager")
+        torch.testing.assert_close(traced({0: z}), expected, rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(decoder_body(small_vae.decoder, last, padded=True), (z,))
+    torch.testing.assert_close(exported.module()(z), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_narrow_latents_are_the_same_numbers(small_vae: EOVAE) -> None:
+    plain = FusedEncoder(small_vae, OPTICAL, device="cpu", dtype=torch.float32, window=64, compile="off")
+    first = small_vae.encoder.conv_in.kernel([band.wavelength for band in OPTICAL.bands])
+    pixels = {s: fused_gpu._widened(t) for s, t in native_pixels(2).items()}
+    with torch.inference_mode():
+        narrow, wide = (
+            GpuEncoder(
+                small_vae.encoder, first, plain.channels, plain.pixels, torch.device("cpu"), torch.float16, "off", said
+            )._latents(pixels)
+            for said in (True, False)
+        )
+    assert (narrow.dtype, wide.dtype) == (torch.float16, torch.float32) and torch.equal(narrow.float(), wide)
+
+
+def test_arithmetic_is_exact_inside_and_the_processs_own_outside() -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+        return (
+            cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32, products.allow_fp16_reduced_precision_reduction,
+            products.allow_bf16_reduced_precision_reduction,
+        )  # fmt: skip
+
+    before = flags()
+    with fused_gpu.exact_arithmetic(torch.device("cuda")), fused_gpu.exact_arithmetic(torch.device("cuda")):
+        assert not any(flags()) and torch.backends.cudnn.deterministic
+    assert flags() == before and any(before)
+
+
+def test_the_image_has_the_compiler_that_is_looked_for() -> None:
+    image = (Path(__file__).parents[2] / "infra" / "Dockerfile").read_text()
+    (installed,) = re.findall(r"apt-get install .*?&&", image)
+    assert "g++" in installed.split(), "g++ brings gcc, which Triton looks for"
 
 
 @pytest.mark.slow

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
+from model.blocks import AttnBlock
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.fused import FusedDecoder, FusedEncoder
 from model.fused_body import PART, Conv, phase_weights
-from model.fused_gpu import decoder_body, encoder_body
+from model.fused_gpu_body import ProductAttention, attention_bytes, decoder_body, encoder_body
 from model.weights import load_weights
 
 TINY = EOVAEConfig(
@@ -177,17 +180,40 @@ def test_large_convolutions_are_summed_in_parts(channels: int, stride: int) -> N
     assert relative(conv.onto(x, onto).double(), expected) < 1e-6
 
 
-def test_what_a_gpu_runs_is_the_same_function(tiny: EOVAE) -> None:
-    """The bodies that are compiled and captured there, here on the CPU in float32."""
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_a_gpu_runs_is_the_same_function(tiny: EOVAE, padded: bool) -> None:
+    """The bodies that are compiled and captured there, here on the CPU in float32; 12 bands, padded to 16 or not."""
     sensor = get_sensor("S2L2A")
     waves = [band.wavelength for band in sensor.bands]
     x = zscore(sensor, raw_pixels(sensor, 64, 2)).float()
     with torch.no_grad():
         latents = tiny.encode(x, waves).mean
-        encoder = encoder_body(tiny.encoder, tiny.encoder.conv_in.kernel(waves), TINY.z_channels)
-        decoder = decoder_body(tiny.decoder, tiny.decoder.conv_out.kernel(waves))
+        encoder = encoder_body(tiny.encoder, tiny.encoder.conv_in.kernel(waves), TINY.z_channels, padded=padded)
+        decoder = decoder_body(tiny.decoder, tiny.decoder.conv_out.kernel(waves), padded=padded)
         assert relative(encoder(x), latents) < 1e-5
         assert relative(decoder(latents), tiny.decode(latents, waves)) < 1e-5
+    first, last = encoder[0], decoder[-1]
+    widths = [m.in_channels for m in first.modules() if isinstance(m, nn.Conv2d)]
+    widths += [m.out_channels for m in last.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == ([16, 16] if padded else [12, 12])
+
+
+def test_attention_as_products_at_the_published_width() -> None:
+    """One head of 512 channels; in float16 its scores stay in range where unscaled ones would be infinite."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = AttnBlock(512, 32).requires_grad_(False)
+    x = torch.randn(2, 512, 6, 5, generator=torch.Generator().manual_seed(1))
+    products = ProductAttention(block)
+    assert relative(products(x) - x, block(x) - x) < 1e-6
+    half = copy.deepcopy(products).half()
+    assert relative(half(x.half()).float() - x, block(x) - x) < 5e-2
+    loud = copy.deepcopy(block)
+    for layer in (loud.q, loud.k):
+        layer.weight *= 40
+    found = ProductAttention(loud).half()(x.half())
+    assert bool(found.isfinite().all())
+    assert attention_bytes(1024, torch.float16) == 12 * 2**20
 
 
 @pytest.mark.slow

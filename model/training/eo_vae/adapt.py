@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -135,15 +136,22 @@ def adapt(
     fixed = _Fixed([data.source.draw(4, recipe.stages[-1].patch) for _ in range(CALIBRATION)])
     data.source.load_state_dict(began)
 
+    written: dict[int, tuple[EOVAE, dict[str, dict[str, float]]]] = {}
+
     def finished(averaged: EOVAE) -> tuple[EOVAE, dict[str, dict[str, float]]]:
-        frozen = copy.deepcopy(averaged).requires_grad_(False).eval().to(team.device)
-        if recipe.batch_norm == "measured":
-            calibrate(frozen, fixed, batches=len(fixed.batches))
-        return frozen, score(frozen, data.held_out)
+        """The weights of this step as they are published, in `job.out`: measured and written once, whoever asks."""
+        if loop.at.total not in written:
+            frozen = copy.deepcopy(averaged).requires_grad_(False).eval().to(team.device)
+            if recipe.batch_norm == "measured":
+                calibrate(frozen, fixed, batches=len(fixed.batches))
+            figures = score(frozen, data.held_out)
+            _write(frozen, job.out, recipe, job, data, figures)
+            written.clear()
+            written[loop.at.total] = frozen, figures
+        return written[loop.at.total]
 
     def judge(averaged: EOVAE, total: int) -> float | None:
         frozen, figures = finished(averaged)
-        _write(frozen, job.out, recipe, job, data, figures)
         if not figures:
             return None
         log.info("held out at step %d: %s", total, json.dumps({k: _rounded(v) for k, v in figures.items()}))
@@ -152,8 +160,9 @@ def adapt(
         return float(np.mean([row["charbonnier"] for row in figures.values()]))
 
     def export(averaged: EOVAE, folder: Path) -> None:
-        frozen, figures = finished(averaged)
-        _write(frozen, folder / job.out.name, recipe, job, data, figures)
+        finished(averaged)
+        for path in (job.out, job.out.with_suffix(".json")):
+            shutil.copyfile(path, folder / path.name)
 
     # made ahead on a thread: a checkpoint holds the state after the batches trained on, whatever lies ready
     with closing(Prefetch(data.source, pin=team.device.type == "cuda")) as source:
@@ -165,9 +174,7 @@ def adapt(
                     log.info("going on from step %d", loop.at.total)
         averaged = cast(EOVAE, loop.run())
     if team.leads:
-        frozen, figures = finished(averaged)
-        _write(frozen, job.out, recipe, job, data, figures)
-        return frozen
+        return finished(averaged)[0]
     return averaged
 
 

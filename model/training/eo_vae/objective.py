@@ -63,10 +63,10 @@ def draw_disturbance(
     """
     normal = noise = turn = None
     if stage.sample:
-        normal = torch.randn(shape, generator=generator)[part].to(device)
+        normal = torch.randn(shape, generator=generator)[part].to(device, non_blocking=True)
     if stage.latent_noise > 0:
         level = stage.latent_noise * torch.rand((shape[0], 1, 1, 1), generator=generator)
-        noise = (level * torch.randn(shape, generator=generator))[part].to(device)
+        noise = (level * torch.randn(shape, generator=generator))[part].to(device, non_blocking=True)
     if stage.equivariance > 0:
         chance, scale, quarters = torch.rand(3, generator=generator).tolist()
         if chance < stage.equivariance:
@@ -74,11 +74,12 @@ def draw_disturbance(
             turn = Turn(int(4 * quarters) % 4, side)
     rounding = kept = None
     if stage.rounding > 0:
-        rounding = (stage.rounding * (torch.rand(shape, generator=generator) - 0.5))[part].to(device)
+        rounding = (stage.rounding * (torch.rand(shape, generator=generator) - 0.5))[part].to(device, non_blocking=True)
     if stage.tail > 0:
         chance, which = torch.rand(2, generator=generator).tolist()
         kept = shape[1] // (4 if which < 0.5 else 2) if chance < stage.tail else None
-    return Disturbance(normal, noise, turn, rounding, None if steps is None else steps.to(device), kept)
+    given = None if steps is None else steps.to(device, non_blocking=True)
+    return Disturbance(normal, noise, turn, rounding, given, kept)
 
 
 def code_bytes(z: Tensor, steps: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def loss_of(
     prediction: Tensor, target: Tensor, stage: EOVAEStage, progress: float, step: int = 0
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the stage's losses inside its margin, and each loss's own value.
 
     MS-SSIM joins once `progress` reaches `ms_ssim_from`, or from optimiser step `ms_ssim_step` on where that is given.
@@ -156,7 +157,8 @@ def loss_of(
     m = stage.margin
     if m:
         prediction, target = prediction[..., m:-m, m:-m], target[..., m:-m, m:-m]
-    total, values = prediction.new_zeros(()), {}
+    total = prediction.new_zeros(())
+    values: dict[str, Tensor] = {}
     for name, weight in stage.loss.items():
         if name == "relative_angle" and target.shape[1] == 1:
             continue
@@ -165,6 +167,6 @@ def loss_of(
             if early or min(target.shape[-2:]) < MIN_SIDE:
                 continue
         value = TERMS[name](prediction, target)
-        values[name] = float(value.detach())
+        values[name] = value.detach()
         total = total + weight * value
     return total, values

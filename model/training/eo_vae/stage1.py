@@ -24,6 +24,7 @@ from model.hypernet import DynamicConvIn, DynamicConvOut
 from model.training.checkpoint import Keeper, Snapshot, read_snapshot
 from model.training.distributed import Team
 from model.training.loop import Loop
+from model.training.readings import Figures
 from model.training.recipe import Recipe, Stage
 from model.training.task import Progress, Task
 from model.training.tracking import Tracker
@@ -87,11 +88,15 @@ class Teacher:
         """Name -> norm of the difference over the norm of the teacher's tensor, at the scale that inference uses."""
         return self.apart(generated(vae))
 
-    @torch.no_grad()
     def apart(self, tensors: Sequence[Tensor]) -> dict[str, float]:
         """The same of four tensors."""
+        return {name: float(distance) for name, distance in self.distances(tensors).items()}
+
+    @torch.no_grad()
+    def distances(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The same, scalars on the tensors' device."""
         pairs = zip(NAMES, tensors, self.tensors, strict=True)
-        return {name: float((got - want).norm() / want.norm().clamp_min(1e-12)) for name, got, want in pairs}
+        return {name: (got - want).norm() / want.norm().clamp_min(1e-12) for name, got, want in pairs}
 
 
 def generated(vae: EOVAE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -178,9 +183,9 @@ class DistillationTask(Task[Nothing, Stage]):
     def config(self) -> Mapping[str, Any]:
         return self._config.to_dict()
 
-    def loss(self, batch: Nothing, progress: Progress[Stage]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Nothing, progress: Progress[Stage]) -> tuple[Tensor, Figures]:
         tensors = progress.forward()
-        errors = {name.replace(" ", "_"): error for name, error in self._teacher.apart(tensors).items()}
+        errors = {name.replace(" ", "_"): error for name, error in self._teacher.distances(tensors).items()}
         return loss_of(tensors, self._teacher, self._kind), errors
 
     def score(self, network: nn.Module, total: int) -> float | None:

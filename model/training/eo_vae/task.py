@@ -17,6 +17,7 @@ from model.training.eo_vae.groups import trained_groups
 from model.training.eo_vae.objective import Reconstruction, draw_disturbance, loss_of
 from model.training.eo_vae.recipe import EOVAERecipe, EOVAEStage
 from model.training.eo_vae.skeleton import skeleton_only
+from model.training.readings import Figures
 from model.training.task import Progress, Task
 
 Judge = Callable[[EOVAE, int], float | None]
@@ -55,9 +56,10 @@ class EOVAETask(Task[Batch, EOVAEStage]):
     def network(self, module: nn.Module) -> nn.Module:
         return cast(Reconstruction, module).vae
 
-    def loss(self, batch: Batch, progress: Progress[EOVAEStage]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, progress: Progress[EOVAEStage]) -> tuple[Tensor, Figures]:
         stage, config, device = progress.stage, self.vae.config, progress.device
-        x, waves = batch.x[progress.rows].to(device), batch.wavelengths.to(device)
+        x = batch.x[progress.rows].to(device, non_blocking=True)
+        waves = batch.wavelengths.to(device, non_blocking=True)
         side = stage.patch // config.scale_factor
         shape = (len(batch), config.z_channels, side, side)
         steps = self._steps(batch.sensor, stage) if stage.coded else None
@@ -67,7 +69,7 @@ class EOVAETask(Task[Batch, EOVAEStage]):
         target = x if how.turn is None else how.turn(x, config.scale_factor)
         total, values = loss_of(prediction, target, stage, progress.share, progress.step)
         if rate is not None:
-            total, values = total + stage.rate * rate, {**values, "code_bytes": float(rate.detach())}
+            total, values = total + stage.rate * rate, {**values, "code_bytes": rate.detach()}
         return total, values
 
     def _steps(self, sensor: TrainedSensor, stage: EOVAEStage) -> Tensor:

@@ -13,6 +13,7 @@ from model.diffusion import draw_times, preconditioning
 from model.super_resolution import SuperResolver
 from model.training.ldm.pairs import PairBatch
 from model.training.ldm.recipe import SRRecipe, SRStage
+from model.training.readings import Figures
 from model.training.task import Progress, Task, mixed
 
 Score = Callable[[SuperResolver, int], float | None]
@@ -92,19 +93,19 @@ class SRTask(Task[PairBatch, SRStage]):
             net.trunk.features.requires_grad_(stage.diffusion > 0)
         return super().parameter_groups(stage)
 
-    def loss(self, batch: PairBatch, progress: Progress[SRStage]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: PairBatch, progress: Progress[SRStage]) -> tuple[Tensor, Figures]:
         stage, rows, device = progress.stage, progress.rows, progress.device
-        condition, target = batch.condition[rows].to(device), batch.target[rows].to(device)
+        condition, target = (x[rows].to(device, non_blocking=True) for x in (batch.condition, batch.target))
         drawn: tuple[Tensor, ...] = ()
         if stage.diffusion > 0:
-            drawn = tuple(x[rows].to(device) for x in self._noise(batch, progress.generator))
+            drawn = tuple(x[rows].to(device, non_blocking=True) for x in self._noise(batch, progress.generator))
         with mixed(device, self.recipe.precision):
             mean, diffusion = progress.forward(condition, target, *drawn)
         figures = {}
         if self.module.net.trunk is not None and stage.mean > 0:
-            figures["mean"] = float(mean.detach().mean())
+            figures["mean"] = mean.detach().mean()
         if stage.diffusion > 0:
-            figures["diffusion"] = float(diffusion.detach().mean())
+            figures["diffusion"] = diffusion.detach().mean()
         return stage.mean * mean.mean() + stage.diffusion * diffusion.mean(), figures
 
     def _noise(self, batch: PairBatch, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from eocube.products.base import Ask, models_of
 from eocube.products.eo_vae import DTYPES, GPU_BATCH, LADDER, gpu_batch, load, numerics
 from eocube.products.half_batches import HalfBatches
 from eocube.products.registry import WEIGHTS
+from eocube.products.spec import Actor
 from eocube.products.storage import Affine16, Half
 from eocube.run.asked import Running, Selection
 from eocube.run.job import as_before, as_stored
@@ -97,7 +98,8 @@ def test_numerics_say_what_decides_a_bit() -> None:
 def test_without_a_gpu_here_the_batch_is_the_fixed_one() -> None:
     weights = load("nano")
     sensor = Request.parse(ASKED, Running(), on_gpu=False).sensor
-    assert gpu_batch(weights, sensor, 10, 256, "fp16") == GPU_BATCH
+    assert gpu_batch(weights, sensor, 10, 256, "fp16", Actor()) == GPU_BATCH
+    assert gpu_batch(weights, sensor, 10, 256, "fp16", Actor(windows=81)) == 9
 
 
 def test_precision_is_the_machines_unless_one_is_asked_for() -> None:

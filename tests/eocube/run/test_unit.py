@@ -164,3 +164,29 @@ def test_a_unit_that_fails_leaves_the_turn_to_the_next(tmp_path: Path, monkeypat
             runner.run(unit)
     assert kept is not None and runner.run(unit).windows  # while the failure, and all that it holds, is still there
     runner.close()
+
+
+class Latents:
+    """As `Means`, but as an encoder in float16 gives them: narrow, or the same numbers widened."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, pixels: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        assert pixels[10].shape[0] == 5
+        return (torch.nn.functional.avg_pool2d(pixels[10][:, :4].float(), 8) / 7).half().to(self.dtype)
+
+
+def test_float16_from_the_encoder_gives_the_same_bytes_in_whole_batches(tmp_path: Path) -> None:
+    """A window's place in its batch follows from its place in the shard; windows of no data leave theirs blank."""
+    plan = over(make_plan(make_weights(tmp_path / "w.safetensors")), tmp_path)
+    shards = []
+    for dtype in (torch.float16, torch.float32):
+        store = CubeStore.create(tmp_path / f"{dtype}.zarr", plan)
+        models = Models({"fp16": lambda dtype=dtype: Latents(dtype)}, None, None, batch=5)  # type: ignore[misc,dict-item]
+        runner = UnitRunner(plan, store, models, Limits(max_cloud=50.0))
+        receipt = runner.run(WorkUnit(0, *fullest(plan)))
+        runner.close()
+        assert {State.OK, State.CLOUDY} <= {window.state for window in receipt.windows}
+        shards.append((tmp_path / f"{dtype}.zarr" / store.shard_key(0, *fullest(plan))).read_bytes())
+    assert shards[0] == shards[1]

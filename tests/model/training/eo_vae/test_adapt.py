@@ -14,13 +14,14 @@ import torch
 import yaml
 
 from jobs.finetune import Options, main
-from model.eo_vae import EOVAEConfig
+from model.eo_vae import EOVAE, EOVAEConfig
 from model.sensors import SENSORS
+from model.training.eo_vae import adapt
 from model.training.eo_vae.adapt import initial, known_sensors
 from model.training.eo_vae.feeds import as_trained
 from model.training.eo_vae.recipe import EOVAERecipe, Job
 from model.training.tracking import read_history
-from model.weights import load_weights, published_meta
+from model.weights import load_weights, published_meta, save_weights
 from tests.model.training.batches import TINY
 from tests.model.training.finetuning import BANDS, raster, short_finetuning
 
@@ -39,10 +40,18 @@ def refused(options: Options, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.slow
 def test_a_new_sensor_gets_weights_of_its_own(
-    options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: Options, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written: list[Path] = []
+
+    def save(vae: EOVAE, out: Path, *more: Any) -> None:
+        written.append(out)
+        save_weights(vae, out, *more)
+
+    monkeypatch.setattr(adapt, "save_weights", save)
     with caplog.at_level("INFO"):
         assert main(options) == 0
+    assert len(written) == 1, "scored at the end alone: measured and written once, and copied"
     assert "Dove4 has no statistics: mean / std computed" in caplog.text
     vae = load_weights(options.out)
     assert vae.config == TINY and vae.meta is not None and set(vae.meta.sensors) == {"Dove4"}
@@ -54,7 +63,8 @@ def test_a_new_sensor_gets_weights_of_its_own(
     assert vae.bn.running_var is not None and not torch.allclose(vae.bn.running_var, torch.ones(32))
     losses = [line["loss"] for line in read_history(str(tmp_path / "runs" / "dove")) if "loss" in line]
     assert len(losses) == 4
-    assert (tmp_path / "runs" / "dove" / "best" / "dove.safetensors").is_file()
+    best = tmp_path / "runs" / "dove" / "best" / "dove.safetensors"
+    assert best.read_bytes() == Path(options.out).read_bytes()
     # a finished run is not done again, but only with --resume can it be asked to
     before = Path(options.out).read_bytes()
     assert main(options) == 2 and main(replace(options, resume=True)) == 0
