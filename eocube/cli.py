@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
-from eocube.console import complain, lament, open_streams, plain, tell
-from eocube.errors import ClusterError, EocubeError, InputError, StoreError
+from eocube.commands.parsing import guarded, parse
+from eocube.commands.sample import sample_main
+from eocube.console import complain, plain, tell
 from eocube.net.storage_options import parse_options
 from eocube.run.arguments import EncodeOptions, typed
 from eocube.run.request import Exit
 
-Options = TypeVar("Options")
+__all__ = ["encode_main", "guarded", "main", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,55 +126,6 @@ class QuicklookOptions:
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones."""
-
-
-def parse(kind: type[Options], argv: Sequence[str], prog: str) -> Options:
-    """Arguments as a dataclass. A mistake is one line on stderr and exit status 2.
-
-    tyro draws a box around its errors; its words are kept, the box is not.
-    """
-    open_streams()
-    words = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(words):
-            return tyro.cli(kind, args=list(argv), prog=prog)
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", words.getvalue())
-        text = " ".join(text.split()).removeprefix("Parsing error").strip()
-        complain(text)
-        raise SystemExit(int(Exit.BAD_INPUT)) from None
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; what eocube raises on purpose becomes one line on stderr and exit status 2.
-
-    Where threads of a run hang, for which Python would wait, the process ends here.
-    """
-    status = _guarded(command)
-    engine = sys.modules.get("eocube.run.local_engine")
-    if engine is not None and engine.threads_left():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
-    return status
-
-
-def _guarded(command: Callable[[], int]) -> int:
-    open_streams()
-    try:
-        return int(command())
-    except (InputError, StoreError, ClusterError) as error:
-        complain(error)
-        return int(Exit.BAD_INPUT)
-    except EocubeError as error:
-        complain(error)
-        return int(Exit.DEFECT)
-    except KeyboardInterrupt:
-        lament("interrupted")
-        return int(Exit.RETRYABLE)
 
 
 def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bool = False) -> int:
@@ -318,6 +266,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "verify": ("read every shard back", verify_main),
     "repair": ("mend what verify finds damaged", repair_main),
     "decode": ("decode to GeoTIFF or Zarr", decode_main),
+    "sample": ("values at points through time, as a table", sample_main),
     "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),
 }

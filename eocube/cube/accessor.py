@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from eocube.cube.quicklook import Source
+    from eocube.cube.sample import What
 
 
 def open(
@@ -241,6 +242,45 @@ class EocubeAccessor:
         ground = ground_of(cube, min_valid) if mask else None
         data = decode_array(values.data, ground, tiling, partial(decode_one, spec), len(names))
         return labelled(cube, data[0] if timeless else data, info, names, rows, cols)
+
+    def sample(
+        self,
+        points: Any,
+        what: What = "decoded",
+        *,
+        bands: Sequence[str] | str | None = None,
+        radius: float = 0.0,
+        crs: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> pd.DataFrame:
+        """Values at points through time: a row a point and time, with the state of the window that the point is in.
+
+        Every object is read once a time step, and only windows that hold points are decoded (with their neighbours
+        where a point lies near a border). Pixels are those of `decode()`.
+
+        Args:
+            points: a file (GeoJSON, CSV, Parquet, Shapefile, GeoPackage), a GeoDataFrame, a table with lon and lat,
+                shapely points or an (N, 2) array of lon, lat, in any CRS that it says or `crs` names.
+            what: "latents" (the cell that holds the point), "decoded" (the pixel) or "both".
+            bands: of decoded pixels; all by default.
+            radius: metres; above 0 the mean of the cells and pixels whose centres are that near.
+            crs: of points that do not say it.
+            device, dtype: of decoding, as in `decode()`.
+
+        Returns:
+            Columns: `point` (counted from 0, in their order), `time`, the points' own columns, `lon`, `lat`, `state`,
+            `valid`, `cloud` and `shadow` (percent of the latent cell, 255 not known), `pixels` (decoded pixels in the
+            mean, with a radius), then values. Values are NaN where `state` is not ok; it is `no_source` where a window
+            is ok and the source lacks that pixel, `outside` where the cube has no window.
+
+        Raises:
+            InputError: what are no points, no such band, a radius of more than 10,000 pixels.
+        """
+        from eocube.cube.sample import sample
+
+        how: dict[str, Any] = {"bands": bands, "radius": radius, "crs": crs, "device": device, "dtype": dtype}
+        return sample(self._ds, points, what, **how)
 
     def status(self) -> pd.DataFrame:
         """How many windows ended in which state: a row a time, a column a state, over the dataset's ground."""

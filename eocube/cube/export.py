@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,8 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterWindow
 
 from eocube.cube.accessor import open as open_cube
+from eocube.cube.staging import staged
 from eocube.errors import InputError
-from eocube.net.objects import storing
-from eocube.net.storage_options import filesystem_for, options_for
-from eocube.net.trust import scheme
 
 TILE = 512
 """Side of a GeoTIFF's tiles."""
@@ -57,24 +54,14 @@ def write_geotiff(image: xr.DataArray, out: str, storage_options: Mapping[str, A
     It is decoded a row of cores at a time into a plain file, of which GDAL's COG driver makes the other: memory holds
     one such row. `out` is a path or any fsspec URL; nothing is left there when the writing fails.
     """
-    remote = scheme(out) not in ("", "file")
-    home = None if remote else Path(out.removeprefix("file://")).absolute().parent
-    if home is not None and not home.is_dir():
-        raise InputError(f"--out {out}: there is no folder {home}")
-    with TemporaryDirectory(dir=home, prefix=".eocube-") as folder:
-        plain, cog = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
+    with staged(out, storage_options) as cog:
+        plain = cog.with_name("plain.tif")
         _write_rows(image, plain)
         options = {
             "COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": TILE, "OVERVIEW_RESAMPLING": "AVERAGE",
             "BIGTIFF": "IF_SAFER", "NUM_THREADS": "ALL_CPUS",
         }  # fmt: skip
         rasterio.shutil.copy(plain, cog, driver="COG", **options)
-        if home is not None:
-            cog.replace(home / Path(out).name)
-            return
-        filesystem, path = filesystem_for(out, options_for(out, storage_options))
-        with storing("write", out):
-            filesystem.put_file(str(cog), path)
 
 
 def _write_rows(image: xr.DataArray, path: Path) -> None:

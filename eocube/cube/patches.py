@@ -216,7 +216,8 @@ class ScenePatches:
         for plan in plans:
             old = plan.grid.lattice
             side = old.core_px if size is None else size
-            grids.append(CubeGrid.over(_lattice(old.epsg, old.metres, side), plan.grid.parts))
+            lattice = _lattice(old.epsg, old.metres, side)
+            grids.append(CubeGrid.over(lattice, plan.grid.parts, region=plan.grid.region))
         return cls(
             plans[0].sensor,
             grids,

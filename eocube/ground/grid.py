@@ -24,6 +24,7 @@ from eocube.ground.lattice import (
     Window,
     grow,
 )
+from eocube.ground.regions import Region
 from eocube.ground.zones import BBox, ring, split_antimeridian, to_zone, zones_of
 
 __all__ = ["BBox", "Bounds", "CoreRange", "CubeGrid", "Lattice", "Window", "grids_for", "zones_of"]
@@ -43,6 +44,9 @@ class CubeGrid:
     rectangles inside the zone's own ground: a core is requested when it shares ground with one of them, the others end
     `outside`. The arrays may reach further than `cores`: over ground reserved for growth.
 
+    `region` cuts the parts: ground is what they share with its outline, as `Region.wkb` has it; empty where the
+    rectangles are all that was asked for.
+
     `together` cores a side are asked for as one, from multiples of it on: 4 in a cube made from another with cores four
     times as wide, so that both hold the same ground.
     """
@@ -55,17 +59,18 @@ class CubeGrid:
     cores: CoreRange
     parts: tuple[BBox, ...]
     together: int = 1
+    region: str = ""
 
     @classmethod
-    def over(cls, lattice: Lattice, parts: Iterable[BBox], extent: Iterable[BBox] = ()) -> CubeGrid:
-        """The cube over longitude/latitude rectangles of the lattice's own zone.
+    def over(cls, lattice: Lattice, parts: Iterable[BBox], extent: Iterable[BBox] = (), region: str = "") -> CubeGrid:
+        """The cube over longitude/latitude rectangles of the lattice's own zone, or what a region has of them.
 
         Its arrays hold the rectangles of `extent` as well, none of whose cores is requested for that.
         """
         boxes = tuple(sorted((float(w), float(s), float(e), float(n)) for w, s, e, n in parts))
-        left, bottom, right, top = (float(v) for v in shapely.bounds(_area(lattice.epsg, boxes)))
+        left, bottom, right, top = (float(v) for v in shapely.bounds(_area(lattice.epsg, boxes, region)))
         outer = lattice.cores_over((left, bottom, right, top))
-        rows, cols = np.nonzero(_mask(lattice, outer, boxes))
+        rows, cols = np.nonzero(_mask(lattice, outer, boxes, region=region))
         if not len(rows):
             raise InputError(f"bbox covers no ground in {lattice.name}; give it some width and height")
         cores = CoreRange(
@@ -77,7 +82,9 @@ class CubeGrid:
         held = _with(lattice, cores, extent)
         n = lattice.cores_per_shard
         row0, col0 = held.row0 // n, held.col0 // n
-        return cls(lattice, row0, col0, -(-held.row1 // n) - row0, -(-held.col1 // n) - col0, cores, boxes)
+        return cls(
+            lattice, row0, col0, -(-held.row1 // n) - row0, -(-held.col1 // n) - col0, cores, boxes, region=region
+        )
 
     def anchored_at(self, stored: CubeGrid) -> CubeGrid:
         """The same cores asked for, in the arrays of a store, which grow south and east as far as these reach.
@@ -160,14 +167,14 @@ class CubeGrid:
         row0, col0 = self.shard_row0 * n, self.shard_col0 * n
         rows, cols = self.windows_shape
         held = CoreRange(row0, col0, row0 + rows, col0 + cols)
-        return _mask_within(self.lattice, held, self.cores, self.parts, self.together)
+        return _mask_within(self.lattice, held, self.cores, self.parts, self.together, self.region)
 
     def requested(self, window: Window) -> bool:
         """Whether the window's core shares ground with the bbox inside the zone's own ground."""
         box = self.cores
         row, col = window.row - box.row0, window.col - box.col0
         inside = 0 <= row < box.row1 - box.row0 and 0 <= col < box.col1 - box.col0
-        return inside and bool(_mask(self.lattice, box, self.parts, self.together)[row, col])
+        return inside and bool(_mask(self.lattice, box, self.parts, self.together, self.region)[row, col])
 
     def place_in_status(self, window: Window) -> StatusPlace:
         """Row and column of the window in the status arrays (and all others of one value a core)."""
@@ -247,6 +254,7 @@ class CubeGrid:
             "cores": list(self.cores),
             "parts": [list(part) for part in self.parts],
             **({} if self.together == 1 else {"together": self.together}),
+            **({"region": self.region} if self.region else {}),
         }
 
     @classmethod
@@ -261,15 +269,21 @@ class CubeGrid:
             CoreRange(*(int(v) for v in data["cores"])),
             tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in data["parts"]),
             int(data.get("together", 1)),
+            str(data.get("region", "")),
         )
 
 
 def grids_for(
-    bbox: BBox | Iterable[BBox], resolution: float, extent: Iterable[BBox] = (), **lattice: int
+    bbox: BBox | Iterable[BBox],
+    resolution: float,
+    extent: Iterable[BBox] = (),
+    region: Region | None = None,
+    **lattice: int,
 ) -> list[CubeGrid]:
     """One cube grid for each UTM zone and hemisphere that a bbox (or several) has ground in, sorted by zone.
 
-    The arrays hold the zone's part of `extent` too. `lattice` goes on to `Lattice`: cell_px, core_px, ...
+    With a region its boxes are the bbox, and zones in which it has no ground are left out. The arrays hold the
+    zone's part of `extent` too. `lattice` goes on to `Lattice`: cell_px, core_px, ...
     InputError when the box leaves UTM or is empty.
     """
     boxes: list[BBox] = []
@@ -277,10 +291,14 @@ def grids_for(
         west, south, east, north = item  # type: ignore[misc]
         boxes.append((float(west), float(south), float(east), float(north)))
     parts, reserved = by_zone(boxes), by_zone(extent)
+    outline = ""
+    if region is not None:
+        parts, outline = {epsg: own for epsg, own in parts.items() if region.meets(tuple(own))}, region.wkb
     if not parts:
         raise InputError(f"bbox {boxes} covers no ground; give it some width and height")
     return [
-        CubeGrid.over(Lattice(epsg, resolution, **lattice), own, reserved.get(epsg, ())) for epsg, own in parts.items()
+        CubeGrid.over(Lattice(epsg, resolution, **lattice), own, reserved.get(epsg, ()), outline)
+        for epsg, own in parts.items()
     ]
 
 
@@ -304,8 +322,14 @@ def _with(lattice: Lattice, cores: CoreRange, parts: Iterable[BBox]) -> CoreRang
 
 
 @lru_cache(maxsize=16)
-def _area(epsg: int, parts: tuple[BBox, ...]) -> shapely.Geometry:
-    """The parts as one geometry in metres of the zone."""
+def _area(epsg: int, parts: tuple[BBox, ...], region: str = "") -> shapely.Geometry:
+    """The parts, or what a region has of them, as one geometry in metres of the zone."""
+    if region:
+        within = shapely.union_all([shapely.box(*part) for part in parts])
+        edges = shapely.segmentize(shapely.intersection(shapely.from_wkb(region), within), _DEGREE_STEP)
+        area = shapely.make_valid(shapely.transform(edges, lambda c: np.column_stack(to_zone(epsg, c[:, 0], c[:, 1]))))
+        shapely.prepare(area)
+        return area
     polygons = []
     for part in parts:
         edge = ring(*part, _DEGREE_STEP)
@@ -317,18 +341,20 @@ def _area(epsg: int, parts: tuple[BBox, ...]) -> shapely.Geometry:
 
 
 @lru_cache(maxsize=16)
-def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...], together: int = 1) -> NDArray[np.bool_]:
+def _mask(
+    lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...], together: int = 1, region: str = ""
+) -> NDArray[np.bool_]:
     """Which cores of a box share ground with the parts: boolean (rows, columns), read-only.
 
     With `together`, of which the box's edges are multiples, those of a square in which any core would.
     """
     if together > 1:
         wide = replace(lattice, core_px=lattice.core_px * together, shard_px=lattice.core_px * together)
-        mask = _mask(wide, CoreRange(*(edge // together for edge in box)), parts)
+        mask = _mask(wide, CoreRange(*(edge // together for edge in box)), parts, region=region)
         mask = np.repeat(np.repeat(mask, together, 0), together, 1)
         mask.flags.writeable = False
         return mask
-    area = _area(lattice.epsg, parts)
+    area = _area(lattice.epsg, parts, region)
     side = float(lattice.core * lattice.cell)
     left = np.arange(box.col0, box.col1, dtype=np.float64)[None, :] * side
     top = -np.arange(box.row0, box.row1, dtype=np.float64)[:, None] * side
@@ -342,11 +368,16 @@ def _mask(lattice: Lattice, box: CoreRange, parts: tuple[BBox, ...], together: i
 
 @lru_cache(maxsize=16)
 def _mask_within(
-    lattice: Lattice, box: CoreRange, cores: CoreRange, parts: tuple[BBox, ...], together: int = 1
+    lattice: Lattice,
+    box: CoreRange,
+    cores: CoreRange,
+    parts: tuple[BBox, ...],
+    together: int = 1,
+    region: str = "",
 ) -> NDArray[np.bool_]:
     """The mask of a box's cores when those of the parts lie all within `cores`: reserved ground costs no geometry."""
     mask = np.zeros((box.row1 - box.row0, box.col1 - box.col0), np.bool_)
     rows = slice(cores.row0 - box.row0, cores.row1 - box.row0)
-    mask[rows, cores.col0 - box.col0 : cores.col1 - box.col0] = _mask(lattice, cores, parts, together)
+    mask[rows, cores.col0 - box.col0 : cores.col1 - box.col0] = _mask(lattice, cores, parts, together, region)
     mask.flags.writeable = False
     return mask

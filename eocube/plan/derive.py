@@ -41,14 +41,14 @@ def finer_grid(parent: CubeGrid, scale: int, boxes: Sequence[BBox] = ()) -> Cube
         if not parts:
             return None
     try:
-        cores = CubeGrid.over(parent.lattice, parts).cores if boxes else parent.cores
+        cores = CubeGrid.over(parent.lattice, parts, region=parent.region).cores if boxes else parent.cores
     except InputError:  # ground of no width
         return None
     lattice = finer_lattice(parent.lattice, scale)
     fine, n = CoreRange(*(edge * scale for edge in cores)), lattice.cores_per_shard
     row0, col0 = fine.row0 // n, fine.col0 // n
     rows, cols = -(-fine.row1 // n) - row0, -(-fine.col1 // n) - col0
-    return CubeGrid(lattice, row0, col0, rows, cols, fine, parts, parent.together * scale)
+    return CubeGrid(lattice, row0, col0, rows, cols, fine, parts, parent.together * scale, parent.region)
 
 
 def _meet(a: BBox, b: BBox) -> BBox | None:

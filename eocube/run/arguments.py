@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from eocube.errors import InputError
 from eocube.ground.boxes import BBox, parse_bbox, parse_interval
+from eocube.ground.regions import Region
 from eocube.net.storage_options import parse_options
 from eocube.products.registry import DEFAULT
 from eocube.run.asked import Running, Selection, Showing
@@ -34,6 +35,9 @@ class EncodeOptions:
     """earth-search, planetary-computer, cdse, a STAC API's URL, or the path or URL of a static catalogue."""
     bands: str | None = None
     """A subset of the sensor's bands, as B02,B03,B04,B08. None takes all."""
+    region: str | None = None
+    """File of polygons in the place of --bbox: GeoJSON, Shapefile, GeoPackage, ... in any CRS. Windows whose core has
+    no ground in them are not encoded."""
     extent: tuple[str, ...] = ()
     """West south east north: ground that the cube is to have room for, the bbox in it. It can grow anywhere inside by
     a larger --bbox later; without it, only south and east of the bbox. Reserved ground costs next to nothing."""
@@ -117,6 +121,7 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         offset=perhaps(options.offset, "--offset"),
         # The demonstration has ground of its own, whatever is given.
         boxes=box_of(options.bbox, "--bbox") if options.bbox and not options.demo else (),
+        region=None if options.region is None or options.demo else region_of(options),
         extent=box_of(options.extent, "--extent") if options.extent else (),
         resolution=number(options.resolution, "--resolution"),
         max_cloud=perhaps(options.max_cloud, "--max-cloud"),
@@ -142,6 +147,13 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         options.benchmark,
     )  # fmt: skip
     return selection, running, showing
+
+
+def region_of(options: EncodeOptions) -> Region:
+    """The outline in a file. InputError beside a bbox, which would say other ground."""
+    if options.bbox:
+        raise InputError("--bbox and --region both say the ground: give one of them")
+    return Region.read(str(options.region), parse_options(options.source_options or options.storage_options))
 
 
 def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:

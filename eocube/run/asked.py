@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eocube.ground.boxes import BBox, Interval
+from eocube.ground.regions import Region
 from eocube.products.registry import DEFAULT
 from eocube.store.receipts import State
 
@@ -18,6 +19,8 @@ class Selection:
     boxes: tuple[BBox, ...] = ()
     """(west, south, east, north) in degrees: one box, or the two of one over the antimeridian, as `parse_bbox` gives
     them."""
+    region: Region | None = None
+    """An outline in the place of boxes: windows whose core has no ground in it are not encoded."""
     interval: Interval | None = None
     """First and last moment in UTC, both included, as `parse_interval` gives them. None is refused."""
     sensor: str = "S2L2A"

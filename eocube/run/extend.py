@@ -34,7 +34,7 @@ from eocube.store.layout import ROOT
 from eocube.store.root import eocube_document
 from eocube.store.store import CubeStore
 
-GROWING = ("bbox", "extent", "datetime")
+GROWING = ("bbox", "region", "extent", "datetime")
 """What of a request may differ from the store's, when it holds all that the store's had."""
 
 

@@ -347,6 +347,11 @@ def _searching(source_options: Options) -> Search:
     def search(request: Mapping[str, Any] | None) -> Sequence[Plan]:
         if request is None:
             raise StoreError("the store's root is damaged too: run the command that made it with --retry damaged")
+        if "region" in request:
+            raise StoreError(
+                "the store was made by a --region, whose outline its damaged plan held: run the command "
+                "that made it with --retry damaged"
+            )
         gpus = default_gpus(None)
         try:
             said: dict[str, Any] = {name: str(request[name]) for name in ("catalog", "weights", "precision", "sensor")}

@@ -14,6 +14,7 @@ from typing import Any
 from eocube.errors import InputError
 from eocube.ground.boxes import BBox, Interval, boxes_said, covers, parse_bbox, parse_interval
 from eocube.ground.grid import grids_for
+from eocube.ground.regions import Region
 from eocube.net.network import NetworkLimits
 from eocube.net.redaction import one_line
 from eocube.plan.plan import Plan, build_plan
@@ -83,6 +84,8 @@ class Request:
     """The share of a GPU that an actor has, where it has one."""
     only_plans: bool = False
     """Whether nothing is to be encoded: then no actor is asked what it has."""
+    region: Region | None = None
+    """What of `boxes`, which are those around it, is asked for; None for all of them."""
 
     @classmethod
     def parse(cls, selection: Selection, running: Running, *, on_gpu: bool, writes: bool = True) -> Request:
@@ -96,8 +99,10 @@ class Request:
         """
         sensor = sensor_of(selection)
         boxes, extent = (tuple(_plain(given)) for given in (selection.boxes, selection.extent))
+        if selection.region is not None:
+            boxes = selection.region.boxes
         if not boxes:
-            raise InputError("--bbox takes four numbers, west south east north; 0 given")
+            raise InputError("--bbox takes four numbers, west south east north; 0 given (or --region a file)")
         if extent and not covers(extent, boxes):
             raise InputError(
                 f"--bbox {boxes_said(boxes)} is not inside --extent {boxes_said(extent)}: reserve ground that holds it"
@@ -147,7 +152,7 @@ class Request:
             mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
             weights_stated=selection.weights is not None,
             allow_local_sources=running.allow_local_sources, actor_gpu=running.gpus_per_actor or 1.0,
-            only_plans=not writes,
+            only_plans=not writes, region=selection.region,
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
@@ -155,6 +160,7 @@ class Request:
         reserved = {"extent": [list(b) for b in self.extent]} if self.extent else {}
         return {
             "bbox": [list(b) for b in self.boxes],
+            **({} if self.region is None else {"region": self.region.digest}),
             **reserved,
             "datetime": [t.isoformat() for t in self.interval],
             "sensor": self.sensor.name,
@@ -277,7 +283,7 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
     find = numerics_here if request.only_plans else numerics_of_actors
     numerics = find(product, request.device, actor)
     plans, searched = [], ""
-    for grid in grids_for(request.boxes, request.resolution, request.extent, **windows, shard_px=shard):
+    for grid in grids_for(request.boxes, request.resolution, request.extent, request.region, **windows, shard_px=shard):
         found = search(
             request.catalog, product.sensor, grid.lonlat_bounds_with_halo(), request.interval,
             storage_options=source_options, check_pixels=True, allow_local=request.allow_local_sources,

@@ -34,15 +34,13 @@ class RunOptions:
         return Run(self.name, self.storage, self.workers, self.gpu, self.resume, self.max_failures, self.keep)
 
 
-BAD_INPUT = (ValueError, FileNotFoundError)
-"""What a job's own code raises where its input is at fault."""
-
-
 def run_job(work: Callable[[], None], also: tuple[type[Exception], ...] = ()) -> int:
     """Do it, with the log on the terminal: exit status 0, or 2 and one line for bad input.
 
     `also` are errors of other packages that say the same: this one knows none of a cube's.
     """
+    from model.training.ray_train import BAD_INPUT
+
     bad: tuple[type[Exception], ...] = (*BAD_INPUT, *also)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

@@ -20,10 +20,11 @@ import torch
 
 from model.training.checkpoint import Keeper, Store, replace_file, started, upload
 from model.training.distributed import Team
-from model.training.job_options import BAD_INPUT
 
 CHECKPOINTS_KEPT = 3
 ABOUT = "run.json"
+BAD_INPUT = (ValueError, FileNotFoundError)
+"""What a job's own code raises where its input is at fault."""
 
 
 class RunError(ValueError):

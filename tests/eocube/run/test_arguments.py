@@ -72,7 +72,7 @@ def test_whole_numbers_ask_for_the_same_as_their_texts() -> None:
         ({"max_requests_per_second": 0}, "--max-requests-per-second is a number above 0, not 0"),
         ({"retry": (State.OK,)}, "--retry: windows that ended ok end so again"),
         ({"offset": float("nan")}, "--offset: nan is not a finite number"),
-        ({"boxes": ()}, "--bbox takes four numbers, west south east north; 0 given"),
+        ({"boxes": ()}, "--bbox takes four numbers, west south east north; 0 given (or --region a file)"),
         ({"boxes": ((11, 49, 12, 48),)}, "bbox 11 49 12 48 has south above north; the order is W S E N"),
         ({"interval": None}, "--datetime is missing: give a date or A/B, such as 2024-06-01/2024-08-31"),
     ],

@@ -1,0 +1,1 @@
+"""Defines the commands that read cubes and catalogue them: their options, parsed, and what they call."""
