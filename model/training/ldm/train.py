@@ -169,8 +169,9 @@ def publish(net: SuperResolver, data: SRData, recipe: SRRecipe, out: Path) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
     if data.judge is not None:
-        metrics["mean_factor"] = round(settle(net, data.judge.held), 4)
-        log.info("of the trunk's mean held-out places bear out %.2f", metrics["mean_factor"])
+        if net.trunk is not None:
+            metrics["mean_factor"] = round(settle(net, data.judge.held), 4)
+            log.info("of the trunk's mean held-out places bear out %.2f", metrics["mean_factor"])
         table = data.judge.figures(net)
         log.info("held-out places, PSNR / SAM / consistency / sharpness:\n%s", table_text(table))
         metrics["held_out"] = {
