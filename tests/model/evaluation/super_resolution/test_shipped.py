@@ -56,7 +56,7 @@ def test_a_held_out_place_is_above_the_ridge_and_as_stated(shared_dir: Path) -> 
         assert np.isfinite(draw).all()
     psnr = {name: -10 * np.log10(np.mean(np.square(of))) for name, of in errors.items()}
     stated = net.meta.metrics["held_out"]["29UPU_4_55_S2L2A"]
-    # The pair's border is mirrored here, where the store's has the image's own pixels: it costs 0.14 dB of 96 px squares.
+    # The pair's border is mirrored here, where the store's has the image's own pixels: 0.14 dB of 96 px squares.
     assert psnr["sr"] == pytest.approx(stated["one_step+"]["psnr"], abs=0.2)
     assert psnr["sr"] > psnr["ridge"] + 0.1
     assert psnr["ridge"] > psnr["draw"] > stated["sample"]["psnr"] - 1
