@@ -15,6 +15,7 @@ from eocube.products.base import Ask, Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
+from eocube.products.shelf import put, take
 from eocube.products.spec import Product
 from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
@@ -63,6 +64,9 @@ def load(source: str, device: str = "cpu") -> LoadedWeights:
     Raises:
         InputError: no such weights, or weights without the metadata that says what their latents mean.
     """
+    if isinstance(kept := take((KIND, source)), LoadedWeights):
+        kept.vae.to(device)
+        return kept
     try:
         vae = load_weights(source, device=device)
     except (WeightsError, OSError, ValueError) as error:
@@ -223,6 +227,7 @@ class EoVaeKind:
         storage = _storage(ask, weights, sensor)
         encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality or "default")
         windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
+        put((KIND, ask.weights), weights)
         return latents(sensor, encoding, windows)
 
     def open(self, product: Product, device: str = "cpu") -> EoVae:
@@ -247,8 +252,9 @@ class EoVaeKind:
         """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12)."""
         batch = None if like is None else like.get("batch")
         if batch is None and device == "cuda":
-            resolution = int(product.meaning["resolution"])
-            batch = gpu_batch(load(product.weights), product.sensor, resolution, product.window_px, product.precision)
+            resolution, weights = int(product.meaning["resolution"]), load(product.weights)
+            batch = gpu_batch(weights, product.sensor, resolution, product.window_px, product.precision)
+            put((KIND, product.weights), weights)
         return numerics(device, batch)
 
 
