@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -320,7 +321,8 @@ def _build(path: Path, state: Mapping[str, Tensor], meta: WeightsMeta | None, co
         expected = {key: shape for key, shape in expected.items() if not layouts.is_dynamic(key)}
     _check(path, state, expected, absent)
     tensors = {key: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    # By numpy: torch would wake its threads for each of hundreds of small tensors, for seconds on a busy machine.
+    broken = [key for key, tensor in tensors.items() if not np.isfinite(tensor.numpy()).all()]
     if broken:
         raise WeightsError(f"{path}: values that are not finite in {_few(broken)}")
     if body_only:

@@ -318,3 +318,8 @@ def several_zones(plans: Sequence[Plan]) -> bool:
 
 def boxes_of(plan: Plan, name: str) -> tuple[BBox, ...]:
     return tuple((float(w), float(s), float(e), float(n)) for w, s, e, n in plan.request.get(name) or ())
+
+
+def in_order(behind: int) -> str:
+    """What is to be known of the time axis, by how many steps lie behind a later one."""
+    return "in order" if not behind else f'not in order: {behind} steps lie behind later ones; use ds.sortby("time")'

@@ -17,6 +17,7 @@ from eocube.products.decoder_cache import MIXED
 from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
 from eocube.products.half_batches import HalfBatches
 from eocube.products.shared_batches import Widening
+from eocube.products.shelf import put, take
 from eocube.products.spec import Actor, Product
 from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
@@ -66,6 +67,9 @@ def load(source: str, device: str = "cpu") -> LoadedWeights:
     Raises:
         InputError: no such weights, or weights without the metadata that says what their latents mean.
     """
+    if isinstance(kept := take((KIND, source)), LoadedWeights):
+        kept.vae.to(device)
+        return kept
     try:
         vae = load_weights(source, device=device)
     except (WeightsError, OSError, ValueError) as error:
@@ -240,6 +244,7 @@ class EoVaeKind:
         storage = _storage(ask, weights, sensor)
         encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality or "default")
         windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
+        put((KIND, ask.weights), weights)
         return latents(sensor, encoding, windows)
 
     def open(self, product: Product, device: str = "cpu") -> EoVae:
@@ -271,6 +276,7 @@ class EoVaeKind:
             return numerics(device)
         resolution = int(product.meaning["resolution"])
         weights = load(product.weights)
+        put((KIND, product.weights), weights)
         batch = gpu_batch(weights, product.sensor, resolution, product.window_px, product.precision, actor)
         return numerics(device, batch)
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
-from scipy.ndimage import distance_transform_edt
 
 Floats = NDArray[np.float64]
 Places = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -252,6 +251,8 @@ def mirror_sources(there: NDArray[np.bool_]) -> tuple[Places, Places]:
     the ground goes on in the way it ends, so that the network sees something plausible next to what is kept. Some pixel
     must be there.
     """
+    from scipy.ndimage import distance_transform_edt  # a second of imports that most runs do without
+
     gaps = np.nonzero(~there)
     nearest: NDArray[Any] = distance_transform_edt(~there, return_distances=False, return_indices=True)
     near = nearest[:, gaps[0], gaps[1]]

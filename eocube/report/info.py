@@ -14,7 +14,7 @@ from eocube.cube.accessor import open as open_cube
 from eocube.errors import StoreError
 from eocube.ground.boxes import BBox
 from eocube.net.storage_options import scoped
-from eocube.plan.plan import Plan, stored_extent
+from eocube.plan.plan import Plan, in_order, stored_extent
 from eocube.plan.rules import counted, rules_of
 from eocube.report.fidelity import SAMPLE, Fidelity, fidelity, truth_pixels
 from eocube.report.history import History
@@ -241,11 +241,6 @@ def status(url: str, group: str | None = None, storage_options: Options = None) 
         retryable=summary.retryable > 0,
         to_do=(*(["the same command, for windows not attempted"] if left else []), *retry),
     )
-
-
-def in_order(behind: int) -> str:
-    """What is to be known of the time axis, by how many steps lie behind a later one."""
-    return "in order" if not behind else f'not in order: {behind} steps lie behind later ones; use ds.sortby("time")'
 
 
 def _failure(failure: Failure) -> str:

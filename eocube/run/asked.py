@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from eocube.ground.boxes import BBox, Interval
 from eocube.ground.regions import Region
@@ -105,3 +105,14 @@ class Showing:
     """With a plan: windows that are read and encoded here to learn the rate."""
     benchmark: str | None = None
     """With a plan: the JSON of a benchmark that gives the rate."""
+
+
+class Target(Protocol):
+    """What a request says of the stores that it makes, whatever it makes them of."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def retry(self) -> tuple[State, ...]: ...
+    @property
+    def mend(self) -> bool: ...

@@ -15,6 +15,7 @@ from typing import Any
 
 from eocube.net.network import shared_network
 from eocube.plan.plan import Plan, WorkUnit
+from eocube.products.shelf import clear
 from eocube.run.actor import EncodeActor, Worker, secrets_of
 from eocube.run.choice import Choice, choose
 from eocube.run.local_engine import LocalEngine, threads_as_before
@@ -218,6 +219,7 @@ def engine_for(
         with threads_as_before():
             yield LocalEngine(urls, options, run_id, actor_class or Worker)
         return
+    clear()
     with ray_session(gpus=options.gpus_per_actor > 0):
         from eocube.run.ray_engine import (
             RayEngine,  # here, not above: Ray reads what the session sets as it is imported

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -19,12 +19,12 @@ from eocube.net.network import shared_network
 from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, scoped
-from eocube.plan.plan import Plan, stored_extent
+from eocube.plan.plan import Plan, in_order, stored_extent
 from eocube.products.registry import DEFAULT
+from eocube.products.shelf import shelf
 from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
-from eocube.report.info import in_order
-from eocube.run.asked import Running, Selection, Showing
+from eocube.run.asked import Running, Selection, Showing, Target
 from eocube.run.choice import check_engine
 from eocube.run.driver import RunTally
 from eocube.run.driver import run as run_engine
@@ -78,6 +78,7 @@ class Outcome:
     picture: str | None = None
 
 
+@shelf()  # the weights that the plan needed, for a worker in this process
 def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Showing = WITH_PROGRESS) -> Outcome:
     """Encode a region as asked; the main job.
 
@@ -90,11 +91,11 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         InputError, StoreError: what was asked for cannot be done; nothing was written.
     """
     console = for_people(quiet=showing.quiet)
+    gpus = default_gpus(running.gpus_per_actor)
+    check_engine(running.engine, running.actors, gpus)
     if running.demo:
         with console.status("making the demonstration's scenes"):
             selection, showing = demonstration(selection, showing, Path(DEMO_FOLDER))
-    gpus = default_gpus(running.gpus_per_actor)
-    check_engine(running.engine, running.actors, gpus)
     request = Request.parse(selection, running, on_gpu=gpus > 0, writes=not showing.plan)
     given, sources = running.storage_options, running.source_options
     storage_options = from_environment() if given is None else given
@@ -173,17 +174,6 @@ def holding(url: str, run_id: str, storage_options: Mapping[str, Any] | None) ->
                 refuse_if_held(Objects(f"{root}/{zone}", storage_options))
             yield lease
             return
-
-
-class Target(Protocol):
-    """What a request says of the stores that it makes, whatever it makes them of."""
-
-    @property
-    def out(self) -> str: ...
-    @property
-    def retry(self) -> tuple[State, ...]: ...
-    @property
-    def mend(self) -> bool: ...
 
 
 def carry_out(

@@ -100,6 +100,21 @@ def test_weights_not_trained_for_the_sensor(tmp_path: Path, demo_catalog: Path, 
     assert not (tmp_path / "cube.zarr").exists()
 
 
+HEAVY = ("xarray", "dask", "pandas", "scipy", "ray", "matplotlib")
+
+
+def test_a_plan_is_made_without_what_only_cubes_and_clusters_need(demo_catalog: Path) -> None:
+    from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
+
+    words = ["--bbox", *map(str, DEMO_BBOX), "--datetime", DEMO_DATETIME, "--catalog", str(demo_catalog), "--plan"]
+    code = (
+        "import sys\nfrom eocube.cli import encode_main\nassert encode_main(sys.argv[1:]) == 0\n"
+        f"found = set({HEAVY}) & set(sys.modules)\nassert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def demo_cube(tmp_path_factory: pytest.TempPathFactory, demo_catalog: Path) -> Path:
     """The demonstration region, encoded once."""

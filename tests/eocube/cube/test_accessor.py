@@ -79,7 +79,7 @@ def direct(made: Made, time: int, row: int, col: int) -> np.ndarray:
 def test_importing_eocube_imports_neither_torch_nor_ray() -> None:
     # Of `model` the table of bands and statistics alone, which needs nothing.
     code = (
-        "import sys, eocube; heavy = {'torch', 'ray', 'matplotlib'} & set(sys.modules); "
+        "import sys, eocube, xarray; heavy = {'torch', 'ray', 'matplotlib'} & set(sys.modules); "
         "print(sorted(heavy | {m for m in sys.modules if m.split('.')[0] == 'model'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
