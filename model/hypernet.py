@@ -20,7 +20,7 @@ OUTPUT_SCALE = 0.1
 
 def wavelength_tensor(wavelengths: Tensor | Sequence[float], like: Tensor) -> Tensor:
     """Wavelengths (C,) in micrometres as a float32 tensor on `like`'s device; ValueError for another rank or none."""
-    values = torch.as_tensor(wavelengths, dtype=torch.float32, device=like.device)
+    values = torch.as_tensor(wavelengths, dtype=torch.float32).to(like.device, non_blocking=True)
     if values.ndim != 1 or values.numel() == 0:
         raise ValueError(f"wavelengths must be one list with one entry a channel, got shape {tuple(values.shape)}")
     return values

@@ -15,6 +15,7 @@ from eocube.errors import InputError
 from eocube.pairs.pixel_pairs import PairNote, PixelSource, flipped
 from eocube.products.base import Codec, Encoder
 from eocube.products.lone_windows import HALO, LoneWindow, fit_sensor, load, lone_windows, numerics
+from eocube.products.storage import widened
 from eocube.sensors.builtin import SENSORS
 from eocube.sensors.sensor import Sensor
 from model.wald import bicubic, sharpened
@@ -234,7 +235,7 @@ class PixelMaker:
         for precision in codec.ladder:
             made = self._encoder(which, px, precision, codec)({sampling: batch})
             if codec.product.storage.sound(made)[0]:
-                return core_of(made[0].cpu().numpy(), HALO // codec.product.cell_px)
+                return core_of(widened(made[0].cpu().numpy()), HALO // codec.product.cell_px)
         return None
 
     def _encoder(self, which: Which, px: int, precision: str, codec: Codec) -> Encoder:

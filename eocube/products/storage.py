@@ -298,6 +298,11 @@ class Raw32(_Reals):
         return [bool(v) for v in values.isfinite().flatten(1).all(1).tolist()]
 
 
+def widened(values: Values) -> Values:
+    """float16, as encoders on a GPU give it, as float32, in which values are packed; others as they are."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
 def known(values: Values) -> npt.NDArray[np.bool_]:
     """Where unpacked values are, number by number: real ones are finite, codes 0 or more."""
     return np.asarray(np.isfinite(values) if values.dtype.kind == "f" else values >= 0)

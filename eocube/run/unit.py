@@ -24,6 +24,7 @@ from eocube.net.trust import here
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.plan.rules import read_by
 from eocube.products.base import Encoder, Inputs, Models, Pixels
+from eocube.products.storage import widened
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowReader
@@ -338,11 +339,6 @@ class UnitRunner:
                 batch[place] = read.pixels.groups[sampling]
             stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
         return stacked
-
-
-def widened(values: np.ndarray) -> np.ndarray:
-    """float16 as float32, in which values are packed; others as they are."""
-    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:

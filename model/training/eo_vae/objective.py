@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -108,7 +108,9 @@ class Reconstruction(nn.Module):
         self.precision = precision
         self.through_norm = through_norm
 
-    def forward(self, x: Tensor, waves: Tensor, how: Disturbance | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, waves: Tensor | Sequence[float], how: Disturbance | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) z-scores -> prediction of the same shape, or of the turned target's.
 
         With steps of codes, also the bytes a cell that they would take (a scalar).

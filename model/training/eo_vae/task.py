@@ -59,7 +59,7 @@ class EOVAETask(Task[Batch, EOVAEStage]):
     def loss(self, batch: Batch, progress: Progress[EOVAEStage]) -> tuple[Tensor, Figures]:
         stage, config, device = progress.stage, self.vae.config, progress.device
         x = batch.x[progress.rows].to(device, non_blocking=True)
-        waves = batch.wavelengths.to(device, non_blocking=True)
+        waves = batch.sensor.wavelengths  # as numbers: a table of kernels looks them up, which would wait for a GPU
         side = stage.patch // config.scale_factor
         shape = (len(batch), config.z_channels, side, side)
         steps = self._steps(batch.sensor, stage) if stage.coded else None

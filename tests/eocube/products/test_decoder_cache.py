@@ -80,6 +80,22 @@ def test_windows_for_a_gpu_go_in_batches_and_come_out_the_same(monkeypatch: pyte
     assert kept.shared(default)._sizes == SIZES and kept.shared(same)._sizes == (1,)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_decodes_as_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = registry.kind("eo-vae").plan(Ask(get_sensor("S2L2A"), 10, "nano", "fp32", None, "cpu"))
+    monkeypatch.setattr(decoder_cache, "_kept", decoder_cache._Kept())
+    windows = np.random.default_rng(2).normal(0, 1, (40, 32, 32, 32)).astype(np.float32)
+    expected = np.stack([decode_one(spec_of(product, ("B04",), "cpu", "float32"), w) for w in windows])
+    contrast = np.linalg.norm(expected - expected.mean(axis=(2, 3), keepdims=True))
+    for dtype, limit in ((MIXED, 1e-2), ("float32", 1e-4)):
+        spec = spec_of(product, ("B04",), "cuda", dtype)
+        with ThreadPoolExecutor(20) as threads:
+            found, again = (np.stack(list(threads.map(partial(decode_one, spec), windows))) for _ in range(2))
+        assert np.linalg.norm(found - expected) / contrast < limit
+        assert dtype == MIXED or np.array_equal(found, again)
+
+
 def test_what_is_not_decoded_says_so() -> None:
     from tests.eocube.products.toys import MEANS
 

@@ -25,7 +25,7 @@ from eocube.run.request import PRECISIONS, Request, fastest_on_cpu, product_of, 
 from eocube.sensors import get_sensor
 from tests.eocube.cubes import make_plan, make_weights
 
-ASKED = Selection(((11.3, 48, 11.4, 48.1),), parse_interval("2024-06-01"), out="cube.zarr")
+ASKED = Selection(boxes=((11.3, 48, 11.4, 48.1),), interval=parse_interval("2024-06-01"), out="cube.zarr")
 
 
 class Filling:

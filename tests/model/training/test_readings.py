@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import backend_registration
 
 from model.eo_vae import EOVAE
 from model.training.distributed import Team, plain
+from model.training.eo_vae.kernels import free_kernels
 from model.training.optimiser import build_optimiser, step_unless
 from model.training.ray_train import Run, RunError
 from model.training.readings import Reading, Readings
 from model.training.recipe import Stage
-from tests.model.training.batches import TINY, Fixed, looped, recipe
+from tests.model.training.batches import RGB, TINY, Fixed, looped, recipe
 from tests.model.training.test_loop import Notes
 from tests.model.training.waits import Waits
 
@@ -27,6 +31,8 @@ def trained(read_every: int | None, stage: dict[str, Any], **more: Any) -> tuple
     torch.manual_seed(0)
     vae, notes = EOVAE(TINY), Notes()
     how = recipe(stage, **more)
+    if how.free_kernels:
+        free_kernels(vae, [RGB])
     batch = Fixed(how.stages[0].batch, how.stages[0].patch)
     loop = looped(vae, how, batch, tracker=notes, read_every=read_every)
     with Waits() as waits:
@@ -37,8 +43,9 @@ def trained(read_every: int | None, stage: dict[str, Any], **more: Any) -> tuple
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "muon"])
 def test_between_readings_nobody_asks_and_the_run_is_the_same(optimiser: str) -> None:
     stage = {"optimiser": optimiser, "steps": 5, "accumulate": 2, "sample": True}
-    vae, lines, waits = trained(4, stage, ema=0.9)
-    each, told, asked = trained(None, stage, ema=0.9)
+    how: dict[str, Any] = {"ema": 0.9, "free_kernels": optimiser == "muon"}  # as the nano recipe has it
+    vae, lines, waits = trained(4, stage, **how)
+    each, told, asked = trained(None, stage, **how)
     assert waits == 0 < asked
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     for a, b in zip(lines, told, strict=True):
@@ -120,6 +127,18 @@ def test_what_is_scored_lies_on_the_cpu_with_the_tiles() -> None:
     scored = plain(live)
     assert isinstance(scored, Elsewhere) and scored.moved and not live.moved and scored is not live
     assert plain(scored) is scored
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="torch knows none",
+)
+def test_whole_steps_stay_on_the_device() -> None:
+    """In a process of its own: what torch is told of a made-up device stays."""
+    script = Path(__file__).with_name("on_a_device.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.gpu
