@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from eocube.ground.lattice import Lattice, Window
 from eocube.raster.warp import PixelGrid
@@ -49,16 +50,31 @@ def areas(windows: Sequence[Window]) -> list[tuple[Area, list[Window]]]:
     best = around.count
     parts: tuple[list[Window], list[Window]] | None = None
     if len(windows) < FILLED * around.count:
-        for axis, start, stop in (("row", around.row0, around.row1), ("col", around.col0, around.col1)):
+        sides: tuple[tuple[Literal["row", "col"], int, int], ...] = (
+            ("row", around.row0, around.row1), ("col", around.col0, around.col1)
+        )  # fmt: skip
+        for axis, start, stop in sides:
             for cut in range(start + 1, stop):
-                halves = [[], []]  # type: list[list[Window]]
-                for window in windows:
-                    halves[getattr(window, axis) >= cut].append(window)
-                if all(halves) and (size := sum(Area.around(half).count for half in halves)) < best:
-                    best, parts = size, (halves[0], halves[1])
+                two = partition(windows, axis, cut)
+                if all(two) and (size := sum(Area.around(half).count for half in two)) < best:
+                    best, parts = size, two
     if parts is None:
         return [(around, list(windows))]
     return [found for part in parts for found in areas(part)]
+
+
+def partition(windows: Sequence[Window], axis: Literal["row", "col"], cut: int) -> tuple[list[Window], list[Window]]:
+    """Windows before a row or column, and the others."""
+    before = [w for w in windows if getattr(w, axis) < cut]
+    return before, [w for w in windows if getattr(w, axis) >= cut]
+
+
+def halves(windows: Sequence[Window]) -> tuple[list[Window], list[Window]]:
+    """Windows in two, across the longer side of what holds them; of more than one, neither is empty."""
+    area = Area.around(windows)
+    if area.row1 - area.row0 >= area.col1 - area.col0:
+        return partition(windows, "row", (area.row0 + area.row1) // 2)
+    return partition(windows, "col", (area.col0 + area.col1) // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from eocube.net.network import Network
 from eocube.raster.opening import gdal_environment
 from eocube.raster.warp import PixelGrid, Placement, place
 from eocube.read.bands import Band, overview, read_bands, read_classes, thinned
+from eocube.read.buffers import Buffers
 from eocube.read.place import touches
 from eocube.read.shard import Asked, ShardRead, Submit, mask_sampling
 from eocube.read.source_shares import as_classes, class_counts, cloud_cells
@@ -62,7 +63,7 @@ class WindowReader:
     ) -> None:
         self.sensor, self.lattice = sensor, lattice
         self._sources = Sources(sensor, storage_options or {}, retries, network)
-        self._groups = sensor.groups(lattice.metres)
+        self._groups, self._buffers = sensor.groups(lattice.metres), Buffers()
         self._local = threading.local()
         self._ground = lru_cache(_WINDOWS)(lambda window: lattice.lonlat_bounds(lattice.source_bounds(window)))
 
@@ -131,7 +132,7 @@ class WindowReader:
             submit: runs the reading of one file on a thread; the file's href tells which files are the same.
         """
         touching = {window: self._touching(scenes, window) for window, scenes in wanted.items()}
-        return ShardRead(self.sensor, self.lattice, self._sources, submit).read(touching, max_cloud)
+        return ShardRead(self.sensor, self.lattice, self._sources, self._buffers, submit).read(touching, max_cloud)
 
     # -- which scenes, which ground
 

@@ -23,8 +23,9 @@ from eocube.net.failures import Failure
 from eocube.raster.checks import DEFECTS, judge_read
 from eocube.raster.opening import Raster, gdal_environment
 from eocube.raster.warp import Region, on_grid
-from eocube.read.areas import Area, Layout, areas
+from eocube.read.areas import Area, Layout, areas, halves
 from eocube.read.bands import read_raw
+from eocube.read.buffers import Buffers
 from eocube.read.layers import Layer, Piece, check_piece
 from eocube.read.place import misplaced
 from eocube.read.source_shares import class_counts, cloud_cells
@@ -58,12 +59,13 @@ class ShardRead:
     """One reading of some windows of a shard.
 
     Args:
-        sensor, lattice, sources: the reader's.
+        sensor, lattice, sources, buffers: the reader's.
         submit: runs the reading of one file on a thread.
     """
 
-    def __init__(self, sensor: Sensor, lattice: Lattice, sources: Sources, submit: Submit) -> None:
+    def __init__(self, sensor: Sensor, lattice: Lattice, sources: Sources, buffers: Buffers, submit: Submit) -> None:
         self._sensor, self._lattice, self._sources, self._submit = sensor, lattice, sources, submit
+        self._buffers = buffers
 
     def read(self, touching: Mapping[Window, tuple[Scene, ...]], max_cloud: float | None) -> dict[Window, Asked]:
         """The windows that can be given, by the scenes that touch each, in mosaic order."""
@@ -91,7 +93,7 @@ class ShardRead:
 
     def _all_bands(self, touching: Mapping[Window, tuple[Scene, ...]], order: Sequence[Scene]) -> list[_Mosaic]:
         mosaics = [
-            _Mosaic(self._sensor, self._lattice, area, {window: touching[window] for window in windows})
+            _Mosaic(self._sensor, self._lattice, self._buffers, area, {window: touching[window] for window in windows})
             for area, windows in areas(sorted(touching))
         ]
         for mosaic in mosaics:
@@ -230,34 +232,31 @@ class ShardRead:
     ) -> Future[list[Window]]:
         """Read a file's part for some windows, by halves where it fails; the windows that are to be read alone."""
 
-        def read(windows: Sequence[Window]) -> list[Window]:
-            try:
-                return list(self._sources.tried(source, lambda: part(windows)))
-            except DEFECTS:
-                raise
-            except Exception as error:  # each window that it concerns fails in its own words
-                if len(windows) == 1 or judge_read(error) is Failure.FINAL:
-                    return list(windows)
-            area = Area.around(windows)
-            by_row = area.row1 - area.row0 >= area.col1 - area.col0
-            middle = (area.row0 + area.row1) // 2 if by_row else (area.col0 + area.col1) // 2
-            first = [w for w in windows if (w.row if by_row else w.col) < middle]
-            return read(first) + read([w for w in windows if w not in first])
-
         def work() -> list[Window]:
             with gdal_environment(self._sources.options):
-                return read(windows)
+                return self._halved(source, windows, part)
 
         return self._submit(source.href, work)
+
+    def _halved(
+        self, source: BandSource, windows: Sequence[Window], part: Callable[[Sequence[Window]], Sequence[Window]]
+    ) -> list[Window]:
+        try:
+            return list(self._sources.tried(source, lambda: part(windows)))
+        except DEFECTS:
+            raise
+        except Exception as error:  # each window that it concerns fails in its own words
+            if len(windows) == 1 or judge_read(error) is Failure.FINAL:
+                return list(windows)
+        return [window for half in halves(windows) for window in self._halved(source, half, part)]
 
 
 class _Group:
     """The bands of one sampling over an area."""
 
-    def __init__(self, sensor: Sensor, lattice: Lattice, area: Area, sampling: int, indices: Sequence[int], count: int):
-        self.indices = indices
-        self.layout = Layout.of_group(lattice, area, sampling)
-        self.pixels = np.empty((len(indices), *self.layout.shape), dtype=sensor.dtype)
+    def __init__(self, sensor: Sensor, layout: Layout, buffers: Buffers, indices: Sequence[int], count: int) -> None:
+        self.indices, self.layout = indices, layout
+        self.pixels = buffers.array((len(indices), *layout.shape), sensor.dtype)
         self.layers = [Layer(pixels, sensor.nodata) for pixels in self.pixels]
         self.full = np.zeros((count, len(indices)), np.bool_)
         """Of which bands (columns) a window (row) has every pixel."""
@@ -272,13 +271,18 @@ class _Mosaic:
     """
 
     def __init__(
-        self, sensor: Sensor, lattice: Lattice, area: Area, touching: Mapping[Window, tuple[Scene, ...]]
+        self,
+        sensor: Sensor,
+        lattice: Lattice,
+        buffers: Buffers,
+        area: Area,
+        touching: Mapping[Window, tuple[Scene, ...]],
     ) -> None:
         self._lattice, self._touching = lattice, touching
         self.windows = sorted(touching)
         self.place = {window: k for k, window in enumerate(self.windows)}
         self.groups = {
-            sampling: _Group(sensor, lattice, area, sampling, indices, len(self.windows))
+            sampling: _Group(sensor, Layout.of_group(lattice, area, sampling), buffers, indices, len(self.windows))
             for sampling, indices in sensor.groups(lattice.metres).items()
         }
         bands = 0
