@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eocube.ground.lattice import Lattice, Window
-from eocube.raster.warp import PixelGrid
+from eocube.raster.opening import Raster
+from eocube.raster.warp import PixelGrid, Region, on_grid
 
 FILLED = 0.5
 """Share of a rectangle's windows that must be wanted for it to be read whole; else it is cut where that saves most."""
@@ -124,3 +125,33 @@ class Layout:
         rows, cols = self.of(window)
         left, top = self.grid.left + cols.start * self.grid.side, self.grid.top - rows.start * self.grid.side
         return PixelGrid(self.grid.epsg, left, top, self.grid.side, self.size)
+
+
+def origin_in(raster: Raster, crs: str, layout: Layout, windows: Sequence[Window]) -> tuple[int, int] | None:
+    """(row, column) of the raster's pixel that is the layout's first; None unless the windows' grids are the file's."""
+    first, last = Area.around(windows).corners
+    start, end = (on_grid(layout.grid_of(window), raster.transform, crs) for window in (first, last))
+    if start is None or end is None:
+        return None
+    (rows, cols), (rows1, cols1) = layout.of(first), layout.of(last)
+    if (end[0] - start[0], end[1] - start[1]) != (rows1.start - rows.start, cols1.start - cols.start):
+        return None
+    return start[0] - rows.start, start[1] - cols.start
+
+
+def region_around(origin: tuple[int, int], layout: Layout, windows: Sequence[Window]) -> Region:
+    """The raster's pixels under windows; perhaps beyond its edges."""
+    rows, cols = layout.around(windows)
+    return Region(rows.start + origin[0], cols.start + origin[1], rows.stop + origin[0], cols.stop + origin[1])
+
+
+def shifted(region: Region, origin: tuple[int, int]) -> tuple[slice, slice]:
+    """Where a region of the raster lies in the layout's array."""
+    return slice(region.row0 - origin[0], region.row1 - origin[0]), slice(
+        region.col0 - origin[1], region.col1 - origin[1]
+    )
+
+
+def within(region: Region, outer: Region) -> tuple[slice, slice]:
+    """Where a region lies in what was read of another that holds it."""
+    return shifted(region, (outer.row0, outer.col0))

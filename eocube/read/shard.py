@@ -22,8 +22,8 @@ from eocube.ground.grid import Lattice, Window
 from eocube.net.failures import Failure
 from eocube.raster.checks import DEFECTS, judge_read
 from eocube.raster.opening import Raster, gdal_environment
-from eocube.raster.warp import Region, on_grid
-from eocube.read.areas import Area, Layout, areas, halves
+from eocube.raster.warp import Region
+from eocube.read.areas import Area, Layout, areas, halves, origin_in, region_around, shifted, within
 from eocube.read.bands import read_raw
 from eocube.read.buffers import Buffers
 from eocube.read.layers import Layer, Piece, check_piece
@@ -66,6 +66,8 @@ class ShardRead:
     def __init__(self, sensor: Sensor, lattice: Lattice, sources: Sources, buffers: Buffers, submit: Submit) -> None:
         self._sensor, self._lattice, self._sources, self._submit = sensor, lattice, sources, submit
         self._buffers = buffers
+        self.warped: set[Window] = set()
+        """Windows that were left out since a file of theirs is not on their grid, and not for a failure."""
 
     def read(self, touching: Mapping[Window, tuple[Scene, ...]], max_cloud: float | None) -> dict[Window, Asked]:
         """The windows that can be given, by the scenes that touch each, in mosaic order."""
@@ -134,6 +136,8 @@ class ShardRead:
         def part(windows: Sequence[Window]) -> Sequence[Window]:
             raster, crs = self._sources.open(scene, source)
             origin = origin_in(raster, crs, layout, windows)
+            if origin is None:
+                self.warped.update(windows)
             if origin is None or raster.masked[source.index - 1] or raster.dtypes[source.index - 1] != "uint8":
                 return windows
             region = region_around(origin, layout, windows)
@@ -197,6 +201,8 @@ class ShardRead:
             origin = origin_in(raster, crs, layout, windows)
             # What the file lacks of its bands is said by reading them.
             there = [source.index - 1 for source in sources if 1 <= source.index <= len(raster.dtypes)]
+            if origin is None:
+                self.warped.update(windows)
             if origin is None or any(raster.masked[k] for k in there) or len({raster.dtypes[k] for k in there}) > 1:
                 return windows
             inside = region_around(origin, layout, windows).inside(raster.height, raster.width)
@@ -359,36 +365,6 @@ def mosaic_order(each: Iterable[tuple[Scene, ...]]) -> list[Scene] | None:
         return list(sorter.static_order())
     except CycleError:
         return None
-
-
-def origin_in(raster: Raster, crs: str, layout: Layout, windows: Sequence[Window]) -> tuple[int, int] | None:
-    """(row, column) of the raster's pixel that is the layout's first; None unless the windows' grids are the file's."""
-    first, last = Area.around(windows).corners
-    start, end = (on_grid(layout.grid_of(window), raster.transform, crs) for window in (first, last))
-    if start is None or end is None:
-        return None
-    (rows, cols), (rows1, cols1) = layout.of(first), layout.of(last)
-    if (end[0] - start[0], end[1] - start[1]) != (rows1.start - rows.start, cols1.start - cols.start):
-        return None
-    return start[0] - rows.start, start[1] - cols.start
-
-
-def region_around(origin: tuple[int, int], layout: Layout, windows: Sequence[Window]) -> Region:
-    """The raster's pixels under windows; perhaps beyond its edges."""
-    rows, cols = layout.around(windows)
-    return Region(rows.start + origin[0], cols.start + origin[1], rows.stop + origin[0], cols.stop + origin[1])
-
-
-def shifted(region: Region, origin: tuple[int, int]) -> tuple[slice, slice]:
-    """Where a region of the raster lies in the layout's array."""
-    return slice(region.row0 - origin[0], region.row1 - origin[0]), slice(
-        region.col0 - origin[1], region.col1 - origin[1]
-    )
-
-
-def within(region: Region, outer: Region) -> tuple[slice, slice]:
-    """Where a region lies in what was read of another that holds it."""
-    return shifted(region, (outer.row0, outer.col0))
 
 
 def misplaced_in(scene: Scene, raster: Raster, crs: str) -> bool:
