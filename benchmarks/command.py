@@ -18,7 +18,7 @@ BAD_INPUT = 2
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """Time the whole job on local COGs, through the real engine, and the encoder alone on the same windows."""
+    """Time the whole job, through the real engine, and the encoder alone on the same windows; says where time goes."""
 
     model: str = "nano"
     """published (random weights of the published size) or nano (the shipped weights)."""
@@ -33,7 +33,17 @@ class PipelineOptions:
     precision: str | None = None
     """fp16, bf16 or fp32. None: the job's own default."""
     dates: int | None = None
-    """Dates of the demo scenes, 12 windows each. None: 4 on a CPU (2 with --quick), 200 on a GPU (50)."""
+    """Dates of the scenes, a shard each. None: 6 on a CPU (2 with --quick), 24 on a GPU (6)."""
+    source: str = "local"
+    """local files, or http from a server on this machine."""
+    delay: float = 30.0
+    """Milliseconds that the server waits before every answer."""
+    rate: float = 50.0
+    """Megabytes a second of each connection to the server."""
+    block: int = 256
+    """Side of the files' blocks, pixels; archives have 256 to 1024."""
+    stub: bool = False
+    """Stand-ins that take no time for encoder and decoder: what reading and writing can do."""
     json: Path | None = None
     """Where to write the results."""
 
@@ -71,7 +81,7 @@ def _store(options: Any, console: Console) -> Report:
 FORWARD = {"encoder": "the encoder's forward pass in every variant", "decoder": "the decoder's"}
 """Commands of their own (`benchmarks.forward_command`), for machines where eocube's requirements are not installed."""
 COMMANDS: dict[str, tuple[str, type[Any], Callable[[Any, Console], Report]]] = {
-    "pipeline": ("the whole job on local COGs against the encoder alone", PipelineOptions, _pipeline),
+    "pipeline": ("the whole job against the encoder alone, and where its time goes", PipelineOptions, _pipeline),
     "store": ("shards written, read and decoded", StoreOptions, _store),
 }
 

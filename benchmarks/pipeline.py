@@ -1,4 +1,4 @@
-"""The whole job on local COGs, through the real engine, against the encoder alone on the same windows."""
+"""The whole job on COGs of a disk or a server, through the real engine, against the encoder alone; where time goes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import torch
 from rich.console import Console
 
 from benchmarks import probe
+from benchmarks.file_server import Served, serving
 from benchmarks.forward import ENCODER, choose_device, count_flops, positive
 from benchmarks.machine import describe
 from benchmarks.results import OURS, Report, Variant
 from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked, Subject, subject
-from eocube.errors import EocubeError
+from eocube.errors import EocubeError, InputError
 from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.plan import Plan
 from eocube.products import registry
@@ -36,7 +37,8 @@ from eocube.store.receipts import State
 from eocube.store.store import CubeStore
 from model.weights import save_weights
 
-ALONE = "encoder alone"
+ALONE, UNITS = "encoder alone", f"{OURS}, first pixel read to last shard written"
+SOURCES = ("local", "http")
 READERS = 8
 SIDES = {"nano": 10}
 """Windows a side of what is encoded at each date: a whole shard of the small network's, a quarter of others'."""
@@ -50,6 +52,16 @@ class Options(Asked, Protocol):
     def precision(self) -> str | None: ...
     @property
     def dates(self) -> int | None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def delay(self) -> float: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def stub(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,26 @@ class Job:
     """Thread-seconds by kind of work, waiting included."""
     worked: Mapping[str, float]
     """Processor seconds of the same threads."""
+    processor: float
+    """Processor seconds of the actors, whatever for, from their first unit's start to their last one's end."""
+    requests: int | None = None
+    """Of the server, catalogue included; None of local files."""
+    bytes: int | None = None
+
+    def each(self, seconds: float) -> float:
+        """Milliseconds a window."""
+        return 1000 * seconds / self.windows
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Milliseconds a window: of processor by stage, the rest that is none of them, and of waiting for files."""
+        used = {kind: self.each(seconds) for kind, seconds in self.worked.items()}
+        used["rest"] = self.each(self.processor) - sum(used.values())
+        waits = {kind: self.each(self.busy[kind] - self.worked[kind]) for kind in (probe.OPEN, probe.READ)}
+        return {
+            "processor_ms_per_window": {"whole": round(self.each(self.processor), 2)}
+            | {kind: round(ms, 2) for kind, ms in used.items()},
+            "fetch_ms_per_window": {kind: round(ms, 2) for kind, ms in waits.items()},
+        }
 
 
 def measure(options: Options, console: Console) -> Report:
@@ -80,6 +112,8 @@ def measure(options: Options, console: Console) -> Report:
         (options.dates, "--dates"),
     ):
         positive(value, flag)
+    if options.source not in SOURCES:
+        raise InputError(f"--source is {' or '.join(SOURCES)}, not {options.source}")
     device = choose_device(options.device)
     gpu = device.type == "cuda"
     what = subject(options.model)
@@ -90,21 +124,29 @@ def measure(options: Options, console: Console) -> Report:
     side = 10 if gpu else SIDES.get(what.name, SIDE)
     jobs: list[Job] = []
     alone: list[float] = []
-    with tempfile.TemporaryDirectory() as name, private_ray(threads, Path(name) / "spans", gpu=gpu):
-        folder = Path(name)
+    with contextlib.ExitStack() as open_:
+        folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
+        open_.enter_context(private_ray(threads, folder / "spans", gpu=gpu, stub=options.stub))
         console.print(f"making scenes of {dates} dates")
-        index, interval, box = shard_scenes(folder / "scenes", dates, side)
+        index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block)
+        served: Served | None = None
+        catalog = str(index)
+        if options.source == "http":
+            served = open_.enter_context(serving(index.parent, options.delay, options.rate))
+            catalog = f"{served.url}/{index.name}"
         weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
             # As fp16, which the recorded figures are of; `benchmarks/stored.py` compares codes with it.
             asked = Selection(
-                boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=str(index), weights=weights,
+                boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=catalog, weights=weights,
                 out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, storage="fp16",
             )  # fmt: skip
-            running = Running(verify_fraction=0, gpus_per_actor=1.0 if gpu else 0.0, actors=1)
+            running = Running(gpus_per_actor=1.0 if gpu else 0.0, actors=1)  # scored as production does it
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(whole_job(asked, running, folder / "spans"))
+            jobs.append(whole_job(asked, running, folder / "spans", served))
+            if options.stub:
+                continue
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
                 plan = Plan.from_json(text)
@@ -112,40 +154,44 @@ def measure(options: Options, console: Console) -> Report:
                 encode = _encoder_alone(plan, weights, device.type, threads)
             console.print(f"the encoder alone, {turn + 1} of {repeats}")
             alone.append(len(windows) / encode(windows))
-    assert plan is not None
     best = max(jobs, key=lambda job: job.windows / job.units)
-    rate, reference = best.windows / best.units, max(alone)
+    rate = best.windows / best.units
     whole = max(job.windows / job.whole for job in jobs)
+    reference = max(alone) if alone else rate
     lanes = 1 if gpu else threads
-    flops, dtype = count_flops(ENCODER, what) / 1e12, plan.product.precision
+    flops, dtype = count_flops(ENCODER, what) / 1e12, plan.product.precision if plan else "none"
     idle = max(0.0, 1 - best.busy[probe.ENCODE] / (lanes * best.units))
 
     def variant(name: str, found: float) -> Variant:
-        return Variant(name, device.type, dtype, found, found / reference, None, found * flops, None)
+        done = None if options.stub else found * flops
+        return Variant(name, device.type, dtype, found, found / reference, None, done, None)
 
+    ours = (variant(UNITS, rate), variant(f"{OURS}, whole job with its start", whole))
+    figures: dict[str, Any] = {"rates": [job.windows / job.units for job in jobs], **best.stages()}
+    if best.requests is not None and best.bytes is not None:
+        figures |= {
+            "requests_per_window": best.requests / best.windows,
+            "kB_per_window": best.bytes / best.windows / 1e3,
+        }
+    if not options.stub:
+        figures |= {"share_of_encoder": rate / reference, "device_idle_share": idle}
     return Report(
-        "pipeline", {**machine, "threads": threads}, what.name, ALONE,
-        (
-            variant(ALONE, reference),
-            variant(f"{OURS}, first pixel read to last shard written", rate),
-            variant(f"{OURS}, whole job with its start", whole),
-        ),
+        "pipeline", {**machine, "threads": threads}, what.name, ALONE if alone else UNITS,
+        ours if options.stub else (variant(ALONE, reference), *ours),
         {
             "windows": best.windows, "dates": dates, "repeats": repeats, "batch": 1 if not gpu else "see numerics",
-            "numerics": dict(plan.numerics),
+            "numerics": dict(plan.numerics) if plan else {}, "source": options.source, "block": options.block,
+            "stub": options.stub, **({"delay_ms": options.delay, "MB/s": options.rate} if served else {}),
             "thread_seconds": {kind: round(seconds, 2) for kind, seconds in best.busy.items()},
             "cpu_seconds": {kind: round(seconds, 2) for kind, seconds in best.worked.items()},
         },
         {},
-        {
-            "share_of_encoder": rate / reference, "device_idle_share": idle,
-            "start_and_end_s": min(job.whole - job.units for job in jobs),
-        },
+        {**figures, "start_and_end_s": min(job.whole - job.units for job in jobs)},
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def private_ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
+def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> Iterator[None]:
     """A private Ray of so many cores whose workers note what they do in `log`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:
@@ -153,13 +199,13 @@ def private_ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    here = str(Path(__file__).resolve().parents[1])
+    here, stand_in = str(Path(__file__).resolve().parents[1]), {probe.STUB: "1"} if stub else {}
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local", num_cpus=threads, num_gpus=None if gpu else 0, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=128 * 2**20,
         runtime_env={
-            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log)},
+            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log), **stand_in},
             "worker_process_setup_hook": f"{probe.__name__}.{probe.install.__name__}",
         },
     )  # fmt: skip
@@ -176,19 +222,23 @@ def _saved(what: Subject, path: Path) -> Path:
     return path
 
 
-def whole_job(asked: Selection, running: Running, log: Path) -> Job:
-    before = len(probe.spans(log))
+def whole_job(asked: Selection, running: Running, log: Path, served: Served | None = None) -> Job:
+    """Run the job once, and say what its actors noted. EocubeError where nothing was encoded."""
+    before = len(probe.units(log))
+    if served is not None:
+        served.counts()
     began = time.perf_counter()
     outcome = encode_region(asked, running, Showing(quiet=True))
     whole = time.perf_counter() - began
-    noted = probe.spans(log)[before:]
+    counts = served.counts() if served is not None else {}
+    noted = probe.units(log)[before:]
     windows = outcome.counts.get(State.OK, 0)
     if not windows:
         raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
-    kinds = (probe.READ, probe.ENCODE, probe.WRITE)
     return Job(
-        windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in kinds},
-        {kind: probe.worked(noted, kind) for kind in kinds},
+        windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
+        {kind: probe.worked(noted, kind) for kind in probe.STAGES}, probe.processor(noted),
+        counts.get("requests"), counts.get("bytes"),
     )  # fmt: skip
 
 

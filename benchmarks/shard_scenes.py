@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 
 from benchmarks.scenes import COLLECTION, EVERY, redated
 from eocube.demo.catalogue import DEMO_BOUNDS, DEMO_EPSG, make_demo
-from eocube.demo.files import catalog, collection, item, read_json, write_cog, write_json
+from eocube.demo.files import BLOCK, catalog, collection, item, read_json, write_cog, write_json
 from eocube.ground.grid import Lattice
 from eocube.ground.zones import BBox
 
@@ -25,7 +25,7 @@ _INSIDE = 100.0
 """Metres that the box keeps from the outermost windows' edges, which lines of longitude do not follow."""
 
 
-def shard_scenes(folder: Path, dates: int, side: int) -> tuple[Path, str, BBox]:
+def shard_scenes(folder: Path, dates: int, side: int, block: int = BLOCK) -> tuple[Path, str, BBox]:
     """One Sentinel-2 scene a date over `side` x `side` windows of one shard, from its north-western corner on.
 
     The dates' files are links to the first's: written once, and yet opened and unpacked date by date.
@@ -46,7 +46,7 @@ def shard_scenes(folder: Path, dates: int, side: int) -> tuple[Path, str, BBox]:
     written.mkdir(parents=True)
     assets = {
         key: _widened(original.parent / asset["href"], written, asset, left - _BEYOND, top + _BEYOND,
-                      ground + 2 * _BEYOND)
+                      ground + 2 * _BEYOND, block)
         for key, asset in described["assets"].items() if key != "visual"
     }  # fmt: skip
     items = []
@@ -68,7 +68,7 @@ def shard_scenes(folder: Path, dates: int, side: int) -> tuple[Path, str, BBox]:
 
 
 def _widened(
-    source: Path, folder: Path, asset: Mapping[str, Any], left: float, top: float, ground: float
+    source: Path, folder: Path, asset: Mapping[str, Any], left: float, top: float, ground: float, block: int
 ) -> dict[str, Any]:
     """Write an asset's pixels, mirrored until they cover `ground` metres a side; the asset that leads there."""
     with rasterio.open(source) as raster:
@@ -80,5 +80,6 @@ def _widened(
     spare = [(0, max(0, size - have)) for have in image.shape[1:]]
     wide = np.pad(image, [(0, 0), *spare], mode="symmetric")[:, :size, :size]
     classes = image.dtype == np.uint8
-    write_cog(folder / source.name, wide, DEMO_EPSG, left, top, pixel, nodata, "nearest" if classes else "average")
+    resampling = "nearest" if classes else "average"
+    write_cog(folder / source.name, wide, DEMO_EPSG, left, top, pixel, nodata, resampling, block)
     return {k: v for k, v in asset.items() if not k.startswith("proj:")} | {"href": f"./{source.name}"}

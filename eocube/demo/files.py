@@ -39,11 +39,13 @@ def write_json(path: Path, document: Json) -> None:
 
 
 def write_cog(
-    path: Path, image: NDArray[Any], epsg: int, left: float, top: float, pixel: float, nodata: float, resampling: str
-) -> None:
+    path: Path, image: NDArray[Any], epsg: int, left: float, top: float, pixel: float, nodata: float, resampling: str,
+    block: int = BLOCK,
+) -> None:  # fmt: skip
     """Write (C, H, W) as a COG with overviews. The bytes depend on the arguments and GDAL's version alone.
 
-    left, top: metres of the north-western corner. resampling: of the overviews ("average", "nearest").
+    left, top: metres of the north-western corner. resampling: of the overviews ("average", "nearest"). block:
+    side of the blocks, pixels.
     """
     count, height, width = image.shape
     with MemoryFile() as memory:
@@ -55,7 +57,7 @@ def write_cog(
         part = path.with_name(path.name + ".part.tif")
         with memory.open() as plain:
             gdal_copy(
-                plain, part, driver="COG", COMPRESS="DEFLATE", LEVEL="6", PREDICTOR="YES", BLOCKSIZE=str(BLOCK),
+                plain, part, driver="COG", COMPRESS="DEFLATE", LEVEL="6", PREDICTOR="YES", BLOCKSIZE=str(block),
                 OVERVIEWS="IGNORE_EXISTING", OVERVIEW_RESAMPLING=resampling.upper(), NUM_THREADS="1",
             )  # fmt: skip
     os.replace(part, path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from eocube.ground.lattice import Lattice, Window
-from eocube.raster.warp import PixelGrid
+from eocube.raster.opening import Raster
+from eocube.raster.warp import PixelGrid, Region, on_grid
 
 FILLED = 0.5
 """Share of a rectangle's windows that must be wanted for it to be read whole; else it is cut where that saves most."""
@@ -49,16 +51,31 @@ def areas(windows: Sequence[Window]) -> list[tuple[Area, list[Window]]]:
     best = around.count
     parts: tuple[list[Window], list[Window]] | None = None
     if len(windows) < FILLED * around.count:
-        for axis, start, stop in (("row", around.row0, around.row1), ("col", around.col0, around.col1)):
+        sides: tuple[tuple[Literal["row", "col"], int, int], ...] = (
+            ("row", around.row0, around.row1), ("col", around.col0, around.col1)
+        )  # fmt: skip
+        for axis, start, stop in sides:
             for cut in range(start + 1, stop):
-                halves = [[], []]  # type: list[list[Window]]
-                for window in windows:
-                    halves[getattr(window, axis) >= cut].append(window)
-                if all(halves) and (size := sum(Area.around(half).count for half in halves)) < best:
-                    best, parts = size, (halves[0], halves[1])
+                two = partition(windows, axis, cut)
+                if all(two) and (size := sum(Area.around(half).count for half in two)) < best:
+                    best, parts = size, two
     if parts is None:
         return [(around, list(windows))]
     return [found for part in parts for found in areas(part)]
+
+
+def partition(windows: Sequence[Window], axis: Literal["row", "col"], cut: int) -> tuple[list[Window], list[Window]]:
+    """Windows before a row or column, and the others."""
+    before = [w for w in windows if getattr(w, axis) < cut]
+    return before, [w for w in windows if getattr(w, axis) >= cut]
+
+
+def halves(windows: Sequence[Window]) -> tuple[list[Window], list[Window]]:
+    """Windows in two, across the longer side of what holds them; of more than one, neither is empty."""
+    area = Area.around(windows)
+    if area.row1 - area.row0 >= area.col1 - area.col0:
+        return partition(windows, "row", (area.row0 + area.row1) // 2)
+    return partition(windows, "col", (area.col0 + area.col1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +125,33 @@ class Layout:
         rows, cols = self.of(window)
         left, top = self.grid.left + cols.start * self.grid.side, self.grid.top - rows.start * self.grid.side
         return PixelGrid(self.grid.epsg, left, top, self.grid.side, self.size)
+
+
+def origin_in(raster: Raster, crs: str, layout: Layout, windows: Sequence[Window]) -> tuple[int, int] | None:
+    """(row, column) of the raster's pixel that is the layout's first; None unless the windows' grids are the file's."""
+    first, last = Area.around(windows).corners
+    start, end = (on_grid(layout.grid_of(window), raster.transform, crs) for window in (first, last))
+    if start is None or end is None:
+        return None
+    (rows, cols), (rows1, cols1) = layout.of(first), layout.of(last)
+    if (end[0] - start[0], end[1] - start[1]) != (rows1.start - rows.start, cols1.start - cols.start):
+        return None
+    return start[0] - rows.start, start[1] - cols.start
+
+
+def region_around(origin: tuple[int, int], layout: Layout, windows: Sequence[Window]) -> Region:
+    """The raster's pixels under windows; perhaps beyond its edges."""
+    rows, cols = layout.around(windows)
+    return Region(rows.start + origin[0], cols.start + origin[1], rows.stop + origin[0], cols.stop + origin[1])
+
+
+def shifted(region: Region, origin: tuple[int, int]) -> tuple[slice, slice]:
+    """Where a region of the raster lies in the layout's array."""
+    return slice(region.row0 - origin[0], region.row1 - origin[0]), slice(
+        region.col0 - origin[1], region.col1 - origin[1]
+    )
+
+
+def within(region: Region, outer: Region) -> tuple[slice, slice]:
+    """Where a region lies in what was read of another that holds it."""
+    return shifted(region, (outer.row0, outer.col0))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from eocube.errors import SourceError
 from eocube.ground.grid import Lattice, Window
 from eocube.net.network import Network
-from eocube.raster.opening import gdal_environment
+from eocube.raster.opening import Raster, gdal_environment
 from eocube.raster.warp import PixelGrid, Placement, place
+from eocube.read.areas import Area, areas
 from eocube.read.bands import Band, overview, read_bands, read_classes, thinned
+from eocube.read.buffers import Buffers
+from eocube.read.held import Ask, hold
 from eocube.read.place import touches
 from eocube.read.shard import Asked, ShardRead, Submit, mask_sampling
 from eocube.read.source_shares import as_classes, class_counts, cloud_cells
@@ -62,7 +67,7 @@ class WindowReader:
     ) -> None:
         self.sensor, self.lattice = sensor, lattice
         self._sources = Sources(sensor, storage_options or {}, retries, network)
-        self._groups = sensor.groups(lattice.metres)
+        self._groups, self._buffers = sensor.groups(lattice.metres), Buffers()
         self._local = threading.local()
         self._ground = lru_cache(_WINDOWS)(lambda window: lattice.lonlat_bounds(lattice.source_bounds(window)))
 
@@ -122,8 +127,10 @@ class WindowReader:
     ) -> dict[Window, Asked]:
         """Windows of one shard, read together: of each what `read` gives of it alone, many times faster.
 
-        Those that are not given are to be read on their own: they take more than copying (scenes off the grid, masks in
-        the files), or something of theirs cannot be read, which `read` then says in its own words.
+        Where it takes no more than copying, windows are views of what is settled at once; where scenes lie off the grid
+        the files' parts are read at once and each window is warped out of them as alone. Those that are not given are
+        to be read on their own: files with masks or far finer pixels, and what cannot be read, which `read` then says
+        in its own words.
 
         Args:
             wanted: the windows, each with the scenes of its time step, in mosaic order.
@@ -131,7 +138,69 @@ class WindowReader:
             submit: runs the reading of one file on a thread; the file's href tells which files are the same.
         """
         touching = {window: self._touching(scenes, window) for window, scenes in wanted.items()}
-        return ShardRead(self.sensor, self.lattice, self._sources, submit).read(touching, max_cloud)
+        shard = ShardRead(self.sensor, self.lattice, self._sources, self._buffers, submit)
+        found = shard.read(touching, max_cloud)
+        for area, windows in areas(sorted(shard.warped - found.keys())):
+            found |= self._read_warped(area, {w: touching[w] for w in windows}, max_cloud, submit)
+        return found
+
+    def _read_warped(
+        self, area: Area, touching: Mapping[Window, tuple[Scene, ...]], max_cloud: float | None, submit: Submit
+    ) -> dict[Window, Asked]:
+        """Windows read one by one, out of what was read of their files at once; none where that cannot be."""
+        corners = {Window(r, c) for r in (area.row0, area.row1 - 1) for c in (area.col0, area.col1 - 1)}
+        scenes = list(dict.fromkeys(scene for some in touching.values() for scene in some))
+        masks: list[Ask] = [
+            (scene, [scene.mask], [self._mask_grid(w) for w in corners], None) for scene in scenes if scene.mask
+        ]
+        held = hold(masks, self._sources, submit)
+        if held is None:
+            return {}
+        found = self._asked(held, touching, submit, max_cloud, bands=False)
+        clear = {w: some for w, some in touching.items() if w in found and not _cloudy(found[w][0], max_cloud)}
+        scenes = list(dict.fromkeys(scene for some in clear.values() for scene in some))
+        try:
+            bands: list[Ask] = [
+                (scene, [source for _, source in of_file], [self._grid(w, sampling) for w in corners], self.sensor)
+                for scene in scenes
+                for sampling, indices in self._groups.items()
+                for of_file in self._sources.files(scene, indices).values()
+            ]
+        except SourceError:  # it has no such band: each window that needs it says so
+            bands, clear = [], {}
+        more = hold(bands, self._sources, submit)
+        whole = self._asked({**held, **more}, clear, submit, max_cloud, bands=True) if more is not None else {}
+        return {w: asked for w, asked in found.items() if _cloudy(asked[0], max_cloud)} | whole
+
+    def _asked(
+        self,
+        held: Mapping[str, tuple[Raster, str]],
+        touching: Mapping[Window, tuple[Scene, ...]],
+        submit: Submit,
+        max_cloud: float | None,
+        *,
+        bands: bool,
+    ) -> dict[Window, Asked]:
+        """What the masks say of windows and, where bands are to be read, their pixels; without those that fail."""
+        reader = copy(self)
+        reader._sources, reader._local = self._sources.holding(held), threading.local()
+
+        def one(window: Window) -> Asked | None:
+            scenes = touching[window]
+            try:
+                with gdal_environment(self._sources.options):
+                    mask = reader._read_mask(scenes, window, place)
+                    if not bands:
+                        return mask, None
+                    reader._local.mask = (window, scenes), mask
+                pixels = reader.read(scenes, window)
+            except SourceError:
+                return None
+            return mask, replace(pixels, bytes_read=pixels.bytes_read + mask.bytes_read)
+
+        jobs = {window: submit("", partial(one, window)) for window in touching}
+        found = {window: job.result() for window, job in jobs.items()}
+        return {window: asked for window, asked in found.items() if asked is not None}
 
     # -- which scenes, which ground
 
@@ -142,6 +211,12 @@ class WindowReader:
     def _grid(self, window: Window, sampling: int) -> PixelGrid:
         left, _, _, top = self.lattice.group_bounds(window, sampling)
         return PixelGrid(self.lattice.epsg, left, top, float(sampling), self.lattice.group_size(sampling))
+
+    def _mask_grid(self, window: Window) -> PixelGrid:
+        """The core's pixels at a mask's sampling."""
+        left, _, _, top = self.lattice.core_bounds(window)
+        side, sampling = self.lattice.core * self.lattice.cell, mask_sampling(self.lattice)
+        return PixelGrid(self.lattice.epsg, left, top, float(sampling), side // sampling)
 
     # -- one scene
 
@@ -208,9 +283,7 @@ class WindowReader:
         sources = [(scene, scene.mask) for scene in scenes if scene.mask is not None]
         if not scenes or len(sources) < len(scenes):
             return Mask()
-        left, _, _, top = self.lattice.core_bounds(window)
-        side, sampling = self.lattice.core * self.lattice.cell, mask_sampling(self.lattice)
-        grid = PixelGrid(self.lattice.epsg, left, top, float(sampling), side // sampling)
+        grid = self._mask_grid(window)
         classes, read = np.zeros((grid.size, grid.size), dtype=np.uint8), 0
         for scene, source in sources:
 
@@ -231,3 +304,7 @@ class WindowReader:
         core = self.lattice.core
         counts = class_counts(as_classes(classes), core, core)
         return Mask.of_counts(counts, classes.size, read, cloud_cells(counts))
+
+
+def _cloudy(mask: Mask, max_cloud: float | None) -> bool:
+    return max_cloud is not None and UNKNOWN != mask.cloud_percent > max_cloud

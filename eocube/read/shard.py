@@ -22,9 +22,10 @@ from eocube.ground.grid import Lattice, Window
 from eocube.net.failures import Failure
 from eocube.raster.checks import DEFECTS, judge_read
 from eocube.raster.opening import Raster, gdal_environment
-from eocube.raster.warp import Region, on_grid
-from eocube.read.areas import Area, Layout, areas
+from eocube.raster.warp import Region
+from eocube.read.areas import Area, Layout, areas, halves, origin_in, region_around, shifted, within
 from eocube.read.bands import read_raw
+from eocube.read.buffers import Buffers
 from eocube.read.layers import Layer, Piece, check_piece
 from eocube.read.place import misplaced
 from eocube.read.source_shares import class_counts, cloud_cells
@@ -58,12 +59,15 @@ class ShardRead:
     """One reading of some windows of a shard.
 
     Args:
-        sensor, lattice, sources: the reader's.
+        sensor, lattice, sources, buffers: the reader's.
         submit: runs the reading of one file on a thread.
     """
 
-    def __init__(self, sensor: Sensor, lattice: Lattice, sources: Sources, submit: Submit) -> None:
+    def __init__(self, sensor: Sensor, lattice: Lattice, sources: Sources, buffers: Buffers, submit: Submit) -> None:
         self._sensor, self._lattice, self._sources, self._submit = sensor, lattice, sources, submit
+        self._buffers = buffers
+        self.warped: set[Window] = set()
+        """Windows that were left out since a file of theirs is not on their grid, and not for a failure."""
 
     def read(self, touching: Mapping[Window, tuple[Scene, ...]], max_cloud: float | None) -> dict[Window, Asked]:
         """The windows that can be given, by the scenes that touch each, in mosaic order."""
@@ -91,7 +95,7 @@ class ShardRead:
 
     def _all_bands(self, touching: Mapping[Window, tuple[Scene, ...]], order: Sequence[Scene]) -> list[_Mosaic]:
         mosaics = [
-            _Mosaic(self._sensor, self._lattice, area, {window: touching[window] for window in windows})
+            _Mosaic(self._sensor, self._lattice, self._buffers, area, {window: touching[window] for window in windows})
             for area, windows in areas(sorted(touching))
         ]
         for mosaic in mosaics:
@@ -132,6 +136,8 @@ class ShardRead:
         def part(windows: Sequence[Window]) -> Sequence[Window]:
             raster, crs = self._sources.open(scene, source)
             origin = origin_in(raster, crs, layout, windows)
+            if origin is None:
+                self.warped.update(windows)
             if origin is None or raster.masked[source.index - 1] or raster.dtypes[source.index - 1] != "uint8":
                 return windows
             region = region_around(origin, layout, windows)
@@ -195,6 +201,8 @@ class ShardRead:
             origin = origin_in(raster, crs, layout, windows)
             # What the file lacks of its bands is said by reading them.
             there = [source.index - 1 for source in sources if 1 <= source.index <= len(raster.dtypes)]
+            if origin is None:
+                self.warped.update(windows)
             if origin is None or any(raster.masked[k] for k in there) or len({raster.dtypes[k] for k in there}) > 1:
                 return windows
             inside = region_around(origin, layout, windows).inside(raster.height, raster.width)
@@ -230,34 +238,31 @@ class ShardRead:
     ) -> Future[list[Window]]:
         """Read a file's part for some windows, by halves where it fails; the windows that are to be read alone."""
 
-        def read(windows: Sequence[Window]) -> list[Window]:
-            try:
-                return list(self._sources.tried(source, lambda: part(windows)))
-            except DEFECTS:
-                raise
-            except Exception as error:  # each window that it concerns fails in its own words
-                if len(windows) == 1 or judge_read(error) is Failure.FINAL:
-                    return list(windows)
-            area = Area.around(windows)
-            by_row = area.row1 - area.row0 >= area.col1 - area.col0
-            middle = (area.row0 + area.row1) // 2 if by_row else (area.col0 + area.col1) // 2
-            first = [w for w in windows if (w.row if by_row else w.col) < middle]
-            return read(first) + read([w for w in windows if w not in first])
-
         def work() -> list[Window]:
             with gdal_environment(self._sources.options):
-                return read(windows)
+                return self._halved(source, windows, part)
 
         return self._submit(source.href, work)
+
+    def _halved(
+        self, source: BandSource, windows: Sequence[Window], part: Callable[[Sequence[Window]], Sequence[Window]]
+    ) -> list[Window]:
+        try:
+            return list(self._sources.tried(source, lambda: part(windows)))
+        except DEFECTS:
+            raise
+        except Exception as error:  # each window that it concerns fails in its own words
+            if len(windows) == 1 or judge_read(error) is Failure.FINAL:
+                return list(windows)
+        return [window for half in halves(windows) for window in self._halved(source, half, part)]
 
 
 class _Group:
     """The bands of one sampling over an area."""
 
-    def __init__(self, sensor: Sensor, lattice: Lattice, area: Area, sampling: int, indices: Sequence[int], count: int):
-        self.indices = indices
-        self.layout = Layout.of_group(lattice, area, sampling)
-        self.pixels = np.empty((len(indices), *self.layout.shape), dtype=sensor.dtype)
+    def __init__(self, sensor: Sensor, layout: Layout, buffers: Buffers, indices: Sequence[int], count: int) -> None:
+        self.indices, self.layout = indices, layout
+        self.pixels = buffers.array((len(indices), *layout.shape), sensor.dtype)
         self.layers = [Layer(pixels, sensor.nodata) for pixels in self.pixels]
         self.full = np.zeros((count, len(indices)), np.bool_)
         """Of which bands (columns) a window (row) has every pixel."""
@@ -272,13 +277,18 @@ class _Mosaic:
     """
 
     def __init__(
-        self, sensor: Sensor, lattice: Lattice, area: Area, touching: Mapping[Window, tuple[Scene, ...]]
+        self,
+        sensor: Sensor,
+        lattice: Lattice,
+        buffers: Buffers,
+        area: Area,
+        touching: Mapping[Window, tuple[Scene, ...]],
     ) -> None:
         self._lattice, self._touching = lattice, touching
         self.windows = sorted(touching)
         self.place = {window: k for k, window in enumerate(self.windows)}
         self.groups = {
-            sampling: _Group(sensor, lattice, area, sampling, indices, len(self.windows))
+            sampling: _Group(sensor, Layout.of_group(lattice, area, sampling), buffers, indices, len(self.windows))
             for sampling, indices in sensor.groups(lattice.metres).items()
         }
         bands = 0
@@ -355,36 +365,6 @@ def mosaic_order(each: Iterable[tuple[Scene, ...]]) -> list[Scene] | None:
         return list(sorter.static_order())
     except CycleError:
         return None
-
-
-def origin_in(raster: Raster, crs: str, layout: Layout, windows: Sequence[Window]) -> tuple[int, int] | None:
-    """(row, column) of the raster's pixel that is the layout's first; None unless the windows' grids are the file's."""
-    first, last = Area.around(windows).corners
-    start, end = (on_grid(layout.grid_of(window), raster.transform, crs) for window in (first, last))
-    if start is None or end is None:
-        return None
-    (rows, cols), (rows1, cols1) = layout.of(first), layout.of(last)
-    if (end[0] - start[0], end[1] - start[1]) != (rows1.start - rows.start, cols1.start - cols.start):
-        return None
-    return start[0] - rows.start, start[1] - cols.start
-
-
-def region_around(origin: tuple[int, int], layout: Layout, windows: Sequence[Window]) -> Region:
-    """The raster's pixels under windows; perhaps beyond its edges."""
-    rows, cols = layout.around(windows)
-    return Region(rows.start + origin[0], cols.start + origin[1], rows.stop + origin[0], cols.stop + origin[1])
-
-
-def shifted(region: Region, origin: tuple[int, int]) -> tuple[slice, slice]:
-    """Where a region of the raster lies in the layout's array."""
-    return slice(region.row0 - origin[0], region.row1 - origin[0]), slice(
-        region.col0 - origin[1], region.col1 - origin[1]
-    )
-
-
-def within(region: Region, outer: Region) -> tuple[slice, slice]:
-    """Where a region lies in what was read of another that holds it."""
-    return shifted(region, (outer.row0, outer.col0))
 
 
 def misplaced_in(scene: Scene, raster: Raster, crs: str) -> bool:

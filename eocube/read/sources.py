@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from eocube.errors import RefusedError, SourceError
@@ -38,6 +39,13 @@ class Sources:
         self._sensor = sensor
         self._secrets = secrets_of(self.options)
         self._cache = RasterCache(self.options, network=self.network)
+        self._held: Mapping[str, tuple[Raster, str]] = {}
+
+    def holding(self, held: Mapping[str, tuple[Raster, str]]) -> Sources:
+        """The same files, of which some, by their href, are to be read in what is held of them."""
+        other = copy(self)
+        other._held = held
+        return other
 
     def close(self) -> None:
         """Close all files. No thread may be reading."""
@@ -45,6 +53,8 @@ class Sources:
 
     def open(self, scene: Scene, source: BandSource) -> tuple[Raster, str]:
         """A source's raster and CRS. RefusedError where nothing says where it lies; else whatever opening raises."""
+        if source.href in self._held:
+            return self._held[source.href]
         raster = self._cache.get(source.href, lambda href: sign(href, scene.signer))
         if not raster.georeferenced:
             raise RefusedError("it has no transform (ground control points only?); use a terrain-corrected product")

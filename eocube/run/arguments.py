@@ -94,6 +94,9 @@ class EncodeOptions:
     max_requests_per_second: str | None = None
     """To any one host, from the whole run: while it encodes, the driver keeps to a tenth and the actors share the rest
     evenly, as many as there are at the time. Sources are then read one range a request."""
+    memory: str | None = None
+    """GB that each actor's units may take beside the encoder: fewer rows of a shard are read at once, by fewer threads,
+    where it is little. None: half of what its node or container has."""
     patience: str = "600"
     """Seconds that a host which stops answering is waited for, the run pausing, before what needs it fails."""
     unit_timeout: str = "3600"
@@ -135,7 +138,7 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         verify_fraction=number(options.verify_fraction, "--verify-fraction"),
         unit_timeout=number(options.unit_timeout, "--unit-timeout"),
         retry=tuple(retryable(word) for word in again if word != DAMAGED), mend=DAMAGED in again,
-        patience=number(options.patience, "--patience"),
+        patience=number(options.patience, "--patience"), memory=perhaps(options.memory, "--memory"),
         max_requests_per_second=perhaps(options.max_requests_per_second, "--max-requests-per-second"),
         storage_options=parse_options(options.storage_options),
         source_options=parse_options(options.source_options, "--source-options"),

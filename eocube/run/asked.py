@@ -65,6 +65,8 @@ class Running:
     """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
     unit_timeout: float = 3600
     """Seconds that an actor may take over a shard, beside `patience`."""
+    memory: float | None = None
+    """GB that an actor's units may take beside the encoder. None: half of what its node or container has."""
     patience: float = 600
     """Seconds that a host which stops answering is waited for."""
     max_requests_per_second: float | None = None

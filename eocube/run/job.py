@@ -115,7 +115,8 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         show(forecasts(plans, showing, request.device, source_options), as_json=showing.json)
         return Outcome(Exit.DONE, (), {})
     run_id = new_run_id()
-    limits = Limits(max_cloud=request.max_cloud, verify_fraction=1.0 if running.demo else request.verify_fraction)
+    fraction = 1.0 if running.demo else request.verify_fraction
+    limits = Limits(memory=request.memory, max_cloud=request.max_cloud, verify_fraction=fraction)
     engine = EngineOptions(
         engine=running.engine, actors=running.actors, gpus_per_actor=gpus, limits=limits,
         storage_options=storage_options, source_options=source_options, network=request.network,

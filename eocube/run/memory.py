@@ -84,13 +84,13 @@ def fitted(plan: Plan, limits: Limits, available: int | None, *, batch: int = 1)
 
     Args:
         plan: of the cube.
-        limits: as asked for.
+        limits: as asked for; their `memory` counts before what is available.
         available: bytes that this process may use (`eocube.run.memory_limit`); None where that is not known.
         batch: windows that are encoded at once.
     """
-    if available is None:
+    if limits.memory is None and available is None:
         return limits
-    room, asked = SHARE * available, limits
+    room, asked = limits.memory or SHARE * (available or 0), limits
     while actor_bytes(plan, limits, batch=batch) > room:
         rows = limits.rows or plan.grid.lattice.cores_per_shard
         less = replace(limits, read_threads=max(1, limits.read_threads // 2), rows=max(1, rows // 2))
@@ -102,9 +102,10 @@ def fitted(plan: Plan, limits: Limits, available: int | None, *, batch: int = 1)
     needs = actor_bytes(plan, limits, batch=batch)
     if needs > room:
         log.warning(
-            "an encoding actor may need %s beside the encoder, and this machine or container has %s of memory: give "
-            "it more, or run fewer actors on it", decimal(needs), decimal(available),
+            "an encoding actor may need %s beside the encoder, and %s: give it more, or run fewer actors on it",
+            decimal(needs), f"--memory leaves it {decimal(limits.memory)}" if limits.memory else
+            f"this machine or container has {decimal(available or 0)} of memory",
         )  # fmt: skip
     elif limits != asked:
-        log.info("fewer threads for %s of memory: %s", decimal(available), limits)
+        log.info("fewer threads for %s of memory: %s", decimal(int(room)), limits)
     return limits

@@ -25,6 +25,8 @@ class Limits:
     rows: int | None = None
     """Rows of windows of a shard that are read as one and held until they are encoded; None: all. Bounds an actor's
     memory whatever the size of a shard."""
+    memory: int | None = None
+    """Bytes that an actor's units may take beside the encoder; None: a share of what its node or container has."""
     max_cloud: float | None = None
     """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
     verify_fraction: float = 0.0

@@ -65,6 +65,8 @@ class Request:
     verify_fraction: float
     network: NetworkLimits
     unit_timeout: float
+    memory: int | None
+    """Bytes that each actor's units may take; None: a share of what there is."""
     device: str
     """What the actors encode on: "cuda" or "cpu"."""
     product: str = DEFAULT
@@ -140,6 +142,9 @@ class Request:
         unit_timeout = float(running.unit_timeout)
         if not 0 < unit_timeout < math.inf:
             raise InputError(f"--unit-timeout is a number of seconds above 0, not {said(unit_timeout)}")
+        memory = running.memory
+        if memory is not None and not 0 < memory < math.inf:
+            raise InputError(f"--memory is a number of GB above 0, not {said(memory)}")
         for state in running.retry:
             if not state.retryable:
                 raise InputError(f"--retry: windows that ended {state.label} end so again")
@@ -147,7 +152,7 @@ class Request:
             sensor, boxes, extent, selection.interval, selection.catalog,
             selection.weights or WEIGHTS, int(resolution), cloud, precision, storage,
             absolute(selection.out or "plan.zarr"), running.retry, share, network_limits(running), unit_timeout,
-            "cuda" if on_gpu else "cpu",
+            None if memory is None else int(memory * 1e9), "cuda" if on_gpu else "cpu",
             product, dict(selection.product_options),
             mend=running.mend, offset=selection.offset, quality=selection.quality, precision_stated=stated,
             weights_stated=selection.weights is not None,

@@ -21,6 +21,7 @@ from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors import get_sensor
 from eocube.sensors.radiometry import Radiometry
 from eocube.store.store import CubeStore
+from tests.eocube.rasters import now
 from tests.faults import killing
 from tests.faults.cog_server import CogServer
 from tests.faults.conftest import ProxiedS3, ProxyFactory
@@ -185,6 +186,31 @@ def test_a_read_over_a_rough_wire_gives_the_same_pixels(sources: FaultProxy, ras
         href = f"{sources.endpoint}/cog.tif?{turn}"
         np.testing.assert_array_equal(read(href, Network(QUICK)).groups[10], truth)
     assert sources.met.total() >= 3
+
+
+@pytest.mark.parametrize("limit", [None, 1e6], ids=["gdal", "fsspec"])
+@pytest.mark.parametrize("name", ["cog", "plain", "strips"])
+def test_a_broken_answer_to_a_shard_leaves_windows_out_and_is_never_nodata(
+    sources: FaultProxy, rasters: Path, name: str, limit: float | None
+) -> None:
+    """Many ranges at once, merged: whatever of them breaks, windows are right or not given at all."""
+    windows = [Window(WINDOW.row + row, WINDOW.col + col) for row in (0, 1) for col in (0, 1)]
+    with WindowReader(SENSOR, LATTICE) as reader:
+        truth = {w: reader.read([scene(str(rasters / f"{name}.tif"))], w).groups[10] for w in windows}
+    kinds: tuple[Kind, ...] = ("cut", "truncated", "long", "short")
+    right = 0
+    for seed in range(16):
+        sources.faults = Faults(share=0.3, seed=seed, kinds=kinds)
+        sources.forget()
+        network = Network(NetworkLimits(first_wait=0.001, requests_per_second=limit))
+        here = scene(f"{sources.endpoint}/{name}.tif?{seed}")
+        with WindowReader(SENSOR, LATTICE, retries=0, network=network) as reader:
+            found = reader.read_shard({window: [here] for window in windows}, None, now)
+        for window, (_, pixels) in found.items():
+            assert pixels is not None and pixels.valid_percent == 100
+            np.testing.assert_array_equal(pixels.groups[10], truth[window])
+        right += len(found)
+    assert right
 
 
 def test_with_a_limit_every_request_of_a_read_is_counted_out(

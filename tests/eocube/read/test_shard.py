@@ -258,3 +258,27 @@ def test_few_rectangles_cover_what_is_wanted() -> None:
         parts = areas(some)
         assert sorted(w for _, windows in parts for w in windows) == some
         assert all(area == Area.around(windows) for area, windows in parts)
+
+
+@pytest.mark.parametrize("epsg", [32633, 32632])
+def test_scenes_off_the_grid_are_read_once_and_warped_window_by_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epsg: int
+) -> None:
+    size = GROUND // 10
+    values = np.random.default_rng(4).integers(1, 9000, (size, size)).astype(np.uint16)
+    classes = np.random.default_rng(5).choice(np.array([4, 9], np.uint8), (size // 2, size // 2))
+    left, _, _, top = transform_bounds(32633, epsg, LEFT, TOP - GROUND, LEFT + GROUND, TOP)
+    where = {"crs": f"EPSG:{epsg}", "nodata": 0}
+    band = plain(tmp_path, 10, values, transform=Affine(10, 0, left + 3, 0, -10, top - 3), **where)
+    mask = plain(tmp_path, 20, classes, "SCL", transform=Affine(20, 0, left + 3, 0, -20, top - 3), **where)
+    scene = of(band, mask=replace(mask, radiometry=CLASSES))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "eocube.read.held.read_raw", lambda raster, *more: read.append(raster.dataset.name) or read_raw(raster, *more)
+    )
+    sensor = SENSOR.subset(["B02"])
+    assert check(sensor, {w: [scene] for w in WINDOWS}).keys() == set(WINDOWS)
+    assert sorted(read) == sorted([band.href, mask.href])
+    cloud = sorted(mask.cloud_percent for mask, _ in check(sensor, {w: [scene] for w in WINDOWS}).values())
+    found = check(sensor, {w: [scene] for w in WINDOWS}, float(cloud[8]))
+    assert sum(pixels is None for _, pixels in found.values()) == sum(c > cloud[8] for c in cloud)

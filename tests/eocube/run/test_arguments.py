@@ -17,7 +17,7 @@ from eocube.store.receipts import State
 TEXTS = EncodeOptions(
     bbox=("179", "-20", "-179", "-19"), datetime="2024-06", extent=("178", "-21", "-178", "-18"), bands=" B04,B02,",
     offset="-0.1", resolution="20", max_cloud="40", product_options=("levels=8",), retry="read_failed, lost,damaged",
-    verify_fraction="1", patience="1e1", unit_timeout="60", max_requests_per_second="2.5",
+    verify_fraction="1", patience="1e1", unit_timeout="60", memory="1.5", max_requests_per_second="2.5",
     storage_options=("anon=true",), source_options=("{}",), out="cube.zarr",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_texts_are_read_into_values() -> None:
     assert (selection.offset, selection.resolution, selection.max_cloud) == (-0.1, 20, 40)
     assert running.retry == (State.READ_FAILED, State.NOT_ATTEMPTED) and running.mend
     assert (running.verify_fraction, running.patience, running.unit_timeout) == (1, 10, 60)
-    assert running.max_requests_per_second == 2.5
+    assert (running.max_requests_per_second, running.memory) == (2.5, 1.5)
     assert (running.storage_options, running.source_options) == ({"anon": True}, {})
 
 
@@ -68,6 +68,7 @@ def test_whole_numbers_ask_for_the_same_as_their_texts() -> None:
         ({"max_cloud": 101}, "--max-cloud is a percentage from 0 to 100, not 101"),
         ({"verify_fraction": float("nan")}, "--verify-fraction is a share from 0 to 1, not nan"),
         ({"unit_timeout": float("inf")}, "--unit-timeout is a number of seconds above 0, not inf"),
+        ({"memory": 0}, "--memory is a number of GB above 0, not 0"),
         ({"patience": -1}, "--patience is a number of seconds from 0, not -1"),
         ({"max_requests_per_second": 0}, "--max-requests-per-second is a number above 0, not 0"),
         ({"retry": (State.OK,)}, "--retry: windows that ended ok end so again"),

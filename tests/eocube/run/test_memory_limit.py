@@ -57,6 +57,8 @@ def test_an_actor_plans_with_what_its_container_has(caplog: pytest.LogCaptureFix
     tight = int(actor_bytes(plan, replace(limits, read_threads=4, rows=1)) / SHARE)
     less = fitted(plan, limits, tight)
     assert actor_bytes(plan, less) <= SHARE * tight and less.read_threads < limits.read_threads
+    said = fitted(plan, replace(limits, memory=int(SHARE * tight)), 64 * GIB)
+    assert replace(said, memory=None) == less and fitted(plan, said, None) == said
     with caplog.at_level(logging.WARNING, "eocube"):
         assert fitted(plan, limits, 2**20).read_threads == 1
     assert "give it more, or run fewer actors" in caplog.text
