@@ -154,6 +154,7 @@ def region_of(options: EncodeOptions) -> Region:
 
 def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:
     """A box out of four arguments; two over the antimeridian."""
+    values = [value for word in values for value in word.split(",") if value.strip()]
     if len(values) != 4:
         raise InputError(f"{flag} takes four numbers, west south east north; {len(values)} given")
     west, south, east, north = (number(v, flag) for v in values)
