@@ -76,7 +76,10 @@ def labelled(
         "x": ("x", _centres(cols.start * stride, cols.size * stride, metres), dict(cube["x"].attrs)),
     }
     held = cube[info.product.array]
-    coords.update({str(n): c.variable for n, c in held.coords.items() if not {*c.dims} - {"time"}})
+    for name, held_one in held.coords.items():
+        if not {*held_one.dims} - {"time"}:
+            coords[str(name)] = held_one.variable.copy(deep=False)
+            coords[str(name)].encoding = {}  # how the store cuts it: a part of it would not be written so
     if "spatial_ref" in cube.variables:
         # Without a GeoTransform: readers trust it before the coordinates, also after a selection has made it wrong.
         crs = {k: v for k, v in cube["spatial_ref"].attrs.items() if k != "GeoTransform"}

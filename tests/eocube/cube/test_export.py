@@ -118,6 +118,7 @@ def test_a_box_is_decoded_with_what_lies_around_it(made: Made, decoded: xr.DataA
 
 
 def test_other_writers_find_crs_and_nodata(decoded: xr.DataArray, tmp_path: Path) -> None:
+    import odc.geo.xr  # noqa: F401  (registers .odc)
     import rioxarray  # noqa: F401
     from odc.geo.cog import write_cog
 
