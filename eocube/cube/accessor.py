@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from eocube.cube.composite import How
     from eocube.cube.quicklook import Source
     from eocube.cube.sample import What
 
@@ -295,6 +296,37 @@ class EocubeAccessor:
 
         how: dict[str, Any] = {"bands": bands, "radius": radius, "crs": crs, "device": device, "dtype": dtype}
         return sample(self._ds, points, what, **how)
+
+    def composite(
+        self,
+        period: str,
+        how: How = "median",
+        clear: float | None = 20.0,
+        *,
+        what: Literal["decoded", "latents"] = "decoded",
+        bands: Sequence[str] | str | None = None,
+        **decoding: Any,
+    ) -> xr.DataArray:
+        """One picture a period that has any time step, lazily, (time, band, y, x): `time` is where a period begins.
+
+        Args:
+            period: "1MS" (months), "season" (from December on), "1YS", "10D": as pandas names frequencies.
+            how: median, mean, min or max of what is there, band by band (of latents: channel by channel, which no
+                decoder was made for: composite what is decoded to look at it).
+            clear: percent of cloud and shadow that a latent cell may have to count; None takes all. Cells whose cloud
+                is not known count as clear.
+            what: decoded pixels or latents.
+            bands: of decoded pixels; all by default.
+            decoding: goes on to `decode()`, such as `bbox`.
+
+        The coordinate `observations` (time, y, x) says how many each pixel is made of; NaN where there are none.
+
+        Raises:
+            InputError: no such period, a cube without clouds by cell, or what `decode()` raises.
+        """
+        from eocube.cube.composite import composite
+
+        return composite(self._ds, period, how, clear, what=what, bands=bands, **decoding)
 
     def crop(self, bbox: Sequence[float] | None = None) -> xr.Dataset:
         """The cube cut to the ground that was asked for, or to the cells that have ground in a box of degrees.
