@@ -4,6 +4,8 @@
 them.
 """
 
+from __future__ import annotations
+
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,24 @@ try:
 except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+
+
+def open_collection(
+    path: str,
+    bbox: Sequence[float] | None = None,
+    datetime: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> list[xr.Dataset]:
+    """The cubes of a STAC collection (`eocube stac`) with the time steps that fit: see `eocube.report.catalogue`."""
+    from eocube.report.catalogue import open_collection as found
+
+    return found(path, bbox, datetime, storage_options)
+
+
 __all__ = [
     "EocubeAccessor",
     "EocubeError",
@@ -29,6 +49,7 @@ __all__ = [
     "StoreError",
     "__version__",
     "open",
+    "open_collection",
 ]
 
 

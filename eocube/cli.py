@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,14 +13,16 @@ from typing import Annotated, Any
 
 import tyro
 
+from eocube.commands.export import decode_main, export_main
 from eocube.commands.parsing import guarded, parse
 from eocube.commands.sample import sample_main
+from eocube.commands.stac import stac_main
 from eocube.console import complain, plain, tell
 from eocube.net.storage_options import parse_options
 from eocube.run.arguments import EncodeOptions, typed
 from eocube.run.request import Exit
 
-__all__ = ["encode_main", "guarded", "main", "parse"]
+__all__ = ["decode_main", "encode_main", "guarded", "main", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +87,6 @@ class ReportOptions:
     """Read the sources again, to draw them beside what is decoded."""
     allow_local_sources: bool = False
     """Let the plan of a cube from elsewhere lead to files of this machine."""
-    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
-    group: str | None = None
-    """Zone of a cube of several zones."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOptions:
-    """Decode a cube to physical units: a GeoTIFF (one time step) or a Zarr store (all of them)."""
-
-    url: Annotated[str, tyro.conf.Positional]
-    """Path or URL of the cube."""
-    out: str
-    """Where to: .tif writes one time step as a tiled GeoTIFF, .zarr all time steps."""
-    bands: str | None = None
-    """As B04,B03,B02. None decodes all."""
-    time: int = 0
-    """Time step of a GeoTIFF."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
@@ -212,22 +197,6 @@ def repair_main(argv: Sequence[str]) -> int:
     return guarded(command)
 
 
-def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
-    """Write a cube's decoded pixels to a GeoTIFF or Zarr store."""
-    options = parse(DecodeOptions, argv, prog)
-
-    def command() -> int:
-        from eocube.cube.export import export
-
-        bands = None if options.bands is None else [b.strip() for b in options.bands.split(",") if b.strip()]
-        given = parse_options(options.storage_options)
-        how: dict[str, Any] = {"bands": bands, "time": options.time, "group": options.group, "storage_options": given}
-        tell(export(options.url, options.out, **how))
-        return Exit.DONE
-
-    return guarded(command)
-
-
 def quicklook_main(argv: Sequence[str]) -> int:
     """Draw a cube."""
     options = parse(QuicklookOptions, argv, "eocube quicklook")
@@ -266,7 +235,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "verify": ("read every shard back", verify_main),
     "repair": ("mend what verify finds damaged", repair_main),
     "decode": ("decode to GeoTIFF or Zarr", decode_main),
+    "export": ("a COG or GeoParquet file a time step", export_main),
     "sample": ("values at points through time, as a table", sample_main),
+    "stac": ("a STAC collection of cubes", stac_main),
     "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),
 }
@@ -282,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\neocube COMMAND --help lists a command's options")
         return int(Exit.DONE if arguments else Exit.BAD_INPUT)
     if arguments[0] not in COMMANDS:
-        complain(f"no command {arguments[0]!r}, there is {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        complain(f"no command {arguments[0]!r}, there is {', '.join(COMMANDS)}{hint}")
         return int(Exit.BAD_INPUT)
     return COMMANDS[arguments[0]][1](arguments[1:])
 

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from eocube.commands.parsing import guarded, names_of, parse
+from eocube.commands.parsing import guarded, interval_given, names_of, parse
 from eocube.console import tell
-from eocube.ground.boxes import parse_interval
 from eocube.net.storage_options import parse_options
 from eocube.run.request import Exit
 
@@ -59,10 +58,7 @@ def sample_main(argv: Sequence[str]) -> int:
         given = parse_options(options.storage_options)
         what: Any = options.what
         wanted = Wanted(what, names_of(options.bands), options.radius)
-        interval = None
-        if options.datetime is not None:
-            first, last = (np.datetime64(t.replace(tzinfo=None), "ns") for t in parse_interval(options.datetime))
-            interval = first, last
+        interval = interval_given(options.datetime)
         points, begun = points_from(options.points, options.crs, given), perf_counter()
         counts: dict[str, int] = {}
 

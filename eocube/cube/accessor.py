@@ -6,12 +6,13 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from eocube.cube.labels import ground_of, labelled, span_of
+from eocube.cube.selecting import asked_for, bounds_of, cells_in, pixels_in
 from eocube.errors import InputError, StoreError
 from eocube.net.redaction import redacted
 from eocube.net.storage_options import options_for
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from eocube.cube.composite import How
     from eocube.cube.quicklook import Source
     from eocube.cube.sample import What
 
@@ -37,6 +39,7 @@ def open(
     expect_space_id: str | None = None,
     *,
     group: str | None = None,
+    crop: bool | Sequence[float] = False,
 ) -> xr.Dataset:
     """Open a latent cube: what `xarray.open_zarr` gives, with chunks that fit the store, checked to be a cube.
 
@@ -49,6 +52,8 @@ def open(
         storage_options: for fsspec, such as `{"anon": True}`.
         expect_space_id: refuse a store whose latents mean something else.
         group: the zone, such as "utm32", of a store that holds one cube a zone.
+        crop: True cuts to the ground that was asked for, (west, south, east, north) to that of a box in degrees:
+            arrays cover whole shards. To decode a box, open all and `decode(bbox=...)`.
 
     Raises:
         StoreError: no store there, no cube in it, several cubes and no `group` (the message names them), another space,
@@ -102,7 +107,10 @@ def open(
     for name in (info.product.array, *ON_LATENTS):
         if name in ds:
             ds[name] = ds[name].chunk({d: sizes[d] for d in ds[name].dims if d in sizes})
-    return ds
+    if crop is False:
+        return ds
+    cut: xr.Dataset = ds.eocube.crop(None if crop is True else crop)
+    return cut
 
 
 @xr.register_dataset_accessor("eocube")  # type: ignore[no-untyped-call]
@@ -185,6 +193,7 @@ class EocubeAccessor:
         dtype: str | torch.dtype | None = None,
         blend: bool = True,
         *,
+        bbox: Sequence[float] | None = None,
         crop: bool = True,
         weights: str | None = None,
         mask: bool = True,
@@ -213,6 +222,8 @@ class EocubeAccessor:
                 GPU fp16, and fp32 where that overflows), "fp32" (window by window on a GPU: the same bits every time),
                 "fp16", "bf16" or a torch dtype.
             blend: False leaves the seams: each core as its own window decodes it.
+            bbox: west, south, east, north in degrees: just the pixels that have ground in it. Latents around it are
+                used for decoding, unlike where the cube is cut before.
             crop: False keeps the whole shards that arrays cover; True crops to the cores that were asked for.
             weights: where the weights are now, if not where the store says; they must be the same ones.
             mask: False decodes all of every window that is ok, ground that no source has too.
@@ -231,6 +242,12 @@ class EocubeAccessor:
         spec = spec_of(info.product, names, None if device is None else str(device), dtype, weights)
         self._values()
         check(spec)
+        if bbox is not None:
+            bounds = bounds_of(self._ds, bbox)
+            reach = (2 * info.core + info.halo) * info.cell  # what windows around it need, and theirs
+            near = self._ds.isel(cells_in(self._ds, bounds, reach))
+            how: dict[str, Any] = {"crop": crop, "weights": weights, "mask": mask, "min_valid": min_valid}
+            return pixels_in(near.eocube.decode(bands, device, dtype, blend, **how), bounds)
         cube = self._cropped(info) if crop else self._ds
         values = cube.eocube.values()
         rows, cols = span_of(cube["y"], info, -1), span_of(cube["x"], info, +1)
@@ -281,6 +298,66 @@ class EocubeAccessor:
 
         how: dict[str, Any] = {"bands": bands, "radius": radius, "crs": crs, "device": device, "dtype": dtype}
         return sample(self._ds, points, what, **how)
+
+    def composite(
+        self,
+        period: str,
+        how: How = "median",
+        clear: float | None = 20.0,
+        *,
+        what: Literal["decoded", "latents"] = "decoded",
+        bands: Sequence[str] | str | None = None,
+        **decoding: Any,
+    ) -> xr.DataArray:
+        """One picture a period that has any time step, lazily, (time, band, y, x): `time` is where a period begins.
+
+        Args:
+            period: "1MS" (months), "season" (from December on), "1YS", "10D": as pandas names frequencies.
+            how: median, mean, min or max of what is there, band by band (of latents: channel by channel, which no
+                decoder was made for: composite what is decoded to look at it).
+            clear: percent of cloud and shadow that a latent cell may have to count; None takes all. Cells whose cloud
+                is not known count as clear.
+            what: decoded pixels or latents.
+            bands: of decoded pixels; all by default.
+            decoding: goes on to `decode()`, such as `bbox`.
+
+        The coordinate `observations` (time, y, x) says how many each pixel is made of; NaN where there are none.
+
+        Raises:
+            InputError: no such period, a cube without clouds by cell, or what `decode()` raises.
+        """
+        from eocube.cube.composite import composite
+
+        return composite(self._ds, period, how, clear, what=what, bands=bands, **decoding)
+
+    def crop(self, bbox: Sequence[float] | None = None) -> xr.Dataset:
+        """The cube cut to the ground that was asked for, or to the cells that have ground in a box of degrees.
+
+        For work on latents. Decode before cutting, or by `decode(bbox=...)`: what lies beyond the cut is not there to
+        decode with.
+        """
+        slices = asked_for(self._ds, self.info) if bbox is None else cells_in(self._ds, bounds_of(self._ds, bbox))
+        return self._ds.isel({name: cut for name, cut in slices.items() if name in self._ds.dims})
+
+    def to_raster(
+        self,
+        path: str | Path,
+        bands: Sequence[str] | str | None = None,
+        time: int | str = 0,
+        bbox: Sequence[float] | None = None,
+        **how: Any,
+    ) -> str:
+        """Decode one time step, by its number or date, into a cloud-optimised GeoTIFF; returns its path.
+
+        Band names, units, NaN as nodata and overviews are in it. `how` goes on to `decode()`.
+        """
+        from eocube.cube.geotiff import write_geotiff
+        from eocube.cube.selecting import step_of
+
+        step = step_of(np.atleast_1d(self._ds["time"].values), time)
+        one = self._ds.isel(time=[step]) if "time" in self._ds.dims else self._ds.expand_dims("time")
+        write_geotiff(one.eocube.decode(bands, bbox=bbox, **how).isel(time=0), str(path))
+        return str(path)
 
     def status(self) -> pd.DataFrame:
         """How many windows ended in which state: a row a time, a column a state, over the dataset's ground."""

@@ -20,10 +20,12 @@ QUANTITY = {"reflectance": "reflectance", "dB": "backscatter", "dn8": "digital_n
 """Name of the decoded array by the sensor's unit."""
 CF_UNITS = {"reflectance": "1", "dB": "dB", "dn8": "1"}
 LONG_NAME = {
-    "reflectance": "surface or top-of-atmosphere reflectance decoded from latents",
+    "reflectance": "reflectance decoded from latents",
     "dB": "radar backscatter decoded from latents",
     "dn8": "8-bit digital number decoded from latents",
 }
+LEVEL = {"S2L2A": "surface ", "S2L1C": "top-of-atmosphere "}
+"""What reflectance of a sensor is of."""
 
 
 def ground_of(cube: xr.Dataset, min_valid: int | None) -> Ground | None:
@@ -74,20 +76,28 @@ def labelled(
         "x": ("x", _centres(cols.start * stride, cols.size * stride, metres), dict(cube["x"].attrs)),
     }
     held = cube[info.product.array]
-    coords.update({str(n): c.variable for n, c in held.coords.items() if not {*c.dims} - {"time"}})
+    for name, held_one in held.coords.items():
+        if not {*held_one.dims} - {"time"}:
+            coords[str(name)] = held_one.variable.copy(deep=False)
+            coords[str(name)].encoding = {}  # how the store cuts it: a part of it would not be written so
     if "spatial_ref" in cube.variables:
         # Without a GeoTransform: readers trust it before the coordinates, also after a selection has made it wrong.
         crs = {k: v for k, v in cube["spatial_ref"].attrs.items() if k != "GeoTransform"}
         coords["spatial_ref"] = xr.Variable((), cube["spatial_ref"].values, crs)
     unit = info.sensor.unit
+    units = CF_UNITS.get(unit, unit)
     attrs = {
-        "units": CF_UNITS.get(unit, unit),
-        "long_name": LONG_NAME.get(unit, unit),
+        # Not where there is none: odc.geo takes `units` for those of one band and refuses several.
+        **({} if units == "1" else {"units": units}),
+        "long_name": LEVEL.get(info.sensor.name, "") + LONG_NAME.get(unit, unit),
         "grid_mapping": "spatial_ref",
         "sensor": info.sensor.name,
         "space_id": info.space_id,
     }
-    return xr.DataArray(data, coords, dims, QUANTITY.get(unit, unit), attrs)
+    made = xr.DataArray(data, coords, dims, QUANTITY.get(unit, unit), attrs)
+    # What rioxarray and odc.geo write as nodata. Not an attribute: Zarr and netCDF want it in the encoding.
+    made.encoding["_FillValue"] = np.float32(np.nan)
+    return made
 
 
 def _centres(first: int, count: int, metres: float) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -65,7 +65,10 @@ class EncodeOptions:
     """Choices that a kind of product has of its own: name=value pairs."""
     retry: str | None = None
     """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
-    verify the store first, write its damaged metadata anew and do damaged shards again."""
+    verify the store first, write its damaged metadata anew and do damaged shards again. --out alone says which store."""
+    since: str | None = None
+    """last: append what is new since the last run, up to this moment, to the store at --out. Nothing else has to be
+    said then (for cron); with ground and dates the first run makes the store."""
     plan: bool = False
     """Search, print the plan and stop before a pixel is read."""
     demo: bool = False
@@ -132,7 +135,7 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         product_options=pairs(options.product_options, "--product-options"),
         sensor=options.sensor, out=options.out, catalog=options.catalog, weights=options.weights,
         precision=options.precision, storage=options.storage, quality=options.quality,
-        product=options.product,
+        product=options.product, since=None if options.since is None else one_of(options.since, ("last",), "--since"),
     )  # fmt: skip
     running = Running(
         verify_fraction=number(options.verify_fraction, "--verify-fraction"),
@@ -161,6 +164,7 @@ def region_of(options: EncodeOptions) -> Region:
 
 def box_of(values: Sequence[str], flag: str) -> tuple[BBox, ...]:
     """A box out of four arguments; two over the antimeridian."""
+    values = [value for word in values for value in word.split(",") if value.strip()]
     if len(values) != 4:
         raise InputError(f"{flag} takes four numbers, west south east north; {len(values)} given")
     west, south, east, north = (number(v, flag) for v in values)

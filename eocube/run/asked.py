@@ -51,6 +51,8 @@ class Selection:
     """Kind of what the cube holds."""
     product_options: Mapping[str, str] = field(default_factory=dict)
     """Choices of the kind's own, by name."""
+    since: str | None = None
+    """"last": go on with the store at `out` to this moment; what is not said of ground and the rest is as the store has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from eocube.products.registry import DEFAULT
 from eocube.products.shelf import shelf
 from eocube.products.spec import Product
 from eocube.read.plausible import dark_line
+from eocube.run.again import asked_again
 from eocube.run.asked import Running, Selection, Showing, Target
 from eocube.run.choice import check_engine
 from eocube.run.driver import RunTally
@@ -96,9 +97,11 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
     if running.demo:
         with console.status("making the demonstration's scenes"):
             selection, showing = demonstration(selection, showing, Path(DEMO_FOLDER))
-    request = Request.parse(selection, running, on_gpu=gpus > 0, writes=not showing.plan)
     given, sources = running.storage_options, running.source_options
     storage_options = from_environment() if given is None else given
+    if not running.demo:
+        selection = asked_again(selection, running, storage_options)
+    request = Request.parse(selection, running, on_gpu=gpus > 0, writes=not showing.plan)
     source_options = scoped(
         storage_options if sources is None else sources,
         PRESETS.get(request.catalog, request.catalog),

@@ -17,7 +17,7 @@ from rich.console import Console
 from eocube.console import for_people, say, tell
 from eocube.cube.accessor import open as open_cube
 from eocube.cube.agreeing import agreeing
-from eocube.cube.export import write_geotiff
+from eocube.cube.geotiff import write_geotiff
 from eocube.cube.parent import ParentCube
 from eocube.errors import InputError, StoreError
 from eocube.ground.boxes import BBox, parse_interval

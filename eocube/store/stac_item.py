@@ -26,7 +26,7 @@ def cube_item(plan: StorePlan, name: str) -> bytes:
     row0, col0, row1, col1 = grid.extent
     left, right = t.c + col0 * cell, t.c + col1 * cell
     top, bottom = t.f - row0 * cell, t.f - row1 * cell
-    geometry, bbox = _lonlat(grid.lattice.epsg, (left, bottom, right, top))
+    geometry, bbox = lonlat_footprint(grid.lattice.epsg, (left, bottom, right, top))
     times = sorted(f"{step.time.rstrip('Z').split('.')[0]}Z" for step in plan.times)
     reference = f"EPSG:{grid.lattice.epsg}"
     space = plan.document().get("space", {})
@@ -70,7 +70,7 @@ def cube_item(plan: StorePlan, name: str) -> bytes:
     return json.dumps(item.to_dict(include_self_link=False), indent=1, sort_keys=True).encode()
 
 
-def _lonlat(epsg: int, bounds: tuple[float, float, float, float]) -> tuple[dict[str, Any], list[float]]:
+def lonlat_footprint(epsg: int, bounds: tuple[float, float, float, float]) -> tuple[dict[str, Any], list[float]]:
     """Footprint in degrees, split at the antimeridian, and its bbox, with west > east across it.
 
     Not by the package `antimeridian`: its rings have the same corners but start at another one, so that the bytes of

@@ -139,7 +139,7 @@ def test_open_reads_object_storage(made: Made, s3_server: Any) -> None:
 def test_decoding_is_lazy_and_labelled(ds: xr.Dataset, made: Made) -> None:
     lazy = ds.eocube.decode()
     assert lazy.chunks is not None and lazy.dims == ("time", "band", "y", "x") and lazy.dtype == np.float32
-    assert lazy.name == "reflectance" and lazy.attrs["units"] == "1" and lazy.attrs["grid_mapping"] == "spatial_ref"
+    assert lazy.name == "reflectance" and "units" not in lazy.attrs and lazy.attrs["grid_mapping"] == "spatial_ref"
     assert lazy.band.values.tolist() == ["B02", "B03", "B04", "B08"] == list(ds.eocube.bands)
     np.testing.assert_array_equal(lazy.time, ds.time)
     assert lazy.platform.values.tolist() == ["sentinel-2a"] * 2
