@@ -52,7 +52,7 @@ class Selection:
     product_options: Mapping[str, str] = field(default_factory=dict)
     """Choices of the kind's own, by name."""
     since: str | None = None
-    """"last": go on with the store at `out` to this moment; what is not said of ground and the rest is as the store has it."""
+    """"last": go on with the store at `out` to this moment; what is not said of ground and the rest is the store's."""
 
 
 @dataclass(frozen=True, slots=True)
