@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio.transform
+import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
@@ -16,6 +20,7 @@ from eocube.errors import InputError
 from eocube.ground.grid import BBox, CubeGrid, Lattice, Window, grids_for, zones_of
 from eocube.ground.zones import split_antimeridian, to_lonlat, to_zone, zone_bands, zone_epsg, zone_name
 
+BRNO = (16.0, 48.9, 16.9, 49.5)
 EPSGS = st.sampled_from([32601, 32631, 32632, 32633, 32660, 32701, 32733, 32760])
 
 
@@ -278,3 +283,23 @@ def test_a_lattice_comes_back_from_its_document(cell: int, core: int, halo: int,
     if not lattice.halo_is_cells:
         with pytest.raises(InputError, match="not whole cells"):
             lattice.halo  # noqa: B018
+
+
+def test_one_thread_at_a_time_asks_a_prepared_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GEOS is not safe there: without the lock, runs of two units on threads aborted now and then."""
+    inside, most = [0], [0]
+    plain = shapely.intersects
+
+    def slow(*given: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        found = plain(*given)
+        inside[0] -= 1
+        return found
+
+    monkeypatch.setattr(shapely, "intersects", slow)
+    (held,) = grids_for(BRNO, 10, core_px=192 * 2)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: held.requested(Window(held.cores.row0, held.cores.col0)), range(4)))
+    assert most == [1] and len(set(found)) == 1
