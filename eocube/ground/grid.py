@@ -32,8 +32,8 @@ __all__ = ["BBox", "Bounds", "CoreRange", "CubeGrid", "Lattice", "Window", "grid
 
 # Projected edges are chords between points this far apart (degrees): at most about 0.1 m off.
 _DEGREE_STEP = 0.02
-# GEOS builds a prepared geometry's index at its first use, and shapely lets other threads run meanwhile: two that ask an
-# area first at once damage the heap (seen: 2 of 20 runs of two units on threads aborted).
+# GEOS builds a prepared geometry's index at its first use, and shapely lets other threads run meanwhile: two that ask
+# an area first at once damage the heap (seen: 2 of 20 runs of two units on threads aborted).
 _PREPARED = Lock()
 # Search boxes are widened by this many degrees (about 10 m) to cover what the chords of their own edges leave.
 _SEARCH_PAD = 1e-4
