@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,15 +127,25 @@ def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bo
     return guarded(command)
 
 
+def tell_zones(
+    found: Mapping[str | None, Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], str], *, as_json: bool
+) -> None:
+    """Print a cube's document, or those of all zones of a cube of several, by zone."""
+    document = next(iter(found.values())) if len(found) == 1 else {str(zone): one for zone, one in found.items()}
+    tell(json.dumps(document, indent=1) if as_json else describe(document))
+
+
 def info_main(argv: Sequence[str]) -> int:
     """What a cube is: sensor, ground, times, weights, space id, and how each scene's numbers were read."""
     options = parse(StoreOptions, argv, "eocube info")
 
     def command() -> int:
-        from eocube.report.info import brief, describe, info
+        from eocube.report.info import brief, describe, groups_of, info
 
-        found = info(options.url, options.group, parse_options(options.storage_options))
-        tell(json.dumps(found.document(), indent=1) if options.json else describe(brief(found).document()))
+        given = parse_options(options.storage_options)
+        found = {zone: info(options.url, zone, given) for zone in groups_of(options.url, options.group, given)}
+        shown = {zone: (one if options.json else brief(one)).document() for zone, one in found.items()}
+        tell_zones(shown, describe, as_json=options.json)
         return Exit.DONE
 
     return guarded(command)
@@ -146,11 +156,12 @@ def status_main(argv: Sequence[str]) -> int:
     options = parse(StoreOptions, argv, "eocube status")
 
     def command() -> int:
-        from eocube.report.info import describe, status
+        from eocube.report.info import describe, groups_of, status
 
-        found = status(options.url, options.group, parse_options(options.storage_options))
-        tell(json.dumps(found.document(), indent=1) if options.json else describe(found.document()))
-        return Exit.RETRYABLE if found.retryable else Exit.DONE
+        given = parse_options(options.storage_options)
+        found = {zone: status(options.url, zone, given) for zone in groups_of(options.url, options.group, given)}
+        tell_zones({zone: one.document() for zone, one in found.items()}, describe, as_json=options.json)
+        return Exit.RETRYABLE if any(one.retryable for one in found.values()) else Exit.DONE
 
     return guarded(command)
 

@@ -18,7 +18,7 @@ from eocube.plan.packed import packed
 from eocube.plan.plan import Plan, footprint
 from eocube.plan.rates import Rate
 from eocube.plan.rules import rules_of
-from eocube.scenes.scene import BandSource
+from eocube.scenes.scene import BandSource, Scene
 from eocube.scenes.search import sign
 
 SAMPLE = 8
@@ -60,6 +60,8 @@ class PlanSummary:
     windows: int
     latent_bytes_raw: int
     km2: float
+    dates: Mapping[str, str]
+    """What is read at each time step: its items, with their cloud cover where they say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ def total(zones: Sequence[Forecast]) -> Forecast:
         array_km=None,
         refused=(),
         rules={},
+        dates={},
         scenes=sum(s.scenes for s in summaries),
         units=sum(s.units for s in summaries),
         windows=sum(s.windows for s in summaries),
@@ -216,7 +219,13 @@ def plan_summary(plan: Plan) -> PlanSummary:
         windows=cores,
         latent_bytes_raw=cores * lattice.core**2 * plan.product.unpacked_cell_bytes,
         km2=windows * (lattice.core * lattice.cell / 1000.0) ** 2,
+        dates={step.time: ", ".join(map(_named, plan.scenes_at(k))) for k, step in enumerate(plan.times)},
     )
+
+
+def _named(scene: Scene) -> str:
+    cloud = "" if scene.cloud_cover is None else f" ({scene.cloud_cover:.0f} % cloud)"
+    return f"{scene.id}{cloud}"
 
 
 def asset_sizes(plan: Plan, storage_options: Mapping[str, Any] | None = None) -> AssetSizes:

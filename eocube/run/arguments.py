@@ -65,7 +65,7 @@ class EncodeOptions:
     """Choices that a kind of product has of its own: name=value pairs."""
     retry: str | None = None
     """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
-    verify the store first, write its damaged metadata anew, do damaged shards again. --out alone says which store."""
+    verify the store first, write its damaged metadata anew and do damaged shards again. Needs --out alone."""
     since: str | None = None
     """last: append what is new since the last run, up to this moment, to the store at --out. Nothing else has to be
     said then (for cron); with ground and dates the first run makes the store."""

@@ -19,8 +19,6 @@ class Selection:
     boxes: tuple[BBox, ...] = ()
     """(west, south, east, north) in degrees: one box, or the two of one over the antimeridian, as `parse_bbox` gives
     them."""
-    region: Region | None = None
-    """An outline in the place of boxes: windows whose core has no ground in it are not encoded."""
     interval: Interval | None = None
     """First and last moment in UTC, both included, as `parse_interval` gives them. None is refused."""
     sensor: str = "S2L2A"
@@ -51,8 +49,10 @@ class Selection:
     """Kind of what the cube holds."""
     product_options: Mapping[str, str] = field(default_factory=dict)
     """Choices of the kind's own, by name."""
+    region: Region | None = None
+    """An outline in the place of boxes: windows whose core has no ground in it are not encoded."""
     since: str | None = None
-    """"last": go on with the store at `out` to this moment; what is not said of ground and the rest is the store's."""
+    """"last": go on with the store at `out` to this moment; what is not said is as the store has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,10 @@ def _block(name: str, forecast: Forecast) -> str:
         rows += [("", f"{scene}: {why}") for scene, why in list(rules.items())[:LISTED]]
         if len(rules) > LISTED:
             rows.append(("", f"and {len(rules) - LISTED} more: --json"))
+    dates = list(plan.dates.items())
+    rows += [("dates" if k == 0 else "", f"{moment}  {said}") for k, (moment, said) in enumerate(dates[:LISTED])]
+    if len(dates) > LISTED:
+        rows.append(("", f"and {len(dates) - LISTED} more: --json"))
     # Padded by hand: a table of rich folds long rules at the terminal's width; these lines are searched and copied.
     return "\n".join([plain(name), *(f"  {label:<10} {plain(value)}" for label, value in rows)])
 

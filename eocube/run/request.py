@@ -299,8 +299,21 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
         if plan.times:
             plans.append(plan)
     if not plans:
-        raise InputError(f"no scenes found: {searched}")
+        raise InputError(f"no scenes found: {searched}{_turned(request)}")
     return tuple(plans)
+
+
+def _turned(request: Request) -> str:
+    """What to say of a box that might have its longitudes and latitudes swapped, where nothing was found in it."""
+    if request.region is not None or len(request.boxes) != 1:
+        return ""
+    west, south, east, north = request.boxes[0]
+    if max(abs(west), abs(east)) > 90 or (west, east) == (south, north):
+        return ""
+    return (
+        f"; the box lies at latitudes {said(south)} to {said(north)}: the order is west south east north, did you mean "
+        f"{boxes_said([(south, west, north, east)])}?"
+    )
 
 
 def new_run_id() -> str:

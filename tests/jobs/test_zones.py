@@ -102,7 +102,8 @@ def test_a_zone_comes_later_where_the_extent_reaches_it(
         )  # fmt: skip
 
     assert encode(grown, west, "--extent", *map(str, room)) == Exit.DONE
-    assert main(["verify", str(grown)]) == Exit.DONE and main(["info", str(grown)]) == Exit.BAD_INPUT
+    assert main(["verify", str(grown)]) == Exit.DONE and main(["info", str(grown)]) == Exit.DONE
+    assert main(["quicklook", str(grown), "--out", str(tmp_path / "q.png")]) == Exit.BAD_INPUT
     assert "add --group with one of utm32\n" in capsys.readouterr().err
     first = {p: p.read_bytes() for p in (grown / "utm32" / "latent" / "c").rglob("*") if p.is_file()}
     early = xr.open_zarr(grown, group="utm32", mask_and_scale=False)
