@@ -1,1 +1,1 @@
-"""Read one window of one time: pixels at native sampling."""
+"""Read windows of one time, alone or a shard at once: pixels at native sampling."""
