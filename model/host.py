@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def narrowed(values: Tensor) -> Tensor:
+    """As values travel: float16 as it is, in half the bytes, all other reals as float32, whole numbers as int32."""
+    if values.dtype == torch.float16:
+        return values
+    return values.float() if values.is_floating_point() else values.int()
+
+
 def to_host(values: Tensor) -> Tensor:
     """Values on the CPU in their own type; those that are there already as they are.
 

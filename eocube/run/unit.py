@@ -40,7 +40,7 @@ from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
 from eocube.store.store import CubeStore
-from model.host import to_host
+from model.host import narrowed, to_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +296,7 @@ class UnitRunner:
         left = there
         for precision in self.models.encoders if there else ():
             encoder = self._encoder(precision)
-            encoded = encoder(self._stack(left))
-            if encoded.dtype != torch.float16:  # which comes as it is, in half the bytes, and is widened by the window
-                encoded = encoded.float() if encoded.is_floating_point() else encoded.int()
+            encoded = narrowed(encoder(self._stack(left)))  # and widened window by window
             sound = self.store.storage.sound(encoded[:, :, core, core])
             latents = to_host(encoded).numpy()
             name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision

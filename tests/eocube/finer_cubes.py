@@ -53,7 +53,9 @@ def make_resolver(path: Path, encoder: Path, seed: int = 0, *, conditioning: str
     torch.manual_seed(seed)
     net = SuperResolver(
         SRConfig(
-            UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=4 if conditioning == "native" else 1),
+            UNetConfig(4, 4, (8,), (1,), condition=4, condition_scale=4)
+            if conditioning == "native"
+            else UNetConfig(4, 4, (8,), (1,), condition=5),
             channels=4, base=3, conditioning=conditioning,
         )
     )  # fmt: skip

@@ -55,6 +55,7 @@ class Engine:
         total: int | None = None,
         check: Callable[[], None] | None = None,
         fence: Fence | None = None,
+        died: bool = False,
     ) -> RunTally:
         tally = RunTally()
         for k, unit in todo:

@@ -121,7 +121,7 @@ class Interrupting(Writer):
         type(self).units += 1
         if self.units > 1:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
+            time.sleep(2)  # the main thread hears of it, however busy the machine is
             raise LeaseError("ended meanwhile")
         return super().run(cube, unit)
 
