@@ -129,7 +129,11 @@ class Interrupting(Writer):
 def test_ctrl_c_ends_it_with_what_is_finished_in_the_log(cube: Cube, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eocube.run.pool.UNITS_PER_ACTOR", 1)
     todo = units_of(cube)
-    tally = engine.run([cube], EngineOptions(engine="local", quiet=True), todo, "a", actor_class=Interrupting)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is begun in the background ignores it
+    try:
+        tally = engine.run([cube], EngineOptions(engine="local", quiet=True), todo, "a", actor_class=Interrupting)
+    finally:
+        signal.signal(signal.SIGINT, before)
     store = CubeStore.open(cube.url)
     assert tally.interrupted and tally.units == 1 and len(list(store.receipts())) == 1 and not threads_left()
     again = engine.run([cube], EngineOptions(engine="local", quiet=True), todo[1:], "b", actor_class=Writer)
