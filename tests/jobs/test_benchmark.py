@@ -64,6 +64,7 @@ def test_forward_writes_json_and_a_table(
     assert f"{half}, tiny" in shown and "reference, eager" in shown and str(tmp_path) not in json.dumps(found)
 
 
+@pytest.mark.slow
 def test_several_threads_are_also_measured_with_a_window_each(
     job: ModuleType, plain_machine: None, tmp_path: Path
 ) -> None:

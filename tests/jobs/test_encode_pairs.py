@@ -75,6 +75,7 @@ def test_a_listing_is_split_as_training_splits_it(
     assert PairStore.open(tmp_path / "all.zarr").document["splits"] == {"train": 6, "val": 2, "test": 3}
 
 
+@pytest.mark.slow
 def test_rasters_are_split_by_blocks_of_ground(world: Path, tmp_path: Path) -> None:
     path = write_tif(tmp_path / "scene.tif", np.rint(reflectance((448, 448)) * 1e4).astype(np.uint16))
     how = {"listing": None, "data": None, "images": (path,), "block": 2000, "margin": 100, "held_out": (0.3, 0.2)}

@@ -103,6 +103,7 @@ def test_weights_not_trained_for_the_sensor(tmp_path: Path, demo_catalog: Path, 
 HEAVY = ("xarray", "dask", "pandas", "scipy", "ray", "matplotlib")
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_without_what_only_cubes_and_clusters_need(demo_catalog: Path) -> None:
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 

@@ -91,6 +91,7 @@ def test_a_store_side_by_side(world: Path, tmp_path: Path) -> None:
     assert report["methods"]["bicubic"]["psnr"] == pytest.approx(-10 * np.log10(np.mean(errors)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_of_reflectances_in_sen2naips_layout(world: Path, tmp_path: Path) -> None:
     """Two areas of different sizes, uint16: no resampling, reflectance, the shipped ridge."""
     for k, side in enumerate((64, 96)):
@@ -111,6 +112,7 @@ def test_a_folder_of_reflectances_in_sen2naips_layout(world: Path, tmp_path: Pat
         assert np.abs(truth.read() - reflectance((96, 96), 1)).max() < 1e-6 and truth.transform.a == 10
 
 
+@pytest.mark.slow
 def test_a_folder_of_rasters(world: Path, tmp_path: Path) -> None:
     write_tif(tmp_path / "pairs" / "ground.tif", np.rint(reflectance((96, 96)) * 1e4).astype(np.uint16))
     arguments = ["--task", "sr", "--pairs", str(tmp_path / "pairs"), "--weights", "none", "--side", "96", "--json",

@@ -134,11 +134,13 @@ def test_killed_and_resumed_to_the_same_weights(store: str, trained: Path, tmp_p
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_streamed_from_a_store_that_does_not_fit(store: str, tmp_path: Path) -> None:
     assert train_sr.main(options(store, tmp_path, memory=0.0, steps=2)) == 0
     assert load_sr(tmp_path / "tiny.safetensors").config.conditioning == "upsampled"
 
 
+@pytest.mark.slow
 def test_pixels_with_the_same_code(store: str, tmp_path: Path) -> None:
     network = {
         "channels": 4, "space": "pixel", "base": 5, "trunk": 8, "trunk_blocks": 1, "features": 2,

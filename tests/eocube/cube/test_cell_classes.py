@@ -80,6 +80,7 @@ def demo(demo_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return encode(demo_catalog, DEMO_BBOX, first[:10], tmp_path_factory.mktemp("demo") / "demo.zarr")
 
 
+@pytest.mark.slow
 def test_a_linear_head_tells_vegetation_of_the_demo_on_held_out_ground(demo: str, tmp_path: Path) -> None:
     figures = probed([demo], tmp_path, (0.3,), 2000.0)
     assert figures.accuracy > figures.chance + 0.05, figures

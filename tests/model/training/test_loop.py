@@ -60,6 +60,7 @@ def difference(a: EOVAE, b: EOVAE) -> float:
     return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_it_overfits_one_batch() -> None:
     how = recipe({"steps": 150, "lr": 3e-3, "batch": 1, "warmup": 5}, clip=10.0)
     _, lines = run(how, Fixed(1, 32))
@@ -226,6 +227,7 @@ def test_the_rate_is_the_entropy_of_laplacian_codes() -> None:
     assert z.grad is not None and float((z.grad * z.detach()).sum()) > 0  # smaller latents, fewer bytes
 
 
+@pytest.mark.slow
 def test_a_rate_in_the_loss_makes_codes_cheaper() -> None:
     def end(weight: float) -> float:
         how, source = recipe({"rounding": 1.0, "rate": weight, "steps": 30}), Fixed(2, 32)
