@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # Ray would start a clust
 
 import pytest
 from hypothesis import settings
+
+from tests.local_ray import start_ray
 
 # A shared machine may be slow: no test asserts a time.
 settings.register_profile("eocube", deadline=None)
@@ -54,15 +55,7 @@ def ray_local() -> Iterator[Any]:
 
     already = ray.is_initialized()
     if not already:
-        ray.init(
-            address="local",  # never a cluster that somebody else started on this machine
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=128 * 2**20,
-            ignore_reinit_error=True,
-        )
+        start_ray()
     yield ray
     if not already:
         ray.shutdown()

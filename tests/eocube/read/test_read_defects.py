@@ -82,7 +82,7 @@ class Defective(EncodeActor):
     def __init__(self, urls: Any, options: EngineOptions, device: str, run_id: str) -> None:
         super().__init__(urls, options, device, run_id)
         self.calls = Path(urls[0]).parent / "calls"
-        eocube.read.reader.read_bands = self.fail
+        eocube.read.reader.read_bands = eocube.read.shard.read_raw = self.fail
 
     def fail(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a part that was changed")

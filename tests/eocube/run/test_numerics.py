@@ -20,6 +20,7 @@ from eocube.run.request import Request
 from model.memory import MemoryModel
 from tests.eocube.cubes import make_plan, make_weights
 from tests.eocube.products.test_eo_vae import ASKED
+from tests.local_ray import start_ray
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,8 @@ def test_a_worker_of_rays_is_asked(product: Product, monkeypatch: pytest.MonkeyP
     """Through Ray itself, with a GPU that Ray is told of."""
     import ray
 
+    shared = ray.is_initialized()  # other tests of this process go on with theirs afterwards
+    ray.shutdown()
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
         monkeypatch.setenv("RAY_ADDRESS", "in place")
@@ -104,3 +107,5 @@ def test_a_worker_of_rays_is_asked(product: Product, monkeypatch: pytest.MonkeyP
         assert numerics_module._asked(product, Actor(2.0)) is None, "no node has two"
     finally:
         ray.shutdown()
+        if shared:
+            start_ray()

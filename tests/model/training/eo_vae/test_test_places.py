@@ -46,6 +46,7 @@ def test_a_study_is_of_one_kind_of_places(images: list[Image]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it scores three times: 300 s are not enough for a machine that is busy otherwise
 def test_weights_carry_test_figures_once_they_are_asked_for(images: list[Image], tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     validation, test = (Evaluator.build(images, test=kind) for kind in (False, True))
