@@ -78,7 +78,7 @@ def repository_faults() -> Iterator[str]:
         where = path.relative_to(ROOT).as_posix()
         for url in LINK.findall(text):
             parts = urlsplit(url)
-            if parts.scheme or where.startswith("docs/") and not parts.path:
+            if parts.scheme or (where.startswith("docs/") and not parts.path):
                 continue
             target = (path.parent / parts.path).resolve() if parts.path else path
             if target.name in ("cli.md", "index.md") and target.parent.name in ("reference", "notebooks"):
