@@ -1,6 +1,6 @@
-"""The README's benchmark section, and the rates that `eocube plan` knows, made from the JSON results beside this file.
+"""Makes the tables of speed (the page's and the README's) and the rates of `eocube plan` from the JSON beside this file.
 
-python benchmarks/readme_table.py --check    says whether both are up to date (exit 1 when not)
+python benchmarks/readme_table.py --check    says whether all are up to date (exit 1 when not)
 python benchmarks/readme_table.py --write    brings them up to date
 """
 
@@ -16,6 +16,8 @@ from typing import Any
 BEGIN, END = "<!-- benchmarks: made by benchmarks/readme_table.py -->", "<!-- /benchmarks -->"
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
+PAGE = Path("docs", "figures", "speed.md")
+"""Where, from the README, the whole tables go."""
 RECORDED = Path("eocube", "plan", "recorded")
 """Where, from the README, the results of whole jobs go that ship with the package."""
 ORDER = ("encoder", "decoder", "pipeline", "store")
@@ -135,12 +137,38 @@ def section(documents: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines).strip()
 
 
-def renewed(readme: str, text: str) -> str:
-    """The README with the section replaced. ResultError where it has no pair of markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def short(documents: Sequence[Mapping[str, Any]]) -> str:
+    """The README's table: each network of the first machine, the reference as it is and at its best, and eocube."""
+    chosen = [d for d in documents if d["benchmark"] in FORWARD]
+    if not chosen:
+        return ""
+    where = machine(chosen[0])
+    head = ("windows/s", "reference, fp32", "its best", "eocube, bf16", "to fp32", "to its best")
+    lines = [f"{where}:", "", "| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for document in (d for d in chosen if machine(d) == where):
+        rates = {
+            kind: [v for v in document["variants"] if v["name"].startswith(kind)] for kind in ("reference", "eocube")
+        }
+        best = max(rates["reference"], key=lambda v: float(v["windows_per_s"]))
+        ours = [v for v in rates["eocube"] if v["dtype"] == "bf16"] or rates["eocube"]
+        if not ours:
+            continue
+        plain, top, mine = (float(v["windows_per_s"]) for v in (rates["reference"][0], best, max(
+            ours, key=lambda v: float(v["windows_per_s"])
+        )))  # fmt: skip
+        lines.append(
+            f"| {document['benchmark']}, {document['model']} | {number(plain)} | {number(top)} ({best['dtype']}) | "
+            f"{number(mine)} | {mine / plain:.1f}x | {mine / top:.1f}x |"
+        )
+    return "\n".join(lines)
+
+
+def renewed(document: str, text: str, name: str) -> str:
+    """A document with the section replaced. ResultError where it has no pair of markers."""
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ResultError(f"the README has no lines {BEGIN} and {END} around the section: add them")
+        raise ResultError(f"{name} has no lines {BEGIN} and {END} around the section: add them")
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
@@ -154,19 +182,23 @@ def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int
     """Exit status 0: up to date or written; 1: out of date; 2: cannot be made."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--check", action="store_true", help="exit 1 when the README is out of date")
-    action.add_argument("--write", action="store_true", help="bring the README up to date")
+    action.add_argument("--check", action="store_true", help="exit 1 when a table is out of date")
+    action.add_argument("--write", action="store_true", help="bring the tables up to date")
     asked = parser.parse_args(argv)
+    page = readme.parent / PAGE
     try:
-        old = readme.read_text(encoding="utf-8")
-        new = renewed(old, section(load(folder)))
+        old = {path: path.read_text(encoding="utf-8") for path in (readme, page)}
+        found = load(folder)
+        made = {readme: short(found), page: section(found)}
+        new = {path: renewed(text, made[path], path.name) for path, text in old.items()}
         measured, recorded = whole_jobs(folder), readme.parent / RECORDED
         known = whole_jobs(recorded)
     except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if asked.write:
-        readme.write_text(new, encoding="utf-8")
+        for path, text in new.items():
+            path.write_text(text, encoding="utf-8")
         recorded.mkdir(parents=True, exist_ok=True)
         for name in known.keys() - measured.keys():
             (recorded / name).unlink()
@@ -175,9 +207,7 @@ def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int
         return 0
     current = old == new and measured == known
     if not current:
-        print(
-            "error: the README's benchmarks are out of date: python benchmarks/readme_table.py --write", file=sys.stderr
-        )
+        print("error: the tables of speed are out of date: python benchmarks/readme_table.py --write", file=sys.stderr)
     return int(not current)
 
 

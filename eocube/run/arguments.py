@@ -60,7 +60,7 @@ class EncodeOptions:
     quality: str | None = None
     """How fine codes are: near-lossless, default or small."""
     product: str = DEFAULT
-    """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/products.md)."""
+    """What the cube holds: eo-vae (latents), or a kind that another package brings (docs/howto/products.md)."""
     product_options: tuple[str, ...] = ()
     """Choices that a kind of product has of its own: name=value pairs."""
     retry: str | None = None

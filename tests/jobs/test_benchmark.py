@@ -311,12 +311,15 @@ def test_readme_section_is_made_from_results(
     for document in (encoder, pipeline):
         (tmp_path / f"{document['benchmark']}.json").write_text(json.dumps(document))
     (tmp_path / "other.json").write_text("{}")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
+    readme, page = tmp_path / "README.md", tmp_path / readme_table.PAGE
+    page.parent.mkdir(parents=True)
+    for document in (readme, page):
+        document.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
     assert readme_table.main(["--check"], tmp_path, readme) == 1
     assert readme_table.main(["--write"], tmp_path, readme) == 0
     assert readme_table.main(["--check"], tmp_path, readme) == 0
-    made = readme.read_text()
+    assert "| encoder, nano | 2 | 2 (fp32) | 1234 | 617.0x | 617.0x |" in readme.read_text()
+    made = page.read_text()
     assert made.startswith("before\n") and made.endswith("\nafter\n") and "old" not in made
     assert "Some CPU with AVX512-BF16, 2 threads, torch 2.9" in made
     assert "|  | eocube | fp32 | 1234 | 617.00x | 0.1 (50 %) | 0.50 | 1e-06 |" in made

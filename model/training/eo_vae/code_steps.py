@@ -22,7 +22,7 @@ PROBE = 0.15
 LOSS_DB = 0.25
 """What storing as codes may take off a training place's PSNR: off that of half of the places it takes less.
 
-Chosen on the validation places: see docs/nano.md.
+Chosen on the validation places: see docs/figures/nano.md.
 """
 _DOUBLINGS, _HALVINGS = 30, 12
 _LEAST_GAIN = 1e-3

@@ -224,8 +224,8 @@ def test_a_data_loader_shares_an_epoch_out_over_its_processes(windows: CubeWindo
 
 
 def test_the_page_on_reading_cubes_runs(made: Made) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "cubes.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "cubes.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     given: dict[str, Any] = {"urls": [made.url], "options": None}
-    exec(compile(code, "docs/cubes.md", "exec"), given)
+    exec(compile(code, "docs/howto/cubes.md", "exec"), given)
     assert given["state"]["data"]["epoch"] == 1 and torch.isfinite(given["loss"])

@@ -327,8 +327,8 @@ def test_an_unknown_kind_is_one_line(foreign: Path, demo_catalog: Path, tmp_path
 
 
 def test_the_products_page_is_true(demo_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code of docs/products.md as a package of its own: planned, run, read; under 60 lines."""
-    page = (Path(__file__).parents[3] / "docs" / "products.md").read_text()
+    """The code of docs/howto/products.md as a package of its own: planned, run, read; under 60 lines."""
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "products.md").read_text()
     code, entry = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "toml"))
     assert len(code.splitlines()) < 60
     site = tmp_path / "site"

@@ -102,7 +102,7 @@ def test_what_cannot_be_catalogued_is_said(made: Made, tmp_path: Path, capsys: p
 def test_the_pystac_example_of_the_docs_makes_an_item_that_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "catalogues.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "howto" / "catalogues.md").read_text()
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "import datetime" in block]
     monkeypatch.chdir(tmp_path)
     exec(code, {})

@@ -1,4 +1,4 @@
-"""What README, docs and weights' tables say of shipped weights is what the file gives, read back and scored again."""
+"""What docs and weights' tables say of shipped weights is what the file gives, read back and scored again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ ROWS = {
 }
 # Weights -> where their rows stand, and the columns of their own RMSE, SAM and PSNR after place and bands.
 STATED = {
-    "nano": [("docs/nano.md", "| held-out place |", (2, 6, 10))],
-    "nano2": [("README.md", "| held-out place |", (0, 1, 2)), ("docs/nano.md", "## nano2", (1, 4, 7))],
+    "nano": [("docs/figures/nano.md", "| held-out place |", (2, 6, 10))],
+    "nano2": [
+        ("docs/figures/fidelity.md", "| held-out place |", (0, 1, 2)),
+        ("docs/figures/nano.md", "## nano2", (1, 4, 7)),
+    ],
 }
 
 
@@ -52,9 +55,9 @@ def test_a_held_out_row_is_what_the_file_gives(row: str, weights: str, shared_di
 @pytest.mark.parametrize(
     ("table", "document", "heading", "count", "weights", "column"),
     [
-        ("held_out", "README.md", "| held-out place |", 18, "nano2", 3),
-        ("test", "README.md", "| test place |", 10, "nano2", 3),
-        ("held_out", "docs/nano.md", "| held-out place |", 23, "nano", 5),
+        ("held_out", "docs/figures/fidelity.md", "| held-out place |", 18, "nano2", 3),
+        ("test", "docs/figures/fidelity.md", "| test place |", 10, "nano2", 3),
+        ("held_out", "docs/figures/nano.md", "| held-out place |", 23, "nano", 5),
     ],
 )
 def test_every_row_of_a_table_is_in_the_weights_table(
@@ -83,7 +86,7 @@ def test_every_row_of_the_docs_is_in_the_weights_tables() -> None:
         stated = meta.metrics[table]
         assert isinstance(stated, dict)
         cells = {(f"{r[MODEL]['rmse']:.4f}", f"{r[LINEAR]['rmse']:.4f}") for r in stated.values()}
-        text = (ROOT / "docs" / "nano.md").read_text().split("## nano2")[1].split(heading)[1]
+        text = (ROOT / "docs" / "figures" / "nano.md").read_text().split("## nano2")[1].split(heading)[1]
         rows = text[text.index("|---") :].split("\n\n")[0].splitlines()[1:]
         assert len(rows) == len(stated) == count
         for row in rows:
