@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from eocube import __version__
 from eocube.commands.export import decode_main, export_main
 from eocube.commands.parsing import guarded, parse
 from eocube.commands.sample import sample_main
@@ -261,8 +262,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: eocube COMMAND [OPTIONS]\n")
         for name, (what, _) in COMMANDS.items():
             print(f"  {name:<10} {what}")
-        print("\neocube COMMAND --help lists a command's options")
+        print("\neocube COMMAND --help lists a command's options, eocube --version says which eocube this is")
         return int(Exit.DONE if arguments else Exit.BAD_INPUT)
+    if arguments[0] in ("-V", "--version"):
+        tell(f"eocube {__version__}")
+        return int(Exit.DONE)
     if arguments[0] not in COMMANDS:
         near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

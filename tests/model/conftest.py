@@ -1,18 +1,17 @@
-"""Fixtures of the model tests: the golden network and vectors, a network small enough for every layout."""
+"""Fixtures of the model tests: golden networks and vectors, a network small enough for every layout."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model.eo_vae import EOVAE, EOVAEConfig
+from tests.model import golden
 
 SMALL = EOVAEConfig(
     ch=8, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=4, hypernet_layers=1, wavelength_dim=16,
@@ -30,20 +29,21 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def golden_vae(shared_dir: Path) -> EOVAE:
-    """The golden network in eval mode; read only."""
-    path = shared_dir / "golden" / "eo_vae_small_weights.safetensors"
-    with safe_open(path, "pt") as file:
-        config = EOVAEConfig.from_dict(json.loads(file.metadata()["config"]))
-    vae = EOVAE(config)
-    vae.load_state_dict(load_file(path))
-    return vae.eval()
+def golden_vae() -> EOVAE:
+    """A network with weights by a rule, in eval mode; read only."""
+    return golden.eo_vae()
 
 
 @pytest.fixture(scope="session")
-def golden_vectors(shared_dir: Path) -> Mapping[str, Tensor]:
-    """Tensors by `<sensor>.<side>.<what>`."""
-    return load_file(shared_dir / "golden" / "eo_vae_small_vectors.safetensors")
+def golden_vectors() -> Mapping[str, Tensor]:
+    """Its tensors by `<sensor>.<side>.<what>`: inputs by a rule, outputs as kept (pictures: every 5th pixel)."""
+    return {**golden.inputs(), **load_file(golden.GOLDEN / "eo_vae.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def published(shared_dir: Path) -> tuple[EOVAE, Mapping[str, Tensor]]:
+    """The network and vectors of the published code; read only. Skips without `../shared`."""
+    return golden.published_eo_vae()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.evaluation.study import FREE, Study
@@ -27,6 +28,7 @@ from model.terramind import (
 )
 from model.unet import ddim, signal_shares
 from model.weights_meta import WeightsError
+from tests.model import golden
 from tests.model.mirror import Mirror
 
 TINY = TokenizerSizes(
@@ -48,11 +50,32 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
-def test_layout_is_the_published_one(shared_dir: Path) -> None:
-    expected = json.loads((shared_dir / "specs" / "terramind_tok_s2l2a_state_dict.json").read_text())
+def test_layout_is_the_published_one() -> None:
+    expected = golden.layouts()["terramind_tok_s2l2a"]
     with torch.device("meta"):
         found = {k: list(v.shape) for k, v in Tokenizer(TokenizerSizes(12)).state_dict().items()}
     assert found == expected
+
+
+def test_parity_with_vectors_checked_against_the_published_code() -> None:
+    """Weights and inputs by the rule of the published vectors: encoder, tokens, U-Net, ten steps of diffusion."""
+    path = golden.GOLDEN / "terramind.safetensors"
+    net, kept = golden.tokenizer(), load_file(path)
+    with safe_open(path, "pt") as file:
+        assert golden.crc(net.state_dict()) == int(file.metadata()["crc32_weights"])
+    found = golden.tokenizer_outputs(net)
+    found["s64.B.decode10.lattice5"] = found.pop("s64.B.decode10")[golden.LATTICE]
+    assert set(found) == set(kept)
+    for key, value in found.items():
+        if key.endswith("indices"):
+            assert torch.equal(value, kept[key]), key
+        else:  # a LayerNorm's eps of 1e-5 in the place of 1e-6 would be an error of 5.6e-6 in the encoder
+            assert golden.relative(value, kept[key]) < (2e-6 if key.endswith(("encoder_out", "latent")) else 1e-5), key
+
+
+def test_parity_with_the_published_code(shared_dir: Path) -> None:
+    errors = golden.check_against_published()
+    assert sum(name.startswith("terramind") for name in errors) == 8
 
 
 def test_parameter_counts_are_the_published_ones() -> None:

@@ -20,6 +20,7 @@ from model import weights
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.layouts import STATIC_ENDS, from_diffusers, is_dynamic
 from model.weights import SensorMeta, WeightsError, WeightsMeta, load_weights, published_meta, save_weights
+from tests.model.golden import layouts
 
 State = dict[str, Tensor]
 
@@ -218,9 +219,8 @@ def test_flux_gives_its_body_and_leaves_the_generated_convolutions(
     )
 
 
-def test_full_size_flux_drops_four_keys_and_leaves_the_116_generated_ones(shared_dir: Path) -> None:
-    flux = json.loads((shared_dir / "specs" / "flux2_ae_state_dict.json").read_text())
-    ours = json.loads((shared_dir / "specs" / "eo_vae_state_dict.json").read_text())
+def test_full_size_flux_drops_four_keys_and_leaves_the_116_generated_ones() -> None:
+    flux, ours = layouts()["flux2_ae"], layouts()["eo_vae"]
     dropped, missing = set(flux) - set(ours), set(ours) - set(flux)
     assert dropped == set(STATIC_ENDS)
     assert len(missing) == 116 and all(is_dynamic(key) for key in missing)
