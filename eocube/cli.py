@@ -1,278 +1,144 @@
-"""Runs the `eocube` command, and parses for the job scripts: a command calls the library, returns a code."""
+"""Runs the `eocube` command: finds the command that was typed, which calls the library and returns a code."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import tyro
+from eocube.commands.parsing import guarded, meant, parse
+from eocube.console import complain
+from eocube.errors import Exit
 
-from eocube import __version__
-from eocube.commands.export import decode_main, export_main
-from eocube.commands.parsing import guarded, parse
-from eocube.commands.sample import sample_main
-from eocube.commands.stac import stac_main
-from eocube.console import complain, plain, tell
-from eocube.net.storage_options import parse_options
-from eocube.run.arguments import EncodeOptions, typed
-from eocube.run.request import Exit
+if TYPE_CHECKING:
+    from eocube.commands.encode import encode_main
+    from eocube.commands.export import decode_main
+    from eocube.commands.reading import StoreOptions
 
-__all__ = ["decode_main", "encode_main", "guarded", "main", "parse"]
+__all__ = ["COMMANDS", "StoreOptions", "decode_main", "encode_main", "guarded", "main", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """A cube, and its zone where it holds several."""
+class Command:
+    """A command: what it does in a few words, and where it is. Nothing of it is imported before it is typed."""
 
-    url: Annotated[str, tyro.conf.Positional]
-    """Path or URL of the cube."""
-    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the cube, and of its sources by host: a JSON object, name=value pairs, or @file.json."""
-    group: str | None = None
-    """Zone of a cube of several zones, such as utm32."""
-    json: bool = False
-    """Print JSON."""
+    about: str
+    group: str
+    module: str
+    """Below `eocube.commands`."""
+    options: str
+    """The dataclass of its options."""
 
+    def run(self, name: str, argv: Sequence[str]) -> int:
+        """Run it; gives the exit status."""
+        work: Callable[[Sequence[str]], int] = getattr(import_module(f"eocube.commands.{self.module}"), f"{name}_main")
+        return work(argv)
 
-@dataclass(frozen=True, slots=True)
-class VerifyOptions(StoreOptions):
-    """Read every shard back; exit 3 when something is wrong."""
-
-    decode: bool = False
-    """Also decode, and compare with the sources read again: PSNR, RMSE and SAM a time step."""
-    sample: int = 64
-    """With --decode: windows of a time step that are compared, at most; 0 for all."""
-    allow_local_sources: bool = False
-    """Let the plan of a cube from elsewhere lead to files of this machine."""
+    @property
+    def kind(self) -> type[Any]:
+        """The dataclass of its options, imported."""
+        found: type[Any] = getattr(import_module(f"eocube.commands.{self.module}"), self.options)
+        return found
 
 
-@dataclass(frozen=True, slots=True)
-class RepairOptions:
-    """Verify a store, write damaged metadata anew, encode damaged shards again from their sources, verify again.
-
-    The store says itself what it was made of. Exit 0 when it is whole, 3 when something is left.
-    """
-
-    url: Annotated[str, tyro.conf.Positional]
-    """Path or URL of the store; of one of several zones, all of them are looked at."""
-    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the store, and of its sources where --source-options does not say otherwise: a JSON object,
-    name=value pairs, or @file.json."""
-    source_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the sources, where they differ; `{}` for none."""
-    actors: int | None = None
-    """Encoding actors. None: one a GPU, or one a node without GPUs."""
-    allow_local_sources: bool = False
-    """Let a store from elsewhere lead to files of this machine."""
-    json: bool = False
-    """Print JSON."""
-    quiet: bool = False
-    """No progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportOptions:
-    """One self-contained HTML page on a cube: how its windows ended, how good they are, how the run went."""
-
-    url: Annotated[str, tyro.conf.Positional]
-    """Path or URL of the cube."""
-    out: str = "report.html"
-    """The page."""
-    source: bool = False
-    """Read the sources again, to draw them beside what is decoded."""
-    allow_local_sources: bool = False
-    """Let the plan of a cube from elsewhere lead to files of this machine."""
-    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
-    group: str | None = None
-    """Zone of a cube of several zones."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuicklookOptions:
-    """Draw source, decoded picture, PCA of the latents, error and window states side by side."""
-
-    url: Annotated[str, tyro.conf.Positional]
-    """Path or URL of the cube."""
-    out: str = "quicklook.png"
-    """The picture."""
-    time: int = 0
-    """Time step."""
-    source: bool = True
-    """Read the source again for comparison."""
-    allow_local_sources: bool = False
-    """Let the plan of a cube from elsewhere lead to files of this machine."""
-    storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
-    group: str | None = None
-    """Zone of a cube of several zones."""
-
-
-def encode_main(argv: Sequence[str], prog: str = "encode_region.py", *, plan: bool = False) -> int:
-    """`encode_region.py` and `eocube encode|plan`."""
-    options = parse(EncodeOptions, argv, prog)
-    # `eocube plan` is for people unless it is asked for JSON; `--plan` has always printed JSON.
-    options = dataclasses.replace(options, plan=True) if plan else dataclasses.replace(options, json=True)
-
-    def command() -> int:
-        from eocube.run.job import encode_region
-
-        return encode_region(*typed(options)).exit
-
-    return guarded(command)
-
-
-def tell_zones(
-    found: Mapping[str | None, Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], str], *, as_json: bool
-) -> None:
-    """Print a cube's document, or those of all zones of a cube of several, by zone."""
-    document = next(iter(found.values())) if len(found) == 1 else {str(zone): one for zone, one in found.items()}
-    tell(json.dumps(document, indent=1) if as_json else describe(document))
-
-
-def info_main(argv: Sequence[str]) -> int:
-    """What a cube is: sensor, ground, times, weights, space id, and how each scene's numbers were read."""
-    options = parse(StoreOptions, argv, "eocube info")
-
-    def command() -> int:
-        from eocube.report.info import brief, describe, groups_of, info
-
-        given = parse_options(options.storage_options)
-        found = {zone: info(options.url, zone, given) for zone in groups_of(options.url, options.group, given)}
-        shown = {zone: (one if options.json else brief(one)).document() for zone, one in found.items()}
-        tell_zones(shown, describe, as_json=options.json)
-        return Exit.DONE
-
-    return guarded(command)
-
-
-def status_main(argv: Sequence[str]) -> int:
-    """How a cube's windows ended, and why; exit 3 when some can be tried again."""
-    options = parse(StoreOptions, argv, "eocube status")
-
-    def command() -> int:
-        from eocube.report.info import describe, groups_of, status
-
-        given = parse_options(options.storage_options)
-        found = {zone: status(options.url, zone, given) for zone in groups_of(options.url, options.group, given)}
-        tell_zones({zone: one.document() for zone, one in found.items()}, describe, as_json=options.json)
-        return Exit.RETRYABLE if any(one.retryable for one in found.values()) else Exit.DONE
-
-    return guarded(command)
-
-
-def verify_main(argv: Sequence[str]) -> int:
-    """Read every shard back and say what does not fit."""
-    options = parse(VerifyOptions, argv, "eocube verify")
-
-    def command() -> int:
-        from eocube.report.info import describe, verify
-
-        given = parse_options(options.storage_options)
-        how: dict[str, Any] = {"decode": options.decode, "allow_local": options.allow_local_sources}
-        found = verify(options.url, options.group, given, sample=options.sample or None, **how)
-        if options.json:
-            tell(json.dumps(found.document(), indent=1))
-        else:
-            tell(describe({k: v for k, v in found.document().items() if k not in ("findings", "mend")}))
-            tell("\n".join(map(plain, found.findings)) or "nothing wrong found")
-            if found.mend is not None:
-                tell(plain(f"{found.mend} mends it"))
-        return Exit.RETRYABLE if found.findings else Exit.DONE
-
-    return guarded(command)
-
-
-def repair_main(argv: Sequence[str]) -> int:
-    """Verify a store, mend what is damaged, verify again; exit 3 when something is left."""
-    options = parse(RepairOptions, argv, "eocube repair")
-
-    def command() -> int:
-        from eocube.net.storage_options import from_environment
-        from eocube.run.repair import lines, repair
-
-        given, sources = parse_options(options.storage_options), parse_options(options.source_options)
-        found = repair(
-            options.url, storage_options=from_environment() if given is None else given, source_options=sources,
-            actors=options.actors, quiet=options.quiet or options.json, trusted=options.allow_local_sources,
-            say=(lambda line: None) if options.json else (lambda line: tell(plain(line))),
-        )  # fmt: skip
-        tell(json.dumps(found.document(), indent=1) if options.json else "\n".join(map(plain, lines(found))))
-        return found.exit
-
-    return guarded(command)
-
-
-def quicklook_main(argv: Sequence[str]) -> int:
-    """Draw a cube."""
-    options = parse(QuicklookOptions, argv, "eocube quicklook")
-
-    def command() -> int:
-        from eocube.report.info import quicklook
-
-        given, out = parse_options(options.storage_options), Path(options.out)
-        how: dict[str, Any] = {"source": options.source, "allow_local": options.allow_local_sources}
-        tell(quicklook(options.url, options.group, out, options.time, given, **how))
-        return Exit.DONE
-
-    return guarded(command)
-
-
-def report_main(argv: Sequence[str]) -> int:
-    """Write the report page of a cube."""
-    options = parse(ReportOptions, argv, "eocube report")
-
-    def command() -> int:
-        from eocube.report.page import write_page
-
-        how: dict[str, Any] = {"group": options.group, "source": options.source}
-        how |= {"storage_options": parse_options(options.storage_options), "allow_local": options.allow_local_sources}
-        tell(write_page(options.url, options.out, **how))
-        return Exit.DONE
-
-    return guarded(command)
-
-
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "plan": ("search and print the plan, before a pixel is read", lambda a: encode_main(a, "eocube plan", plan=True)),
-    "encode": ("encode a region into a latent cube", lambda a: encode_main(a, "eocube encode")),
-    "info": ("what a cube is", info_main),
-    "status": ("how its windows ended, and why", status_main),
-    "verify": ("read every shard back", verify_main),
-    "repair": ("mend what verify finds damaged", repair_main),
-    "decode": ("decode to GeoTIFF or Zarr", decode_main),
-    "export": ("a COG or GeoParquet file a time step", export_main),
-    "sample": ("values at points through time, as a table", sample_main),
-    "stac": ("a STAC collection of cubes", stac_main),
-    "report": ("write one HTML page on a cube and its run", report_main),
-    "quicklook": ("draw a picture", quicklook_main),
+MAKE, LOOK, TAKE, HELP = "Make a cube, keep it whole", "See what it is", "Take out of it", "This machine"
+COMMANDS: dict[str, Command] = {
+    "plan": Command("search and say what it would take, before a pixel is read", MAKE, "encode", "EncodeOptions"),
+    "encode": Command("encode a region into a latent cube", MAKE, "encode", "EncodeOptions"),
+    "verify": Command("read every shard back", MAKE, "reading", "VerifyOptions"),
+    "repair": Command("mend what verify finds damaged", MAKE, "reading", "RepairOptions"),
+    "info": Command("what a cube is", LOOK, "reading", "StoreOptions"),
+    "status": Command("how its windows ended, and why", LOOK, "reading", "StoreOptions"),
+    "quicklook": Command("draw a picture", LOOK, "pictures", "QuicklookOptions"),
+    "report": Command("write one HTML page on a cube and its run", LOOK, "pictures", "ReportOptions"),
+    "decode": Command("decode to GeoTIFF or Zarr", TAKE, "export", "DecodeOptions"),
+    "export": Command("a COG or GeoParquet file a time step", TAKE, "export", "ExportOptions"),
+    "composite": Command("a picture a month or season, without clouds", TAKE, "composite", "CompositeOptions"),
+    "sample": Command("values at points through time, as a table", TAKE, "sample", "SampleOptions"),
+    "stac": Command("a STAC collection of cubes", TAKE, "stac", "StacOptions"),
+    "doctor": Command("what this machine has, and what would make it faster", HELP, "doctor", "DoctorOptions"),
+    "completion": Command("completion by Tab for bash, zsh or fish", HELP, "completion", "CompletionOptions"),
 }
+"""`NAME_main` of its module runs a command."""
+EXAMPLES = (
+    ("no network, no data: see what it does", "eocube encode --demo"),
+    (
+        "a region, a summer",
+        "eocube encode --bbox 11.3 48.0 11.8 48.3 --datetime 2024-06-01/2024-08-31 --out munich.zarr",
+    ),
+    ("pixels back, of one date", "eocube decode munich.zarr --bands B04,B03,B02 --out munich.tif"),
+)
+EXITS = "Exit status: 0 done, 2 bad input (said in one line), 3 some windows can be tried again, 1 a defect of eocube."
+
+
+def overview() -> str:
+    """What `eocube --help` prints."""
+    out = ["usage: eocube COMMAND [OPTIONS]", ""]
+    out += ["A region of the Earth goes in; a cube of latents comes out, which xarray opens and eocube decodes.", ""]
+    out += [line for what, typed in EXAMPLES for line in (f"  # {what}", f"  {typed}")]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        out += ["", f"{group}:"]
+        out += [f"  {name:<11}{c.about}" for name, c in COMMANDS.items() if c.group == group]
+    return "\n".join([*out, "", "eocube COMMAND --help shows the options most used, --help-all every one.", EXITS])
+
+
+def document() -> dict[str, Any]:
+    """What `eocube --help --json` prints: every command with its options."""
+    from eocube.commands.option_table import options_of
+
+    return {
+        name: {
+            "about": command.about, "group": command.group,
+            "options": [
+                {"name": o.metavar if o.positional else o.flag, "value": o.metavar, "default": o.usual, "about": o.text}
+                for o in options_of(command.kind)
+            ],
+        }
+        for name, command in COMMANDS.items()
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `eocube` command."""
-    arguments: list[Any] = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: eocube COMMAND [OPTIONS]\n")
-        for name, (what, _) in COMMANDS.items():
-            print(f"  {name:<10} {what}")
-        print("\neocube COMMAND --help lists a command's options, eocube --version says which eocube this is")
-        return int(Exit.DONE if arguments else Exit.BAD_INPUT)
-    if arguments[0] in ("-V", "--version"):
-        tell(f"eocube {__version__}")
-        return int(Exit.DONE)
-    if arguments[0] not in COMMANDS:
-        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        complain(f"no command {arguments[0]!r}, there is {', '.join(COMMANDS)}{hint}")
+    given: list[Any] = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in given
+    first = next((word for word in given if word != "--json"), "")
+    if first in ("", "-h", "--help", "--help-all", "help"):
+        from eocube.commands.answers import answer
+
+        answer(document() if as_json else {}, overview(), as_json=as_json)
+        return int(Exit.DONE if first else Exit.BAD_INPUT)
+    if first in ("-V", "--version", "version"):
+        return version(as_json=as_json)
+    if given[0] not in COMMANDS:
+        known = {name: None for name in (*COMMANDS, "--help", "--version")}
+        what = "option" if str(given[0]).startswith("-") else "command"
+        complain(f"no {what} {given[0]!r}, there is {', '.join(COMMANDS)}{meant(given[0], known)}")
         return int(Exit.BAD_INPUT)
-    return COMMANDS[arguments[0]][1](arguments[1:])
+    if given[0] == "completion":
+        from eocube.commands.completion import completion_main
+
+        return completion_main(given[1:], lambda: {name: (c.about, c.kind) for name, c in COMMANDS.items()})
+    return COMMANDS[given[0]].run(given[0], given[1:])
+
+
+def version(*, as_json: bool) -> int:
+    """What `eocube --version` prints."""
+    from eocube import __version__
+    from eocube.commands.answers import answer
+
+    answer({"eocube": __version__, "python": sys.version.split()[0]}, f"eocube {__version__}", as_json=as_json)
+    return int(Exit.DONE)
+
+
+def __getattr__(name: str) -> Any:
+    """What job scripts take from here, imported as it is asked for."""
+    module = {"encode_main": "encode", "decode_main": "export", "StoreOptions": "reading"}.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"eocube.commands.{module}"), name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,17 @@
-"""Defines the package's few error classes: each message is one line that names the thing and the way out."""
+"""Defines the package's few errors, each one line that names the thing and the way out, and the exit statuses."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit status of the jobs and commands (docs/exit_codes.md)."""
+
+    DONE = 0
+    """What was asked for is done; of a run: every window ended ok, nodata, cloudy or outside."""
+    DEFECT = 1
+    BAD_INPUT = 2
+    RETRYABLE = 3
+    """Some windows can be tried again: failed reads, an interrupted run."""
 
 
 class EocubeError(Exception):

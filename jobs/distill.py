@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class Options(RunOptions):
     )
     workers: Annotated[int, tyro.conf.arg(help="Ray Train workers; 0: without Ray")] = field(default=0, kw_only=True)
     licence: Annotated[str, tyro.conf.arg(help="written into the weights")] = "that of the FLUX.2 autoencoder given"
+
+
+PAGE = Page(
+    (("stage 1: from a FLUX.2 autoencoder", "python jobs/distill.py --teacher ae.safetensors --out start.safetensors"),)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +131,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "distill.py", PAGE)))

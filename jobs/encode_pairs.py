@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import run_job
 
 if TYPE_CHECKING:
@@ -76,6 +78,26 @@ class Options:
     device: Annotated[str, Arg(help="cpu or cuda")] = "cpu"
     threads: Annotated[int | None, Arg(help="windows at once (default: processors)")] = None
     storage_options: Annotated[tuple[str, ...], Arg(help="fsspec options: JSON, name=value or @file.json")] = ()
+
+
+PAGE = Page(
+    (
+        (
+            "images and themselves four times coarser (Wald's protocol)",
+            "python jobs/encode_pairs.py --wald 4 --images a.tif b.tif --out pairs.zarr",
+        ),
+        ("Sen2NAIP's folder", "python jobs/encode_pairs.py --sen2naip FOLDER --out pairs.zarr"),
+        (
+            "two cubes of the same ground",
+            "python jobs/encode_pairs.py --cubes 40m.zarr 10m.zarr --split train --out pairs.zarr",
+        ),
+    ),
+    {
+        "Pairs of": ("wald", "images", "listing", "data", "sen2naip", "cubes"),
+        "The store": ("out", "side", "split", "weights"),
+    },
+    ("out", "wald", "images", "listing", "data", "sen2naip", "cubes", "side", "split", "weights"),
+)
 
 
 def encode(options: Options) -> None:
@@ -238,4 +260,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "encode_pairs.py", PAGE)))

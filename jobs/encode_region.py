@@ -5,4 +5,4 @@ import sys
 from eocube.cli import encode_main
 
 if __name__ == "__main__":
-    sys.exit(encode_main(sys.argv[1:]))
+    sys.exit(encode_main(sys.argv[1:], "encode_region.py"))

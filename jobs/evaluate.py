@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import run_job
 
 if TYPE_CHECKING:
@@ -71,6 +73,26 @@ class Options:
     draws: Annotated[int, tyro.conf.arg(help="patches of the training sampler a sensor that the second KLT at equal "
                                              "bits is fitted on; 0: no second KLT")] = 256  # fmt: skip
     threads: Annotated[int | None, tyro.conf.arg(help="threads (default: torch's own)")] = None
+
+
+PAGE = Page(
+    (
+        (
+            "beside baselines, on a listing's held-out places",
+            "python jobs/evaluate.py --weights nano2 --data DATA --out report",
+        ),
+        (
+            "the paper's table",
+            "python jobs/evaluate.py --weights eo_vae.ckpt --terramesh s3://bucket/TerraMesh/val --out report",
+        ),
+        (
+            "super-resolution (options of its own: --task sr --help)",
+            "python jobs/evaluate.py --task sr --pairs pairs.zarr --out report",
+        ),
+    ),
+    {"What": ("weights", "data", "listing", "terramesh", "modalities", "sensors", "test", "out")},
+    ("out", "data", "terramesh", "weights", "listing", "sensors", "test", "limit", "equal_bits", "threads"),
+)
 
 
 def evaluate(options: Options) -> None:
@@ -196,11 +218,11 @@ def command(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
         from jobs import evaluate_sr
 
-        return evaluate_sr.main(tyro.cli(evaluate_sr.Options, args=given))
+        return evaluate_sr.main(parse(evaluate_sr.Options, given, "evaluate.py --task sr", evaluate_sr.PAGE))
     if task != "reconstruction":
         print(f"error: --task {task}: choose sr or reconstruction", file=sys.stderr)
         return 2
-    return main(tyro.cli(Options, args=given))
+    return main(parse(Options, given, "evaluate.py", PAGE))
 
 
 if __name__ == "__main__":

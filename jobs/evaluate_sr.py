@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import run_job
 
 if TYPE_CHECKING:
@@ -64,6 +66,19 @@ class Options:
     lpips: Annotated[bool, Arg(help="LPIPS of RGB too: needs torchvision")] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], Arg(help="where networks run")] = "auto"
     threads: Annotated[int | None, Arg(help="threads (default: torch's own)")] = None
+
+
+PAGE = Page(
+    (
+        (
+            "beside bicubic, a ridge regression and the ceiling",
+            "python jobs/evaluate.py --task sr --pairs pairs.zarr --out report",
+        ),
+        ("a figure a result, kept", "python jobs/evaluate.py --task sr --pairs FOLDER --json sr.json --save results"),
+    ),
+    {"What": ("pairs", "weights", "out", "split", "samples", "method", "steps")},
+    ("pairs", "weights", "out", "split", "samples", "method", "steps", "limit", "device", "json"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,4 +413,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "evaluate_sr.py", PAGE)))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
@@ -51,6 +53,26 @@ class Options(RunOptions):
     precision: Annotated[Literal["bf16", "fp16", "fp32"] | None, tyro.conf.arg(help="of the body; default: the "
                                                                                 "recipe's")] = None  # fmt: skip
     freeze_body: Annotated[bool, tyro.conf.arg(help="train the generated convolutions alone")] = False
+
+
+PAGE = Page(
+    (
+        (
+            "to a sensor of your own, from the shipped weights",
+            "python jobs/finetune.py --sensor my.yaml --data my_tiffs --out my.safetensors --name my",
+        ),
+        (
+            "to data of your own: shards, searches, cubes' sources, GeoTIFFs",
+            "python jobs/finetune.py --data data.yaml --out mine.safetensors --name mine",
+        ),
+        ("go on with a run that was ended", "python jobs/finetune.py ... --name mine --resume"),
+    ),
+    {
+        "What": ("data", "sensor", "listing", "recipe", "init", "out", "name"),
+        "How long": ("steps", "minutes", "resume"),
+    },
+    ("data", "out", "name", "sensor", "recipe", "init", "steps", "minutes", "resume", "workers"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,4 +250,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "finetune.py", PAGE)))

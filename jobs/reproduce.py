@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
@@ -47,6 +49,18 @@ class Options(RunOptions):
     gpus: Annotated[int, tyro.conf.arg(help="of --cost: how many GPUs")] = 8
     gpu_tflops: Annotated[float, tyro.conf.arg(help="of --cost: TFLOP/s that a GPU sustains, an assumption")] = 100.0
     dollars_per_gpu_hour: Annotated[float, tyro.conf.arg(help="of --cost: a price, an assumption")] = 3.0
+
+
+PAGE = Page(
+    (
+        (
+            "distil, finetune and evaluate under one name",
+            "python jobs/reproduce.py --teacher ae.safetensors --data s3://bucket/TerraMesh --out eo_vae --name eo_vae",
+        ),
+        ("what it would cost, before", "python jobs/reproduce.py --cost --out cost"),
+        ("go on where it was ended", "python jobs/reproduce.py ... --name eo_vae --resume"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,4 +274,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "reproduce.py", PAGE)))

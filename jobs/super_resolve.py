@@ -10,7 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from eocube.cli import guarded, parse
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import guarded, parse
 from eocube.net.storage_options import parse_options
 from eocube.run.arguments import box_of, number, retryable
 from eocube.run.asked import Running, Showing
@@ -42,7 +43,7 @@ class Options:
     bbox: tuple[str, ...] = ()
     """West south east north, in degrees: only windows of the cube that touch it."""
     time: str | None = None
-    """An index, a date or A/B. None takes all times."""
+    """An index, a date or A/B; all times without it."""
     retry: str | None = None
     """Do just the windows again that ended so: read_failed, encode_failed."""
     plan: bool = False
@@ -52,13 +53,13 @@ class Options:
     are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,
     without RAY_ADDRESS, --actors or several GPUs, and where the run before did not die; else ray."""
     actors: int | None = None
-    """Actors. None: one a GPU, or one a node without GPUs."""
+    """Actors. Without it one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None
-    """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
+    """Share of a GPU an actor takes. Without it 1 where torch sees a GPU here, else 0."""
     unit_timeout: str = "3600"
     """Seconds that an actor may take over a shard; then it is ended, and the shard is done again."""
     log_dir: str | None = None
-    """Where the run's structured log goes: a local folder. None: into the cube."""
+    """Where the run's structured log goes: a local folder. Without it into the cube."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the target, and of the cube where --source-options does not say otherwise."""
     source_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
@@ -67,9 +68,28 @@ class Options:
     """Print only errors and the last line."""
 
 
+PAGE = Page(
+    (
+        (
+            "pixels at 2.5 m of one date, nothing invented",
+            "python jobs/super_resolve.py cube.zarr --out fine.tif --time 0 --method mean",
+        ),
+        (
+            "a cube at 2.5 m, with mean and spread of draws",
+            "python jobs/super_resolve.py cube.zarr --out fine.zarr --samples 8",
+        ),
+    ),
+    {
+        "What": ("out", "time", "bbox", "method", "samples", "steps", "consistent", "weights"),
+        "The run": ("plan", "retry"),
+    },
+    ("out", "time", "bbox", "method", "samples", "steps", "consistent", "weights", "plan", "retry"),
+)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    options = parse(Options, argv, "super_resolve.py")
+    options = parse(Options, argv, "super_resolve.py", PAGE)
 
     def command() -> int:
         from eocube.run.super_resolve_job import Wanted, super_resolve

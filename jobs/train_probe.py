@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
@@ -41,6 +43,16 @@ class Options(RunOptions):
     steps: Annotated[int | None, tyro.conf.arg(help="steps of the first stage, in the recipe's stead")] = None
     storage_options: Annotated[tuple[str, ...], tyro.conf.arg(help="fsspec options of the cubes: JSON, name=value or "
                                                               "@file.json")] = ()  # fmt: skip
+
+
+PAGE = Page(
+    (
+        (
+            "a linear head on stored values",
+            "python jobs/train_probe.py --cubes s3://bucket/a.zarr --name greens --out probe",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +161,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "train_probe.py", PAGE)))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from eocube.commands.help_page import Page
+from eocube.commands.parsing import parse
 from model.training.job_options import RunOptions, run_job
 
 if TYPE_CHECKING:
@@ -57,6 +59,19 @@ class Options(RunOptions):
                                      "each pair once an epoch")] = 4.0  # fmt: skip
     storage_options: Annotated[tuple[str, ...], Arg(help="fsspec options of the store: JSON, name=value or "
                                                     "@file.json")] = ()  # fmt: skip
+
+
+PAGE = Page(
+    (
+        (
+            "on latents of stored pairs",
+            "python jobs/train_sr.py --recipe sr_nano --pairs pairs.zarr --out sr-nano.safetensors --workers 0",
+        ),
+        ("go on with a run that was ended", "python jobs/train_sr.py ... --resume"),
+    ),
+    {"What": ("pairs", "out", "recipe", "space", "name"), "How long": ("steps", "minutes", "resume")},
+    ("pairs", "out", "recipe", "space", "name", "steps", "minutes", "resume", "workers", "threads"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,4 +351,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    sys.exit(main(parse(Options, sys.argv[1:], "train_sr.py", PAGE)))

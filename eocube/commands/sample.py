@@ -11,18 +11,16 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from eocube.commands.answers import answer, quoted
+from eocube.commands.help_page import Page
 from eocube.commands.parsing import guarded, interval_given, names_of, parse
-from eocube.console import tell
+from eocube.errors import Exit
 from eocube.net.storage_options import parse_options
-from eocube.run.request import Exit
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """Values of a cube at points, through time, as a table: a row a point and time, never NaN without its state.
-
-    eocube sample cube.zarr fields.geojson --out fields.parquet
-    """
+    """Values of a cube at points, through time, as a table: a row a point and time, never NaN without its state."""
 
     url: Annotated[str, tyro.conf.Positional]
     """Path or URL of the cube; of several zones too."""
@@ -33,20 +31,31 @@ class SampleOptions:
     what: str = "decoded"
     """latents, decoded or both."""
     bands: str | None = None
-    """Of decoded pixels, as B04,B03,B02. None takes all."""
+    """Of decoded pixels, as B04,B03,B02; all without it."""
     radius: float = 0.0
     """Metres: the mean of what lies so near. 0: the latent cell or pixel that holds the point."""
     datetime: str | None = None
     """A date or A/B: only time steps within."""
     crs: str | None = None
-    """Of points that do not say it, such as EPSG:32633. None: degrees."""
+    """Of points that do not say it, such as EPSG:32633; degrees without it."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
+    json: bool = False
+    """Print a JSON document of what was written."""
+
+
+SAMPLE = Page((
+    ("decoded bands at field plots", "eocube sample munich.zarr fields.geojson --out fields.parquet"),
+    (
+        "latents and bands, the mean of 30 m around each",
+        "eocube sample munich.zarr fields.csv --what both --radius 30 --out values.csv",
+    ),
+))  # fmt: skip
 
 
 def sample_main(argv: Sequence[str]) -> int:
     """Values at points, as a table."""
-    options = parse(SampleOptions, argv, "eocube sample")
+    options = parse(SampleOptions, argv, "eocube sample", SAMPLE)
 
     def command() -> int:
         from eocube.cube.points import points_from
@@ -70,7 +79,13 @@ def sample_main(argv: Sequence[str]) -> int:
 
         rows = write_table(options.out, counted(), given)
         states = ", ".join(f"{many} {state}" for state, many in sorted(counts.items(), key=lambda c: -c[1]))
-        tell(f"{options.out}: {rows} rows of {len(points)} points ({states}), {perf_counter() - begun:.1f} s")
+        seconds = perf_counter() - begun
+        document = {
+            "out": options.out, "rows": rows, "points": len(points), "states": counts, "seconds": round(seconds, 3)
+        }  # fmt: skip
+        said = f"{options.out}: {rows} rows of {len(points)} points ({states}), {seconds:.1f} s"
+        cube = quoted(options.url, options.storage_options)
+        answer(document, said, as_json=options.json, then=[("why windows are not ok", f"status {cube}")])
         return Exit.DONE
 
     return guarded(command)

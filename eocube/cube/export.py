@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from eocube.cube.accessor import open as open_cube
@@ -11,7 +12,30 @@ from eocube.cube.selecting import step_of
 from eocube.errors import InputError
 
 
-def export(
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: where, and how many of which dimension."""
+
+    out: str
+    sizes: Mapping[str, int]
+    bands: tuple[str, ...]
+
+    @property
+    def said(self) -> str:
+        """A line on it."""
+        return f"{self.out}: {' x '.join(f'{n} {d}' for d, n in self.sizes.items())}"
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"out": self.out, "sizes": dict(self.sizes), "bands": list(self.bands)}
+
+
+def export(url: str, out: str, **how: Any) -> str:
+    """As `exported`; returns a line on what was written."""
+    return exported(url, out, **how).said
+
+
+def exported(
     url: str,
     out: str,
     *,
@@ -20,8 +44,8 @@ def export(
     bbox: Sequence[float] | None = None,
     group: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> str:
-    """Decode a cube into `out`: `.tif` (a COG) takes one time step, `.zarr` all of them. Returns a line on it.
+) -> Exported:
+    """Decode a cube into `out`: `.tif` (a COG) takes one time step, `.zarr` all of them.
 
     `time` is a step's number or its date; `bbox` cuts to the pixels of a box in degrees.
 
@@ -37,4 +61,5 @@ def export(
         decoded.to_dataset(name=str(decoded.name or "decoded")).to_zarr(out, mode="w-", zarr_format=3)
     else:
         raise InputError(f"--out {out}: give a name ending in .tif or .zarr")
-    return f"{out}: {' x '.join(f'{n} {d}' for d, n in decoded.sizes.items())}"
+    sizes = {str(d): int(n) for d, n in decoded.sizes.items()}
+    return Exported(out, sizes, tuple(str(band) for band in decoded["band"].values))

@@ -21,22 +21,25 @@ DAMAGED = "damaged"
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """What to encode, as the user says it. Values are checked by `Request.parse`, each with its own message."""
+    """Encode a region: scenes in, a Zarr cube of latents out that eocube decodes.
+
+    Values are checked by `Request.parse`, each with its own message."""
 
     bbox: tuple[str, ...] = ()
     """West south east north, in degrees."""
     datetime: str = ""
-    """A date or A/B, UTC; dates without an hour count whole."""
+    """A date, or A/B, in UTC. Dates without an hour count whole."""
     sensor: str = "S2L2A"
-    """S2L2A, S2L1C, S1RTC, S1GRD, S2RGB, RGBN or the path of a sensor's YAML file."""
+    """A sensor's name, or the YAML file of one. Names: S2L2A, S2L1C, S1RTC, S1GRD, S2RGB, RGBN."""
     out: str = ""
     """Where the cube goes: a path or any fsspec URL."""
     catalog: str = "earth-search"
-    """earth-search, planetary-computer, cdse, a STAC API's URL, or the path or URL of a static catalogue."""
+    """A catalogue's name, URL or path. earth-search, planetary-computer, cdse, the URL of any STAC API, or the path or
+    URL of a static catalogue."""
     bands: str | None = None
-    """A subset of the sensor's bands, as B02,B03,B04,B08. None takes all."""
+    """A subset of the sensor's bands; all without it."""
     region: str | None = None
-    """File of polygons in the place of --bbox: GeoJSON, Shapefile, GeoPackage, ... in any CRS. Windows whose core has
+    """A file of polygons in the place of --bbox. GeoJSON, Shapefile, GeoPackage, ... in any CRS; windows whose core has
     no ground in them are not encoded."""
     extent: tuple[str, ...] = ()
     """West south east north: ground that the cube is to have room for, the bbox in it. It can grow anywhere inside by
@@ -45,18 +48,19 @@ class EncodeOptions:
     """Reflectance = DN * scale + this, for items that leave it open: 0 or -0.1 for Sentinel-2. What an item's own
     metadata settle stays as they say; where its pixels clearly deny what is stated, the item is refused."""
     weights: str | None = None
-    """nano2, nano, a path, a URL or hf://owner/name. None: as the store that is there, else nano2."""
+    """nano2, nano, a path, a URL or hf://owner/name. Without it those of the store that is there, else nano2."""
     resolution: str = "10"
     """Ground sampling in metres that the encoder sees."""
     max_cloud: str | None = None
-    """Windows (of scenes with no cloud mask: scenes) cloudier than this, in percent, are left out as cloudy."""
+    """Leave out windows that are cloudier than this. In percent; of scenes without a cloud mask the scene's own figure
+    counts. Such windows end as cloudy."""
     precision: str | None = None
-    """auto, fp16, bf16 or fp32. auto, the default: as the store that is there, else fp16 on a GPU and on a CPU what it
-    is fastest in, bf16 where it multiplies that in hardware, else fp32."""
+    """auto, fp16, bf16 or fp32. Without it, and by auto: as the store that is there, else fp16 on a GPU and on a CPU
+    what it is fastest in, bf16 where it multiplies that in hardware, else fp32."""
     storage: str | None = None
-    """How values are stored, where the product leaves a choice: latents as codes, as fp16 in four times the bytes, or
-    as int8. None: as in the store that is there, else as codes where the weights have steps for the bands, as the
-    shipped ones have; else as fp16."""
+    """How values are stored: codes, fp16 or int8. Where the product leaves a choice: latents as codes, as fp16 in four
+    times the bytes, or as int8. Without it as in the store that is there, else as codes where the weights have steps
+    for the bands, as the shipped ones have; else as fp16."""
     quality: str | None = None
     """How fine codes are: near-lossless, default or small."""
     product: str = DEFAULT
@@ -64,8 +68,9 @@ class EncodeOptions:
     product_options: tuple[str, ...] = ()
     """Choices that a kind of product has of its own: name=value pairs."""
     retry: str | None = None
-    """Do just the windows again that ended so: read_failed, encode_failed; lost ones are done again anyway. damaged:
-    verify the store first, write its damaged metadata anew and do damaged shards again. Needs --out alone."""
+    """Only windows that ended read_failed, .. or damaged. Do just the windows again that ended so: read_failed,
+    encode_failed; several with commas; lost ones are done again anyway. damaged: verify the store first, write its
+    damaged metadata anew and do damaged shards again. Needs --out alone."""
     since: str | None = None
     """last: append what is new since the last run, up to this moment, to the store at --out. Nothing else has to be
     said then (for cron); with ground and dates the first run makes the store."""
@@ -74,17 +79,18 @@ class EncodeOptions:
     demo: bool = False
     """No network, no data: encode the embedded landscape and draw its quicklook."""
     quicklook: str | None = None
-    """Where to draw a picture of the cube at the end (PNG)."""
+    """Draw a picture of the cube here at the end."""
     engine: str = "auto"
     """auto, local or ray. local: one worker, on threads of this process. ray: actors in processes of their own, which
     are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,
     without RAY_ADDRESS, --actors or several GPUs, and where the run before did not die; else ray."""
     actors: int | None = None
-    """Encoding actors. None: one a GPU, or one a node without GPUs."""
+    """Encoding actors. Without it one a GPU, or one a node without GPUs."""
     gpus_per_actor: float | None = None
-    """Share of a GPU an actor takes. None: 1 where torch sees a GPU here, else 0."""
+    """Share of a GPU an actor takes. Without it 1 where torch sees a GPU here, else 0."""
     log_dir: str | None = None
-    """Where the run's structured log (JSON lines) goes: a local folder. None: into the cube, under commits/runs."""
+    """Where the run's structured log (JSON lines) goes: a local folder. Without it into the cube, under
+    commits/runs."""
     verify_fraction: str = "0.005"
     """Share of the windows decoded again as they are made, for psnr, sam and seams; at least one unless 0."""
     storage_options: tuple[str, ...] = field(default=(), repr=False)
@@ -99,7 +105,7 @@ class EncodeOptions:
     evenly, as many as there are at the time. Sources are then read one range a request."""
     memory: str | None = None
     """GB that each actor's units may take beside the encoder: fewer rows of a shard are read at once, by fewer threads,
-    where it is little. None: half of what its node or container has."""
+    where it is little. Without it half of what its node or container has."""
     patience: str = "600"
     """Seconds that a host which stops answering is waited for, the run pausing, before what needs it fails."""
     unit_timeout: str = "3600"
@@ -108,13 +114,13 @@ class EncodeOptions:
     allow_local_sources: bool = False
     """Let a catalogue from elsewhere lead to files of this machine, and to addresses of its own networks."""
     price: float | None = None
-    """With --plan: dollars an hour of one device (a GPU, or one machine's CPUs)."""
+    """Dollars an hour of one device, with a plan. A GPU, or one machine's CPUs."""
     calibrate: int = 0
-    """With --plan: read and encode so many windows here to learn the rate; else a recorded benchmark gives it."""
+    """Windows that a plan encodes here to learn the rate. Without it a recorded benchmark gives it."""
     benchmark: str | None = None
-    """With --plan: the JSON of jobs/benchmark.py that gives the rate."""
+    """The JSON of jobs/benchmark.py that gives a plan its rate."""
     json: bool = False
-    """With `eocube plan`: print JSON."""
+    """Print a JSON document of the run, or of the plan."""
     quiet: bool = False
     """Print only errors and the last line."""
 

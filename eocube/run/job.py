@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from eocube.console import for_people, say
-from eocube.errors import StoreError
+from eocube.errors import Exit, StoreError
 from eocube.net.network import shared_network
 from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
@@ -34,7 +34,6 @@ from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import (
-    Exit,
     Request,
     default_gpus,
     demonstration,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eocube.errors import SourceError, StoreError
+from eocube.errors import Exit, SourceError, StoreError
 from eocube.net.objects import Objects
 from eocube.net.storage_options import scoped
 from eocube.net.trust import check_href
@@ -27,7 +27,7 @@ from eocube.run.asked import Running, Selection
 from eocube.run.driver import RunTally, windows_in
 from eocube.run.driver import run as run_engine
 from eocube.run.options import Cube, EngineOptions, Limits
-from eocube.run.request import Exit, Request, default_gpus, make_plans, new_run_id, product_of
+from eocube.run.request import Request, default_gpus, make_plans, new_run_id, product_of
 from eocube.run.resume import Remaining
 from eocube.run.sampling import Sample
 from eocube.store.commit_log import Latest, Place

@@ -7,10 +7,10 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from eocube.errors import Exit as Exit  # told by runs; where most look for it
 from eocube.errors import InputError
 from eocube.ground.boxes import BBox, Interval, boxes_said, covers, parse_bbox, parse_interval
 from eocube.ground.grid import grids_for
@@ -31,17 +31,6 @@ from eocube.store.receipts import State
 SHARD_PX = 1920
 """Pixels along a shard, where whole cores make it up: 19.2 km at 10 m, whatever the product's cells."""
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-
-
-class Exit(IntEnum):
-    """Exit status of the jobs and commands."""
-
-    DONE = 0
-    """Every window ended ok, nodata, cloudy or outside."""
-    DEFECT = 1
-    BAD_INPUT = 2
-    RETRYABLE = 3
-    """Some windows can be tried again: failed reads, an interrupted run."""
 
 
 @dataclass(frozen=True, slots=True)

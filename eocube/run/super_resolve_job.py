@@ -19,7 +19,7 @@ from eocube.cube.accessor import open as open_cube
 from eocube.cube.agreeing import agreeing
 from eocube.cube.geotiff import write_geotiff
 from eocube.cube.parent import ParentCube
-from eocube.errors import InputError, StoreError
+from eocube.errors import Exit, InputError, StoreError
 from eocube.ground.boxes import BBox, parse_interval
 from eocube.ground.grid import CoreRange
 from eocube.net.objects import Objects
@@ -33,7 +33,7 @@ from eocube.run.asked import Running, Showing
 from eocube.run.choice import check_engine
 from eocube.run.job import Outcome, carry_out, holding, open_cubes, report, stored_plans
 from eocube.run.options import EngineOptions, Limits
-from eocube.run.request import Exit, absolute, default_gpus, network_limits, new_run_id, one_of
+from eocube.run.request import absolute, default_gpus, network_limits, new_run_id, one_of
 from eocube.store.differences import named_changes
 from eocube.store.existing import zones_of
 from eocube.store.receipts import State
