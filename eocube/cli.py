@@ -16,6 +16,7 @@ import tyro
 from eocube.commands.export import decode_main, export_main
 from eocube.commands.parsing import guarded, parse
 from eocube.commands.sample import sample_main
+from eocube.commands.serve import serve_main
 from eocube.commands.stac import stac_main
 from eocube.console import complain, plain, tell
 from eocube.net.storage_options import parse_options
@@ -248,6 +249,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "decode": ("decode to GeoTIFF or Zarr", decode_main),
     "export": ("a COG or GeoParquet file a time step", export_main),
     "sample": ("values at points through time, as a table", sample_main),
+    "serve": ("show cubes in a browser", serve_main),
     "stac": ("a STAC collection of cubes", stac_main),
     "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),
