@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,6 +103,8 @@ class ServedCube:
     frame: Frame
     layers: Layers
     options: Mapping[str, Any] | None = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _figures: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def times(self) -> npt.NDArray[np.datetime64]:
@@ -115,7 +118,10 @@ class ServedCube:
 
     def windows(self, variable: str, time: int) -> npt.NDArray[np.float32]:
         """(wy, wx) a figure of every window, NaN where there is none."""
-        found = np.asarray(self.ds[variable][time].values)
+        with self.lock:
+            if variable not in self._figures:
+                self._figures[variable] = np.asarray(self.ds[variable].values)
+            found = self._figures[variable][time]
         if found.dtype.kind == "f":
             return found.astype(np.float32)
         return np.where(found == UNKNOWN, np.nan, found.astype(np.float32)).astype(np.float32)
