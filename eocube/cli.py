@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from eocube.commands.export import decode_main, export_main
+from eocube.commands.overview import overview_main
 from eocube.commands.parsing import guarded, parse
 from eocube.commands.sample import sample_main
 from eocube.commands.serve import serve_main
@@ -250,6 +251,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "export": ("a COG or GeoParquet file a time step", export_main),
     "sample": ("values at points through time, as a table", sample_main),
     "serve": ("show cubes in a browser", serve_main),
+    "overview": ("a small pyramid by which a large cube opens at once", overview_main),
     "stac": ("a STAC collection of cubes", stac_main),
     "report": ("write one HTML page on a cube and its run", report_main),
     "quicklook": ("draw a picture", quicklook_main),

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -29,12 +29,13 @@ from eocube.serve.cube import TILE, ServedCube
 from eocube.serve.downloads import download
 from eocube.serve.guard import Guard, OverloadedError, allowed_names, line_of, status_of
 from eocube.serve.keeping import Kept
+from eocube.serve.pictures import colormap
 from eocube.serve.points import point
 from eocube.serve.pool import LatestFirst, Leave
 from eocube.serve.raster import TilePlace
 from eocube.serve.server import Place
 from eocube.serve.sources import Sources
-from eocube.serve.tiles import Ask, Shown
+from eocube.serve.tiles import DIFFERENCE, Ask, Shown
 
 T = TypeVar("T")
 
@@ -211,6 +212,12 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
         path, name = await service.run(request, lambda leave: service.download(shown, ask, box, what))
         return FileResponse(path, media_type="image/tiff", filename=name, background=BackgroundTask(path.unlink))
 
+    @app.get("/api/colormap/{name}")
+    def colours_of(name: str) -> JSONResponse:
+        if name not in legend_colormaps(service.shown.values()):
+            raise HTTPException(404, "no legend has a colormap of that name")
+        return JSONResponse({"colours": colormap(name)})
+
     @app.get("/")
     async def page() -> Response:
         if not (STATIC / "index.html").is_file():
@@ -259,6 +266,12 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...]:
     if not all(math.isfinite(value) for value in found):
         raise InputError(f"{name}: give finite numbers")
     return found
+
+
+def legend_colormaps(shown: Iterable[Shown]) -> set[str]:
+    """The maps of colours that any layer of the cubes is drawn by."""
+    legends = [layer.legend for one in shown for layer in one.cube.layers.known.values()]
+    return {DIFFERENCE.colormap, *(legend.colormap for legend in legends if legend is not None and legend.colormap)}
 
 
 def _version() -> str:

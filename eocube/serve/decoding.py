@@ -1,4 +1,4 @@
-"""Decodes the windows that a place needs, keeps them, and blends them as `ds.eocube.decode()` does, to the same pixels."""
+"""Decodes the windows that a place needs, keeps them, and blends them to the pixels of `ds.eocube.decode()`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from eocube.store.receipts import State
 from eocube.store.store import CubeStore
 
 Floats = npt.NDArray[np.float32]
-Halves = npt.NDArray[np.float16]
+Halves = npt.NDArray[np.half]
 Box = tuple[int, int, int, int]
 """Rows and columns of cells, half-open: (row0, col0, row1, col1)."""
 
-_EMPTY = np.empty((0, 0, 0), np.float16)
+_EMPTY = np.empty((0, 0, 0), np.half)
 """A window in whose core there is nothing."""
 
 
@@ -244,7 +244,7 @@ class Decoding:
         box = (max(top, 0), max(left, 0), min(top + tiling.window, height), min(left + tiling.window, width))
         values, _, _ = self.stored.cut(time, box)
         made = decode_window(tiling, partial(decode_one, self.spec), [(box[0] - top, box[1] - left)], [values[None]])
-        window = _EMPTY if made is None else made.astype(np.float16)
+        window = _EMPTY if made is None else made.astype(np.half)
         self._kept.put(key, window, window.nbytes)
         return window
 

@@ -1,4 +1,4 @@
-"""Writes what is seen into a cloud-optimised GeoTIFF in the cube's own grid: values with names and units, or colours."""
+"""Writes what is seen into a cloud-optimised GeoTIFF on the cube's grid: values with names and units, or colours."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from eocube.cube.colours import FALSE_COLOUR, SAME_BAND, TRUE_COLOUR
+from eocube.cube.colours import FALSE_COLOUR, SAME_BAND, TRUE_COLOUR, bands_near
 from eocube.cube.quicklook import STATE_COLOURS
 from eocube.errors import InputError
 from eocube.sensors.sensor import Sensor, nearest
@@ -115,18 +115,6 @@ INDICES = (
 STATES = Legend(
     "", 0, max(State), "", tuple((int(s), s.label.replace("_", " "), STATE_COLOURS[s]) for s in State)
 )  # fmt: skip
-
-
-def band_near(sensor: Sensor, wavelength: float, within: float) -> str | None:
-    """The band nearest to a wavelength in micrometres; None where none is within."""
-    best = min(sensor.bands, key=lambda band: abs(band.wavelength - wavelength))
-    return best.name if abs(best.wavelength - wavelength) <= within else None
-
-
-def bands_near(sensor: Sensor, wavelengths: Sequence[float], within: float) -> tuple[str, ...] | None:
-    """A different band for each wavelength; None where the sensor lacks one."""
-    found = [band_near(sensor, wavelength, within) for wavelength in wavelengths]
-    return tuple(map(str, found)) if None not in found and len(set(found)) == len(found) else None
 
 
 @dataclass(frozen=True, slots=True)

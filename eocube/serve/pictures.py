@@ -55,6 +55,12 @@ def png(colours: Colours) -> bytes:
     return made
 
 
+def colormap(name: str, steps: int = 32) -> list[str]:
+    """A map of colours in so many steps, "#rrggbb", for a legend."""
+    table = _table(name)
+    return ["#{:02x}{:02x}{:02x}".format(*table[:, k]) for k in np.linspace(0, 255, steps).round().astype(int)]
+
+
 @lru_cache(8)
 def empty(size: int) -> bytes:
     """A PNG of nothing."""

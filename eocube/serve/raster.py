@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 FINEST = 24
 """The last zoom whose tiles are drawn."""
-SQUARES = 2.0
+SQUARES = 4.0
 """Pixels of a tile along one of the cube, from which on the cube's pixels are drawn as squares."""
 MARGIN = 3
 """Pixels of a raster around a tile's ground that resampling looks at."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from eocube.errors import InputError
 from eocube.serve.cube import Bounds, ServedCube
 from eocube.serve.decoding import Decoding, Stored
+from eocube.serve.far import FarView
 from eocube.serve.keeping import Kept
 from eocube.serve.layers import Layer, Legend
 from eocube.serve.pictures import Colours, classified, coloured, empty, plain, png, shaded
@@ -56,6 +57,7 @@ class Shown:
         self.stored = Stored(cube, kept)
         self.decoding = Decoding(self.stored, kept, pool) if cube.info.product.decodes else None
         self.sample = Sample(self.stored, self.decoding)
+        self.far = FarView(self.stored, kept)
 
     # -- what is drawn
 
@@ -76,7 +78,7 @@ class Shown:
         layer, bands = self.checked(ask)
         if ask.source and self.sources is None:
             raise InputError("the sources are not served: eocube serve --source lets them be")
-        if self._too_far(layer, place, ask.source):
+        if self._too_far(layer, bands, place, ask):
             return self._footprint(ask.time, place)
         values = self._under(ask, layer, bands, place, leave)
         if values is None or not np.isfinite(values).any():
@@ -155,10 +157,10 @@ class Shown:
         if layer.origin == "windows" or ask.source or not self._is_coarse(place):
             found = self.ground(ask, bounds, leave)
         else:
-            found = self._coarse(layer, ask.time, bands, bounds)
+            found = self._seen_from_afar(layer, ask.time, bands, place)
             if found is not None and ask.layer == "difference":
                 assert ask.other is not None
-                found = _changed(layer, found, self._coarse(layer, ask.other, bands, bounds))
+                found = _changed(layer, found, self._seen_from_afar(layer, ask.other, bands, place))
         return None if found is None else drawn(found, place, squares=layer.origin == "windows")
 
     def _fine(
@@ -187,12 +189,15 @@ class Shown:
     def _is_coarse(self, place: TilePlace) -> bool:
         return place.ground_pixel >= COARSE * self.cube.frame.cell
 
-    def _too_far(self, layer: Layer, place: TilePlace, source: bool) -> bool:
-        """Whether too many shards lie under a tile to be read for it."""
+    def _too_far(self, layer: Layer, bands: tuple[str, ...], place: TilePlace, ask: Ask) -> bool:
+        """Whether too many shards lie under a tile to be read for it, and no overview is there for it."""
         if layer.origin == "windows" or not (layer.origin == "values" or self._is_coarse(place)):
             return False
-        if source:
+        if ask.source:
             return True
+        times = {ask.time, ask.time if ask.other is None else ask.other}
+        if layer.origin == "decoded" and all(self.far.serves(t, bands, place.ground_pixel) for t in times):
+            return False
         frame = self.cube.frame
         rows, cols = frame.blocks_in(place.bounds_in(frame.epsg), frame.shard)
         return len(rows) * len(cols) > MOST_SHARDS
@@ -203,6 +208,13 @@ class Shown:
         ok = np.where(self.cube.status[time] == State.OK, np.float32(1), np.float32(np.nan))
         under = drawn(Raster(ok[None], frame.left, frame.top, frame.core_m, frame.epsg), place, squares=True)
         return png(plain(np.asarray(np.isfinite(under[0])), PLAIN))
+
+    def _seen_from_afar(self, layer: Layer, time: int, bands: tuple[str, ...], place: TilePlace) -> Raster | None:
+        bounds = place.bounds_in(self.cube.frame.epsg)
+        if self.far.serves(time, bands, place.ground_pixel) and layer.origin == "decoded":
+            found = self.far.raster(time, bands, bounds, place.ground_pixel)
+            return None if found is None else replace(found, data=layer.picture(found.data))
+        return self._coarse(layer, time, bands, bounds)
 
     def _coarse(self, layer: Layer, time: int, bands: tuple[str, ...], bounds: Bounds) -> Raster | None:
         """A number a cell and band: of values their components, of pixels their preview."""
@@ -225,18 +237,18 @@ class Shown:
         left_m, top_m = frame.left + cols.start * side * frame.cell, frame.top - rows.start * side * frame.cell
         return Raster(data, left_m, top_m, frame.cell, frame.epsg)
 
-    def _seen(self, components: bool, time: int, row: int, col: int) -> npt.NDArray[np.float16]:
+    def _seen(self, components: bool, time: int, row: int, col: int) -> npt.NDArray[np.half]:
         """A shard's components or preview, kept as float16, NaN where a cell has no source."""
         find = self.sample.basis if components else self.sample.preview
 
-        def make() -> tuple[npt.NDArray[np.float16], int]:
+        def make() -> tuple[npt.NDArray[np.half], int]:
             side, (height, width) = self.cube.frame.shard, self.cube.frame.shape
             box = (row * side, col * side, min((row + 1) * side, height), min((col + 1) * side, width))
             values, valid, _ = self.stored.cut(time, box)
             seen = find(real(values))
             if valid is not None:
                 seen[:, valid == 0] = np.nan
-            made = seen.astype(np.float16)
+            made = seen.astype(np.half)
             return made, made.nbytes
 
         return self._kept.once(("seen", self.cube.id, components, time, row, col), make)
@@ -247,7 +259,7 @@ DIFFERENCE = Legend("", -1, 1, "rdbu")
 
 
 def _changed(layer: Layer, first: Raster, second: Raster | None) -> Raster | None:
-    """What is more in the first of two rasters of one place; of a picture the mean over its bands, of radar its first."""
+    """What is more in the first of two rasters of a place; of a picture the mean over its bands, of radar its first."""
     if second is None:
         return None
     change = first.data - second.data
