@@ -53,6 +53,8 @@ COMMANDS: dict[str, Command] = {
     "status": Command("how its windows ended, and why", LOOK, "reading", "StoreOptions"),
     "quicklook": Command("draw a picture", LOOK, "pictures", "QuicklookOptions"),
     "report": Command("write one HTML page on a cube and its run", LOOK, "pictures", "ReportOptions"),
+    "serve": Command("show cubes in a browser", LOOK, "serve", "ServeOptions"),
+    "overview": Command("a small pyramid by which a large cube opens at once", MAKE, "overview", "OverviewOptions"),
     "decode": Command("decode to GeoTIFF or Zarr", TAKE, "export", "DecodeOptions"),
     "export": Command("a COG or GeoParquet file a time step", TAKE, "export", "ExportOptions"),
     "composite": Command("a picture a month or season, without clouds", TAKE, "composite", "CompositeOptions"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,26 @@ SAME_BAND = 0.03
 """Micrometres within which a band counts as one of those."""
 CLEAR = 4.0
 """Ground is rarely brighter than this many medians above the darkest of it; clouds are."""
+
+
+def band_near(sensor: Sensor, wavelength: float, within: float) -> str | None:
+    """The band nearest to a wavelength in micrometres; None where none is within."""
+    best = min(sensor.bands, key=lambda band: abs(band.wavelength - wavelength))
+    return best.name if abs(best.wavelength - wavelength) <= within else None
+
+
+def bands_near(sensor: Sensor, wavelengths: Sequence[float], within: float) -> tuple[str, ...] | None:
+    """A different band for each wavelength; None where the sensor lacks one."""
+    found = [band_near(sensor, wavelength, within) for wavelength in wavelengths]
+    return tuple(map(str, found)) if None not in found and len(set(found)) == len(found) else None
+
+
+def picture_bands(sensor: Sensor) -> tuple[str, ...]:
+    """The bands of the picture that shows a sensor best: true colour, else infrared, else the first ones."""
+    for wanted in () if sensor.unit == "dB" else (TRUE_COLOUR, FALSE_COLOUR):
+        if (found := bands_near(sensor, wanted, SAME_BAND)) is not None:
+            return found
+    return sensor.band_names[: 2 if sensor.unit == "dB" else 3]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,13 +124,13 @@ def decode_array(latents: da.Array, ground: Ground | None, tiling: Tiling, decod
                     for di, dj in around
                 )
                 blocks = [(latents.name, t, 0, a, b) for a, b in around.values()]
-                tasks[windows, t, i, j] = (partial(_decode_window, tiling, decode, places), blocks)
+                tasks[windows, t, i, j] = (partial(decode_window, tiling, decode, places), blocks)
                 steps = tuple(step for step in around if max(map(abs, step)) <= (1 if tiling.blend else 0))
                 top = tiling.rows.first(row) - row * tiling.rows.core
                 left = tiling.cols.first(col) - col * tiling.cols.core
                 area = (top, left, rows[i], cols[j])
                 tasks[output, t, 0, i, j] = (
-                    partial(_merge, tiling, area, steps, bands, rule),
+                    partial(merge_core, tiling, area, steps, bands, rule),
                     (latents.name, t, 0, i, j),
                     [(windows, t, *around[step]) for step in steps],
                     (names["valid"], t, i, j) if "valid" in names else None,
@@ -144,7 +144,7 @@ def decode_array(latents: da.Array, ground: Ground | None, tiling: Tiling, decod
     return da.Array(graph, output, chunks=chunks, dtype=np.float32)  # type: ignore[no-untyped-call]
 
 
-def _decode_window(
+def decode_window(
     tiling: Tiling, decode: Decode, places: Sequence[tuple[int, int]], blocks: Sequence[npt.NDArray[Any]]
 ) -> Floats | None:
     """Put a window together from the cores about it and decode it; None where its own core has no latents.
@@ -177,7 +177,7 @@ def mirror_fill(window: Floats, there: npt.NDArray[np.bool_]) -> Floats:
     return filled
 
 
-def _merge(
+def merge_core(
     tiling: Tiling,
     area: tuple[int, int, int, int],
     steps: Sequence[tuple[int, int]],

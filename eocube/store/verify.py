@@ -16,6 +16,7 @@ from eocube.errors import StoreError
 from eocube.plan.plan import Plan
 from eocube.plan.rules import short
 from eocube.products.identity import FROM_LOG
+from eocube.store import overview
 from eocube.store.commit_log import FOLDER, LAYOUT, SEAL, Latest
 from eocube.store.existing import is_litter
 from eocube.store.layout import ROOT, is_chunk
@@ -81,13 +82,18 @@ def verify_store(store: CubeStore, progress: Callable[[int, int], None] | None =
 
 
 def _strays(store: CubeStore, derived: Collection[str]) -> list[Finding]:
-    """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes."""
+    """Objects that nobody wrote, or that a write left unfinished; under `commits` runs keep leases, logs and notes.
+
+    An overview can be made again at any time, and says itself of what it was made.
+    """
     layout = read_layout(store.target) or {"sha256": {}}
     known = {ROOT, LAYOUT, *layout["sha256"], *derived}
     return [
         Finding(key, STRAY)
         for key in store.target.keys("")
-        if key not in known and not is_chunk(key, store.array) and (is_litter(key) or not key.startswith(f"{FOLDER}/"))
+        if key not in known
+        and not is_chunk(key, store.array)
+        and (is_litter(key) or not key.startswith((f"{FOLDER}/", f"{overview.FOLDER}/")))
     ]
 
 
