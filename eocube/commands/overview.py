@@ -13,8 +13,8 @@ import tyro
 
 from eocube.commands.parsing import guarded, parse
 from eocube.console import for_people, plain, say, tell
-from eocube.net.storage_options import parse_options
 from eocube.errors import Exit
+from eocube.net.storage_options import parse_options
 
 EVERY = 10.0
 """Seconds between lines on how far it is."""

@@ -12,9 +12,8 @@ import tyro
 
 from eocube.commands.parsing import guarded, parse
 from eocube.console import tell
-from eocube.errors import InputError
+from eocube.errors import Exit, InputError
 from eocube.net.storage_options import parse_options
-from eocube.errors import Exit
 
 NEEDS = ("fastapi", "uvicorn", "rio_tiler")
 
