@@ -22,9 +22,14 @@ Manifest = dict[str, Any]
 @cache
 def rendered(folder: str) -> list[Manifest]:
     """The manifests of a folder below infra/kubernetes. Skips where neither kubectl nor kustomize is here."""
+    return build(KUBERNETES / folder)
+
+
+def build(folder: Path) -> list[Manifest]:
+    """The manifests of a folder with a kustomization. Skips likewise."""
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
-            done = subprocess.run([*command, str(KUBERNETES / folder)], capture_output=True, text=True, timeout=60)
+            done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, done.stderr
             return [document for document in yaml.safe_load_all(done.stdout) if document]
     pytest.skip("needs kubectl or kustomize to put the overlays together")

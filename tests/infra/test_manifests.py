@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 from functools import cache
@@ -14,7 +15,19 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.infra.kustomizing import JOBS, KUBERNETES, OVERLAYS, ROOT, Manifest, clusters, job, one, overlay, rendered
+from tests.infra.kustomizing import (
+    JOBS,
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    Manifest,
+    build,
+    clusters,
+    job,
+    one,
+    overlay,
+    rendered,
+)
 from tests.infra.test_locks import pins
 
 SCHEMAS = ROOT / "tests" / "data" / "kuberay"
@@ -192,6 +205,31 @@ def test_every_kustomization_is_used_and_named_in_the_docs() -> None:
     assert all(f"overlays/{name}" in docs for name in OVERLAYS)
     used = {Path(c).name for name in OVERLAYS for c in loaded(f"overlays/{name}")["components"]}
     assert {path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml")} == used
+
+
+def test_kustomizations_of_ones_own_as_the_docs_have_them(tmp_path: Path) -> None:
+    docs = (ROOT / "docs" / "clusters.md").read_text()
+    made = []
+    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", docs, re.M | re.S)):
+        for document in block.split("---\n"):
+            name = document.splitlines()[0].removeprefix("# ")
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(document.replace("../infra", os.path.relpath(ROOT / "infra", path.parent)))
+        made.append(build(tmp_path / str(number) / "mine"))
+    image, more = made
+    assert "s3://your-bucket" in job(image, "encode")["spec"]["entrypoint"]
+    for spec in clusters(image).values():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            assert group["template"]["spec"]["containers"][0]["image"] == "registry.example.org/eocube:cuda"
+    assert [spec["workerGroupSpecs"][0]["maxReplicas"] for spec in clusters(more).values()] == [32] * 5
+
+
+def test_workers_leave_a_machine_of_eight_cpus_what_kubernetes_needs() -> None:
+    for name in OVERLAYS:
+        for spec in clusters(overlay(name)).values():
+            asked = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
+            assert float(asked["cpu"]) < 8 and float(asked["memory"].removesuffix("Gi")) < 28
 
 
 def loaded(folder: str) -> Any:
