@@ -49,9 +49,11 @@ is part of its wheel. Made by `python .ci/third_party.py --write` from the packa
 Some hold compiled libraries of others in their wheels, under their terms: GEOS (LGPL-2.1) in shapely, rasterio and
 pyogrio, the runtime of GCC's Fortran (GPL-3.0 with the runtime exception) in numpy and scipy.
 
-In the repository, of others: the schemas of KubeRay's custom resources in `tests/data/kuberay` (Apache-2.0, the KubeRay
-authors), kept for a test and not part of the wheel. The CUDA image holds NVIDIA's libraries and Triton as PyTorch
-requires them, under NVIDIA's own terms and MIT: who passes such an image on must heed those terms.
+In the repository, of others: schemas of Kubernetes resources in `tests/data/kuberay` (Apache-2.0; see its README), kept
+for a test and not part of the wheel.
+
+The CUDA image holds NVIDIA's libraries and Triton as PyTorch requires them, under NVIDIA's own terms and MIT: who passes
+such an image on must heed those terms.
 
 | package | licence |
 |---|---|
