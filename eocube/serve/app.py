@@ -169,7 +169,7 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
     async def tile(
         request: Request, cube: str, layer: str, time: int, z: int, x: int, y: int, bands: Text = None,
         stretch: Literal["percentile", "fixed"] = "percentile", vmin: Text = None, vmax: Text = None,
-        other: int | None = None, of: Text = None, source: bool = False, scale: Literal[1, 2] = 1,
+        other: int | None = None, of: Text = None, source: bool = False, scale: Annotated[int, Query(ge=1, le=2)] = 1,
     ) -> Response:  # fmt: skip
         shown = service.of(cube)
         ask = _ask(layer, time, bands, stretch, vmin, vmax, other, of, source)
