@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from eocube.commands.parsing import guarded, parse
-from eocube.console import tell
+from eocube.console import plain, tell
 from eocube.errors import Exit, InputError
 from eocube.net.storage_options import parse_options
 
@@ -55,6 +56,7 @@ def serve_main(argv: Sequence[str]) -> int:
             raise InputError(f"eocube serve needs {', '.join(missing)}: pip install 'eocube[serve]'")
         from eocube.serve.app import Serving, app_of
         from eocube.serve.cube import open_cubes
+        from eocube.serve.memory import most_bytes
         from eocube.serve.server import Place, address, listen, server_of
 
         if not 0.1 <= options.memory <= 1024:
@@ -64,7 +66,9 @@ def serve_main(argv: Sequence[str]) -> int:
         serving = Serving(int(options.memory * 1e9), options.source, options.allow_local_sources)
         place = Place(options.host, options.port, options.allow_host)
         with listen(place) as bound:
-            tell(f"{address(bound)} shows {', '.join(cube.name for cube in cubes)}; Ctrl-C ends it")
+            most = most_bytes(cubes, int(options.memory * 1e9), os.cpu_count() or 1) / 1e9
+            shown = plain(", ".join(cube.name for cube in cubes))
+            tell(f"{address(bound)} shows {shown}, in at most {most:.1f} GB of memory; Ctrl-C ends it")
             server_of(app_of(cubes, place, serving)).run(sockets=[bound])
         return Exit.DONE
 

@@ -80,6 +80,9 @@ class EncodeOptions:
     """No network, no data: encode the embedded landscape and draw its quicklook."""
     quicklook: str | None = None
     """Draw a picture of the cube here at the end."""
+    overview: bool = False
+    """Make the cube's overview at the end, or bring it up to date: each new shard is decoded once, for `eocube serve`
+    to show the cube from afar."""
     engine: str = "auto"
     """auto, local or ray. local: one worker, on threads of this process. ray: actors in processes of their own, which
     are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,
@@ -152,7 +155,7 @@ def typed(options: EncodeOptions) -> tuple[Selection, Running, Showing]:
         storage_options=parse_options(options.storage_options),
         source_options=parse_options(options.source_options, "--source-options"),
         engine=options.engine, actors=options.actors, gpus_per_actor=options.gpus_per_actor, log_dir=options.log_dir,
-        allow_local_sources=options.allow_local_sources, demo=options.demo,
+        allow_local_sources=options.allow_local_sources, demo=options.demo, overview=options.overview,
     )  # fmt: skip
     showing = Showing(
         options.plan, options.json, options.quiet, options.quicklook, options.price, options.calibrate,

@@ -89,6 +89,8 @@ class Running:
     """Local folder of the run's structured log. None: into the cube."""
     demo: bool = False
     """Encode the embedded landscape, whatever ground, time and catalogue are selected."""
+    overview: bool = False
+    """Make the store's overview of what is new, while the lease is held (`eocube.cube.overview`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         plans = plans_of(request, storage_options, source_options, searched)
         cubes = open_cubes(request, plans, storage_options, lease)
         tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
+        if running.overview and not tally.interrupted:
+            seen_from_afar(cubes, storage_options, console)
     outcome = report(console, cubes, tally, summaries)
     product = cubes[0].plan.product
     if showing.quicklook and not product.decodes:
@@ -159,6 +161,21 @@ def mended(
 
     lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
     return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
+
+
+def seen_from_afar(cubes: Sequence[Cube], storage_options: Mapping[str, Any] | None, console: Console) -> None:
+    """Make the overviews of what has none yet; the cubes are whole whatever becomes of them."""
+    from eocube.cube.overview import make_overviews
+
+    for cube in cubes:
+        if not cube.plan.product.decodes:
+            say(console, f"no overview: {cube.plan.product.array} cubes ({cube.plan.product.kind}) are not decoded")
+            continue
+        try:
+            for made in make_overviews(cube.url, storage_options):
+                say(console, f"overview: {made.shards} shards decoded, {made.bytes:,} bytes")
+        except Exception as error:
+            say(console, f"no overview ({one_line(error)}): the cube is whole; eocube overview makes it")
 
 
 @contextmanager

@@ -27,8 +27,9 @@ from eocube.console import plain
 from eocube.errors import InputError
 from eocube.serve.cube import TILE, ServedCube
 from eocube.serve.downloads import download
-from eocube.serve.guard import Guard, OverloadedError, allowed_names, line_of, status_of
+from eocube.serve.guard import Guard, OverloadedError, allowed_names, line_of, report, status_of
 from eocube.serve.keeping import Kept
+from eocube.serve.memory import DRAWING
 from eocube.serve.pictures import colormap
 from eocube.serve.points import point
 from eocube.serve.pool import LatestFirst, Leave
@@ -40,8 +41,6 @@ from eocube.serve.tiles import DIFFERENCE, Ask, Shown
 T = TypeVar("T")
 
 STATIC = Path(__file__).with_name("static")
-DRAWING = 8
-"""Tiles and points that are worked on at once; each holds what `docs/serving.md` says."""
 MOST_WAITING = 400
 """Requests that wait for their turn at most."""
 PATIENCE = 0.1
@@ -91,7 +90,10 @@ class Service:
 
     def documents(self) -> list[dict[str, Any]]:
         """What is said of each cube."""
-        return [shown.cube.document(overview=False, source=shown.sources is not None) for shown in self.shown.values()]
+        return [
+            shown.cube.document(overview=shown.far.there, source=shown.sources is not None)
+            for shown in self.shown.values()
+        ]
 
     async def run(self, request: Request, work: Callable[[Leave], T]) -> T:
         """Work for a request on a thread of its own; dropped as far as it is not begun when its client leaves."""
@@ -169,7 +171,7 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
     async def tile(
         request: Request, cube: str, layer: str, time: int, z: int, x: int, y: int, bands: Text = None,
         stretch: Literal["percentile", "fixed"] = "percentile", vmin: Text = None, vmax: Text = None,
-        other: int | None = None, of: Text = None, source: bool = False, scale: Literal[1, 2] = 1,
+        other: int | None = None, of: Text = None, source: bool = False, scale: Annotated[int, Query(ge=1, le=2)] = 1,
     ) -> Response:  # fmt: skip
         shown = service.of(cube)
         ask = _ask(layer, time, bands, stretch, vmin, vmax, other, of, source)
@@ -241,6 +243,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
+        report(request.url.path, error)
         return JSONResponse({"error": line_of(error)}, status_of(error))
 
     @app.exception_handler(HTTPException)

@@ -123,8 +123,8 @@ class ServedCube:
                 self._figures[variable] = np.asarray(self.ds[variable].values)
             found = self._figures[variable][time]
         if found.dtype.kind == "f":
-            return found.astype(np.float32)
-        return np.where(found == UNKNOWN, np.nan, found.astype(np.float32)).astype(np.float32)
+            return np.asarray(found, np.float32)
+        return np.asarray(np.where(found == UNKNOWN, np.nan, found), np.float32)
 
     def step(self, index: int) -> int:
         """A time step's number; InputError where the cube has none of it."""
@@ -207,8 +207,9 @@ def _open(id_: str, url: str, zone: str | None, options: Mapping[str, Any], seve
     shards = values.encoding.get("shards") or values.encoding.get("chunks") or values.shape
     shape = (ds.sizes["y"], ds.sizes["x"])
     epsg = CRS.from_user_input(ds["spatial_ref"].attrs["crs_wkt"]).to_epsg()
+    assert epsg is not None, "a zone's CRS has a code"
     frame = Frame(
-        int(epsg), info.origin[0], info.origin[1], info.cell, float(info.resolution), info.stride, info.core,
+        epsg, info.origin[0], info.origin[1], info.cell, float(info.resolution), info.stride, info.core,
         int(shards[-1]), shape, info.extent or (0, 0, *shape),
     )  # fmt: skip
     title = redacted(url).partition("?")[0].rstrip("/").rpartition("/")[2] or redacted(url)

@@ -141,10 +141,24 @@ class Decoding:
         box = self._box(bounds)
         return 0 if box is None else len({w for _, around in self._cores(box) for w in around})
 
-    def core(self, time: int, row: int, col: int, bands: Sequence[str]) -> Floats:
-        """(bands, core, core) pixels of a core."""
-        core = self._tiling.rows.core
-        return self.cells(time, (row * core, col * core, (row + 1) * core, (col + 1) * core), bands)
+    def alone(self, places: Sequence[tuple[int, int, int]]) -> Iterator[tuple[Floats, Floats]]:
+        """Of some windows, (time, row, column), the values and all bands' pixels of the core, without their neighbours.
+
+        (C, core, core) and (bands, core_px, core_px): for a sample, which seams do not matter to.
+        """
+        core, count = self._tiling.rows.core, len(self.cube.info.sensor.band_names)
+        found = self._decoded(places, None)
+        for (time, row, col), window in found.items():
+            if not window.size:
+                continue
+            box = (row * core, col * core, (row + 1) * core, (col + 1) * core)
+            values, valid, missing = self.stored.cut(time, box)
+            pixels = merge_core(
+                self._tiling, (0, 0, core, core), ((0, 0),), count, (WHOLE, False), values[None],
+                [window.astype(np.float32)], None if valid is None else valid[None],
+                None if missing is None else missing[None],
+            )[0]  # fmt: skip
+            yield values, pixels
 
     def cells(self, time: int, box: Box, bands: Sequence[str]) -> Floats:
         """(bands, h, w) pixels of a box of cells."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 import xarray as xr
-from pyproj import CRS
 from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterWindow
 
 from eocube.cube.geotiff import TILE, write_geotiff
 from eocube.cube.selecting import bounds_of
 from eocube.errors import InputError
-from eocube.serve.cube import Bounds
+from eocube.serve.cube import Bounds, Frame
 from eocube.serve.guard import TooLargeError
 from eocube.serve.layers import LEAST, Layer
 from eocube.serve.raster import Raster
@@ -27,6 +29,7 @@ MOST_PIXELS = 16_000_000
 """Pixels of one download: 4000 x 4000, some 450 windows to decode."""
 COG = {"COMPRESS": "DEFLATE", "BLOCKSIZE": TILE, "OVERVIEW_RESAMPLING": "AVERAGE"}
 WHAT = ("values", "picture")
+PICTURE = ("red", "green", "blue", "alpha")
 
 
 def download(shown: Shown, ask: Ask, bbox: Sequence[float] | None, what: str, path: Path) -> str:
@@ -49,16 +52,15 @@ def download(shown: Shown, ask: Ask, bbox: Sequence[float] | None, what: str, pa
     frame = shown.cube.frame
     bounds = frame.bounds if bbox is None else bounds_of(shown.cube.ds, bbox)
     bounds = _within(bounds, frame.bounds)
-    pixel = frame.pixel if layer.origin == "decoded" else frame.cell
+    pixel = _pixel(layer, frame)
     many = round((bounds[2] - bounds[0]) / pixel) * round((bounds[3] - bounds[1]) / pixel)
     if many > MOST_PIXELS:
         raise TooLargeError(f"{many:,} pixels: {MOST_PIXELS:,} at most in one download; zoom in, or use eocube export")
-    if what == "picture":
-        _write_picture(shown, ask, bounds, path)
-    elif layer.origin == "decoded" and ask.layer != "difference" and not ask.source:
+    if what == "values" and layer.origin == "decoded" and ask.layer != "difference" and not ask.source:
         write_geotiff(_decoded(shown, ask, layer, bands, bbox), str(path))
     else:
-        write_geotiff(_labelled(shown, ask, layer, bands, bounds), str(path))
+        names = PICTURE if what == "picture" else _names(ask, layer, bands)
+        _write_strips(shown, ask, layer, bounds, names, path)
     moment = np.datetime_as_string(shown.cube.times[ask.time], unit="s").replace("-", "").replace(":", "")
     return f"{Path(shown.cube.name.split()[0]).stem}_{ask.layer}_{moment}Z_{what}.tif"
 
@@ -95,77 +97,73 @@ def _named(made: xr.DataArray, name: str, like: xr.DataArray) -> xr.DataArray:
     )
 
 
-def _labelled(shown: Shown, ask: Ask, layer: Layer, bands: Sequence[str], bounds: Bounds) -> xr.DataArray:
-    """(band, y, x) of what is in memory: values, figures of windows, differences, sources."""
-    raster = shown.ground(ask, bounds)
-    if raster is None:
-        raise InputError("the box shares no ground with the cube")
-    cut = _cut(raster, bounds)
-    count, height, width = cut.data.shape
-    names = [layer.id if ask.layer != "difference" else "difference"] * count
-    if count > 1:
-        names = list(bands) if len(bands) == count else [f"{layer.id} {k + 1}" for k in range(count)]
-    coords = {
-        "band": names, "y": cut.top - (np.arange(height) + 0.5) * cut.pixel,
-        "x": cut.left + (np.arange(width) + 0.5) * cut.pixel,
-        "spatial_ref": xr.Variable((), 0, {"crs_wkt": CRS.from_epsg(cut.epsg).to_wkt()}),
-        "time": shown.cube.times[ask.time],
-    }  # fmt: skip
-    unit = layer.legend.unit if layer.legend is not None else ""
-    said = {"long_name": shown.cube.layers[ask.layer].title, "sensor": shown.cube.info.sensor.name}
-    return xr.DataArray(cut.data, coords, ("band", "y", "x"), attrs={**said, **({"units": unit} if unit else {})})
+def _names(ask: Ask, layer: Layer, bands: Sequence[str]) -> tuple[str, ...]:
+    """The bands of a file of values."""
+    if ask.layer == "difference":
+        return (f"{layer.id} difference",)
+    if layer.formula == "radar":
+        return (*bands, f"{bands[0]}/{bands[1]}")
+    if layer.origin == "values":
+        return tuple(f"component {k + 1}" for k in range(3))
+    return tuple(bands) if layer.formula == "bands" and bands else (layer.id,)
 
 
-def _cut(raster: Raster, bounds: Bounds) -> Raster:
-    """The pixels that share ground with bounds."""
-    _, height, width = raster.data.shape
-    left = max(0, math.floor((bounds[0] - raster.left) / raster.pixel + 1e-6))
-    top = max(0, math.floor((raster.top - bounds[3]) / raster.pixel + 1e-6))
-    right = min(width, math.ceil((bounds[2] - raster.left) / raster.pixel - 1e-6))
-    bottom = min(height, math.ceil((raster.top - bounds[1]) / raster.pixel - 1e-6))
-    if right - left < 2 or bottom - top < 2:  # a GeoTIFF of one row or column has no sampling to tell
-        left, right = max(0, min(left, width - 2)), min(width, max(right, left + 2))
-        top, bottom = max(0, min(top, height - 2)), min(height, max(bottom, top + 2))
-    data = raster.data[:, top:bottom, left:right]
-    return Raster(data, raster.left + left * raster.pixel, raster.top - top * raster.pixel, raster.pixel, raster.epsg)
+def _pixel(layer: Layer, frame: Frame) -> float:
+    """Metres along a pixel of what a layer is drawn from."""
+    return {"decoded": frame.pixel, "values": float(frame.cell), "windows": float(frame.core_m)}[layer.origin]
 
 
-def _write_picture(shown: Shown, ask: Ask, bounds: Bounds, path: Path) -> None:
-    """Colours as tiles show them, a strip of ground at a time."""
-    layer, _ = shown.checked(ask)
-    frame = shown.cube.frame
-    pixel = frame.core_m if layer.origin == "windows" else frame.cell if layer.origin == "values" else frame.pixel
+def _write_strips(shown: Shown, ask: Ask, layer: Layer, bounds: Bounds, names: Sequence[str], path: Path) -> None:
+    """Write values or, by the names of `PICTURE`, colours as tiles show them: a strip of cores at a time."""
+    frame, pixel, picture = shown.cube.frame, _pixel(layer, shown.cube.frame), tuple(names) == PICTURE
     left = frame.left + math.floor((bounds[0] - frame.left) / pixel + 1e-6) * pixel
     top = frame.top - math.floor((frame.top - bounds[3]) / pixel + 1e-6) * pixel
     width = max(1, math.ceil((bounds[2] - left) / pixel - 1e-6))
     height = max(1, math.ceil((top - bounds[1]) / pixel - 1e-6))
     strip = max(1, round(frame.core_m / pixel))
     plain = path.with_name(f"{path.name}.plain.tif")
-    profile = {
-        "driver": "GTiff", "dtype": "uint8", "count": 4, "height": height, "width": width, "crs": f"EPSG:{frame.epsg}",
-        "transform": rasterio.transform.from_origin(left, top, pixel, pixel), "tiled": True, "photometric": "RGB",
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "count": len(names), "height": height, "width": width, "crs": f"EPSG:{frame.epsg}",
+        "transform": from_origin(left, top, pixel, pixel), "tiled": True, "BIGTIFF": "IF_SAFER",
+        **({"dtype": "uint8", "photometric": "RGB"} if picture else {"dtype": "float32", "nodata": np.nan}),
     }  # fmt: skip
     try:
         with rasterio.open(plain, "w", **profile) as target:
-            target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+            _describe(target, shown, ask, layer, names)
             for first in range(0, height, strip):
                 rows = min(strip, height - first)
                 ground = (left, top - (first + rows) * pixel, left + width * pixel, top - first * pixel)
+                out = np.full((len(names), rows, width), 0 if picture else np.nan, profile["dtype"])
                 raster = shown.ground(ask, ground)
-                out = np.zeros((4, rows, width), np.uint8)
                 if raster is not None:
-                    _place(out, shown.colours(ask, raster.data), raster, left, ground[3], pixel)
+                    found = shown.colours(ask, raster.data) if picture else raster.data
+                    _place(out, found, raster, left, ground[3])
                 target.write(out, window=RasterWindow(0, first, width, rows))
         rasterio.shutil.copy(plain, path, driver="COG", **COG)
     finally:
         plain.unlink(missing_ok=True)
 
 
-def _place(out: np.ndarray, colours: np.ndarray, raster: Raster, left: float, top: float, pixel: float) -> None:
-    """Lay a raster's colours where they belong in a strip that begins at a corner in metres."""
-    down, across = round((raster.top - top) / pixel), round((left - raster.left) / pixel)  # that it begins before it
+def _describe(target: Any, shown: Shown, ask: Ask, layer: Layer, names: Sequence[str]) -> None:
+    """Names, units and what the file is of."""
+    for k, name in enumerate(names, start=1):
+        target.set_band_description(k, name)
+    if tuple(names) == PICTURE:
+        target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    elif layer.legend is not None and layer.legend.unit:
+        target.units = (layer.legend.unit,) * len(names)
+    moment = str(np.datetime_as_string(shown.cube.times[ask.time], unit="s")).replace("T", " ")
+    info = shown.cube.info
+    said = {"long_name": shown.cube.layers[ask.layer].title, "sensor": info.sensor.name, "space_id": info.space_id}
+    target.update_tags(AREA_OR_POINT="Area", TIFFTAG_DATETIME=moment, **said)
+
+
+def _place(out: npt.NDArray[Any], found: npt.NDArray[Any], raster: Raster, left: float, top: float) -> None:
+    """Lay what was found on a raster's grid where it belongs in a strip that begins at a corner in metres."""
+    # Pixels that the raster begins above and left of the strip.
+    down, across = round((raster.top - top) / raster.pixel), round((left - raster.left) / raster.pixel)
     y0, x0, sy, sx = max(0, -down), max(0, -across), max(0, down), max(0, across)
-    height = min(out.shape[1] - y0, colours.shape[1] - sy)
-    width = min(out.shape[2] - x0, colours.shape[2] - sx)
+    height = min(out.shape[1] - y0, found.shape[1] - sy)
+    width = min(out.shape[2] - x0, found.shape[2] - sx)
     if height > 0 and width > 0:
-        out[:, y0 : y0 + height, x0 : x0 + width] = colours[:, sy : sy + height, sx : sx + width]
+        out[:, y0 : y0 + height, x0 : x0 + width] = found[:, sy : sy + height, sx : sx + width]

@@ -16,6 +16,7 @@ from eocube.net.redaction import redacted
 
 LONGEST_URL = 4096
 """Bytes of a path and of a query."""
+LONGEST_HEADERS = 16384
 HEADERS = {
     # Pages of this server load from it alone; MapLibre's worker and pictures come as blobs.
     "content-security-policy": (
@@ -103,9 +104,8 @@ class Guard:
         try:
             await self._app(scope, receive, guarded)
         except Exception as error:
-            if not isinstance(error, EocubeError):
-                lament(f"error: {scope['path']}: {type(error).__name__}: {plain(redacted(error))}{_place(error)}")
-            if not begun:
+            if not begun:  # else the app has answered, and reported it
+                report(scope["path"], error)
                 await answer(guarded, status_of(error), line_of(error))
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
@@ -114,8 +114,13 @@ class Guard:
         hosts = Headers(scope=scope).getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             return 421, "this server is not known by that name: --allow-host NAME lets it be"
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
+            return 431, f"headers are {LONGEST_HEADERS} bytes at most"
         if scope["method"] not in ("GET", "HEAD"):
             return 405, "this server is only read from"
+        headers = Headers(scope=scope)
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return 403, "pages of other sites are not served: they would make this machine work"
         return None
 
     def _is_ours(self, host: str) -> bool:
@@ -130,6 +135,13 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def report(path: str, error: BaseException) -> None:
+    """Say on the server's own output what went wrong, unless it is what a client did."""
+    if not isinstance(error, EocubeError):
+        said = f"{type(error).__name__}: {redacted(error)}{_place(error)}"
+        lament(f"error: {plain(path)}: {plain(said)}")
 
 
 def _place(error: BaseException) -> str:

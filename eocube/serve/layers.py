@@ -21,9 +21,9 @@ Kind = Literal["rgb", "value", "classes"]
 Origin = Literal["decoded", "values", "windows"]
 """What a layer is drawn from: decoded pixels, the stored values, or one number a window."""
 
-LEAST = 1e-4
-"""Reflectance below which an index takes this: a decoder gives small negative numbers over water, of which a ratio
-would be anything."""
+LEAST = 0.005
+"""Reflectance below which an index takes this, as much as decoding is wrong by: over water a ratio of two such numbers
+would be anything, of negative ones beyond -1 and 1 too."""
 INFRARED_TOLERANCE = 0.06
 """Micrometres within which a band counts as one of an index: sensors' short-wave bands lie further apart."""
 

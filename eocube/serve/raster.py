@@ -82,7 +82,7 @@ class TilePlace:
     @property
     def ground_pixel(self) -> float:
         """Metres on the ground along one of its pixels, at its centre."""
-        return EQUATOR / 2**self.z / self.size * math.cos(math.radians(self.latitude))
+        return float(EQUATOR / 2**self.z / self.size * math.cos(math.radians(self.latitude)))
 
     def bounds_in(self, epsg: int) -> Bounds:
         """Metres of a zone around the tile; all of the plane where the tile reaches beyond what the zone has."""

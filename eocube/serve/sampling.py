@@ -148,9 +148,8 @@ class Sample:
         thinned = [np.empty((len(names), 0), np.float32)]
         cells = [np.empty((self.cube.info.product.channels, 0), np.float32)]
         means = [np.empty((len(names), 0), np.float32)]
-        for time, row, col in self._drawn(WINDOWS) if self._decoding is not None else ():
-            box = (row * core, col * core, (row + 1) * core, (col + 1) * core)
-            pixels, values = self._decoding.core(time, row, col, names), real(self._stored.cut(time, box)[0])
+        for values, pixels in self._decoding.alone(self._drawn(WINDOWS)) if self._decoding is not None else ():
+            values = real(values)
             thinned.append(pixels[:, ::THIN, ::THIN].reshape(len(names), -1))
             mean = pixels.reshape(len(names), core, stride, core, stride).mean(axis=(2, 4))
             whole = np.isfinite(mean).all(axis=0) & np.isfinite(values).all(axis=0)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.errors import InputError
-from eocube.serve.cube import Bounds, ServedCube
+from eocube.serve.cube import TILE, Bounds, ServedCube
 from eocube.serve.decoding import Decoding, Stored
 from eocube.serve.far import FarView
 from eocube.serve.keeping import Kept
@@ -25,8 +25,8 @@ from eocube.store.receipts import State
 Floats = npt.NDArray[np.float32]
 
 COARSE = 0.5
-"""Of a cell's side: a tile whose pixels are that large on the ground is drawn from a linear preview of each cell, a
-number a band, rather than decoded: a tile there has 30 windows and more."""
+"""Of a cell's side: a tile of 256 pixels that are that large on the ground is drawn from a linear preview of each cell,
+a number a band, rather than decoded: a tile there has 30 windows and more."""
 MOST_SHARDS = 16
 """Shards that a tile reads values of at most; further out the ground is shown as a plain colour."""
 PLAIN = 128
@@ -65,6 +65,10 @@ class Shown:
         """The layer and its bands. InputError where the cube has no such layer, bands or time steps."""
         layer = self.cube.layers[ask.layer]
         self.cube.step(ask.time)
+        if ask.source and self.sources is None:
+            raise InputError("the sources are not served: eocube serve --source lets them be")
+        if ask.source and layer.origin != "decoded":
+            raise InputError(f"layer {layer.id} is not of pixels: the sources have none of it")
         if layer.id == "difference":
             if ask.other is None:
                 raise InputError("a difference takes other=TIME, the time step that is subtracted")
@@ -76,8 +80,6 @@ class Shown:
     def tile(self, ask: Ask, place: TilePlace, leave: Leave | None = None) -> bytes:
         """A tile as PNG; CancelledError where the client left before it was made."""
         layer, bands = self.checked(ask)
-        if ask.source and self.sources is None:
-            raise InputError("the sources are not served: eocube serve --source lets them be")
         if self._too_far(layer, bands, place, ask):
             return self._footprint(ask.time, place)
         values = self._under(ask, layer, bands, place, leave)
@@ -187,7 +189,7 @@ class Shown:
         return Raster(data[None].astype(np.float32), frame.left, frame.top, frame.core_m, frame.epsg)
 
     def _is_coarse(self, place: TilePlace) -> bool:
-        return place.ground_pixel >= COARSE * self.cube.frame.cell
+        return place.ground_pixel * place.size / TILE >= COARSE * self.cube.frame.cell
 
     def _too_far(self, layer: Layer, bands: tuple[str, ...], place: TilePlace, ask: Ask) -> bool:
         """Whether too many shards lie under a tile to be read for it, and no overview is there for it."""

@@ -80,7 +80,7 @@ class Overview:
 
     def pixel(self, level: int) -> float:
         """Metres along a pixel."""
-        return self.transform[0] * self.cells * 2**level
+        return float(self.transform[0] * self.cells * 2**level)
 
     @property
     def step(self) -> float:
@@ -186,7 +186,8 @@ def halved(pixels: Floats, factor: int) -> Floats:
     there = np.isfinite(blocks)
     count = there.sum(axis=(2, 4))
     total = np.where(there, blocks, 0.0).sum(axis=(2, 4), dtype=np.float64)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0).astype(np.float32)
+    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.asarray(mean, np.float32)
 
 
 def made_key(time: int) -> str:

@@ -105,6 +105,13 @@ def test_malformed_requests_get_one_line(server: Running, path: str, status: int
     assert "\n" not in line and "Traceback" not in line and "/work" not in line
 
 
+def test_pages_of_other_sites_make_nothing_be_decoded(server: Running) -> None:
+    for mode, status in (("no-cors", 403), ("cors", 403), ("navigate", 200)):
+        headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode}
+        assert server.get("/healthz", headers).status == status
+    assert server.get("/healthz", {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors"}).status == 200
+
+
 def test_long_paths_and_queries_are_refused(server: Running) -> None:
     assert server.get("/healthz?" + "a" * 5000).status == 414
     assert server.get("/" + "a" * 5000).status == 414

@@ -59,18 +59,18 @@ def test_what_fails_is_told_to_all_and_made_again_next_time() -> None:
 
 
 def test_a_job_that_several_wait_for_runs_once_and_the_latest_asked_runs_first() -> None:
-    pool, hold, ran = LatestFirst(1), threading.Event(), list[str]()
+    pool, hold, begun, ran = LatestFirst(1), threading.Event(), threading.Event(), list[str]()
 
     def job(name: str, wait: bool = False) -> str:
         if wait:
+            begun.set()
             hold.wait(120)
         ran.append(name)
         return name
 
     with ThreadPoolExecutor(8) as clients:
         first = clients.submit(pool.all, {"first": lambda: job("first", True)})
-        while len(pool) < 1:
-            time.sleep(0.001)
+        begun.wait(120)
         asked = []
         for number, name in enumerate("abb"):
             asked.append(clients.submit(pool.all, {name: lambda name=name: job(name)}))
@@ -86,12 +86,11 @@ def test_a_job_that_several_wait_for_runs_once_and_the_latest_asked_runs_first()
 
 
 def test_what_nobody_waits_for_is_dropped_and_what_somebody_does_is_not() -> None:
-    pool, hold, ran = LatestFirst(1), threading.Event(), list[str]()
+    pool, hold, begun, ran = LatestFirst(1), threading.Event(), threading.Event(), list[str]()
     leave = Leave()
     with ThreadPoolExecutor(4) as clients:
-        first = clients.submit(pool.all, {"first": lambda: hold.wait(120)})
-        while len(pool) < 1:
-            time.sleep(0.001)
+        first = clients.submit(pool.all, {"first": lambda: (begun.set(), hold.wait(120))})
+        begun.wait(120)
         alone = clients.submit(pool.all, {"alone": lambda: ran.append("alone")}, leave)
         both = clients.submit(pool.all, {"both": lambda: ran.append("both")}, leave)
         while len(pool) < 3:

@@ -1,0 +1,153 @@
+/** Holds what is seen, keeps it fit for the cube, and tells those who draw when it changes. */
+
+/** A view before anything is chosen. `time`, `other` and `againstTime` are the store's numbers of time steps. */
+const BLANK = {
+  cube: null, time: null, layer: null, bands: null, of: null, other: null, stretch: null, vmin: null, vmax: null,
+  against: "off", againstTime: null, againstLayer: null, at: 0.5, point: null, source: false, camera: null,
+};
+
+/** The stretch that a layer has before one is chosen: a legend with a range of its own is drawn by it. */
+export const usualStretch = (layer) => (layer.kind === "classes" ? null : layer.kind === "value" && layer.id !== "band" && layer.legend ? "fixed" : "percentile");
+
+/** How many bands the reader picks for a layer. */
+export const picks = (layer) => (layer.id === "rgb" ? 3 : layer.id === "band" ? 1 : 0);
+
+/** Layers whose difference between dates can be drawn: indices first, then pictures with bands of their own. */
+export function subtracts(cube) {
+  const known = cube.layers.filter((l) => l.bands && ["index", "picture"].includes(l.group));
+  return [...known.filter((l) => l.group === "index"), ...known.filter((l) => l.group === "picture")].map((l) => l.id);
+}
+
+/** The time step with the most ground to see: the one whose windows are ok and clear. */
+function clearest(times) {
+  const worth = (t) => (t.ok / Math.max(1, t.windows)) * (1 - (t.cloud ?? 0) / 100);
+  return times.reduce((best, t) => (worth(t) > worth(best) ? t : best), times[0]);
+}
+
+export class View {
+  #cubes;
+  #now = { ...BLANK };
+  #heard = [];
+
+  constructor(cubes) {
+    this.#cubes = cubes;
+  }
+
+  /** The view now; not to be changed in place. */
+  get now() {
+    return this.#now;
+  }
+
+  /** The cubes that the server has. */
+  get cubes() {
+    return this.#cubes;
+  }
+
+  /** The cube that is seen. */
+  get cube() {
+    return this.#cubes.find((c) => c.id === this.#now.cube) ?? this.#cubes[0];
+  }
+
+  /** The layer that is seen. */
+  get layer() {
+    return this.layerOf(this.#now.layer);
+  }
+
+  /** The time step that is seen. */
+  get time() {
+    return this.timeOf(this.#now.time);
+  }
+
+  layerOf(id) {
+    return this.cube.layers.find((l) => l.id === id);
+  }
+
+  timeOf(index) {
+    return this.cube.times.find((t) => t.index === index);
+  }
+
+  /** Calls `hear(view, changed)` after every change, `changed` being the set of names that differ. */
+  listen(hear) {
+    this.#heard.push(hear);
+  }
+
+  /** Change some of it. What no longer fits (a band the cube lacks) falls back to what does. */
+  set(change) {
+    const before = this.#now;
+    this.#now = this.#fit({ ...before, ...change }, before, change);
+    const changed = new Set(Object.keys(BLANK).filter((name) => JSON.stringify(before[name]) !== JSON.stringify(this.#now[name])));
+    if (changed.size) for (const hear of this.#heard) hear(this, changed);
+  }
+
+  #fit(next, before, change) {
+    const cube = this.#cubes.find((c) => c.id === next.cube) ?? this.#cubes[0];
+    const moved = cube.id !== before.cube;
+    const has = (index) => cube.times.some((t) => t.index === index);
+    next.cube = cube.id;
+    if (moved && before.cube !== null) Object.assign(next, { camera: change.camera ?? null, point: change.point ?? null });
+    if (!has(next.time)) next.time = clearest(cube.times)?.index ?? null;
+    const layer = cube.layers.find((l) => l.id === next.layer) ?? cube.layers[0];
+    if (layer.id !== before.layer || moved) {
+      if (!change.stretch) Object.assign(next, { stretch: usualStretch(layer), vmin: change.vmin ?? null, vmax: change.vmax ?? null });
+      if (!change.bands) next.bands = null;
+    }
+    next.layer = layer.id;
+    next.bands = fitBands(next.bands, layer, cube);
+    this.#fitDifference(next, layer, cube, has);
+    if (layer.kind === "classes") Object.assign(next, { stretch: null, vmin: null, vmax: null });
+    if (next.stretch !== "fixed") Object.assign(next, { vmin: null, vmax: null });
+    this.#fitAgainst(next, cube, has);
+    next.source = Boolean(next.source && cube.has_source);
+    return next;
+  }
+
+  #fitDifference(next, layer, cube, has) {
+    if (layer.id !== "difference") return Object.assign(next, { of: null, other: null });
+    const takes = subtracts(cube);
+    if (!takes.includes(next.of)) next.of = takes[0] ?? null;
+    if (!has(next.other) || next.other === next.time) next.other = beside(cube.times, next.time);
+    return next;
+  }
+
+  #fitAgainst(next, cube, has) {
+    if (next.against === "source" && !cube.has_source) next.against = "off";
+    if (next.against === "date" && cube.times.length < 2) next.against = "off";
+    if (!has(next.againstTime)) next.againstTime = beside(cube.times, next.time);
+    if (!cube.layers.some((l) => l.id === next.againstLayer)) {
+      next.againstLayer = (cube.layers.find((l) => l.id === "ndvi") ?? cube.layers.at(-1)).id;
+    }
+  }
+}
+
+/** The time step before another one, or the one after the first. */
+function beside(times, index) {
+  const at = times.findIndex((t) => t.index === index);
+  return (times[at - 1] ?? times[at + 1] ?? times[at])?.index ?? null;
+}
+
+function fitBands(bands, layer, cube) {
+  const wanted = picks(layer);
+  if (!wanted) return null;
+  const names = cube.bands.map((b) => b.name);
+  if (bands?.length === wanted && bands.every((b) => names.includes(b))) return bands;
+  const shown = cube.layers.find((l) => l.id === "infrared" && l.bands) ?? cube.layers.find((l) => l.kind === "rgb" && l.bands);
+  const usual = wanted === 3 ? shown?.bands : null;
+  return (usual?.length === wanted ? usual : [...names, ...names, ...names].slice(0, wanted)).slice();
+}
+
+/** What the server is asked to draw for the view. */
+export function drawn(view) {
+  const { cube, layer, time, bands, of, other, stretch, vmin, vmax } = view.now;
+  return { cube, layer, time, bands, of, other, stretch, vmin, vmax, source: false };
+}
+
+/** What is drawn on the other side of the swipe; null where there is none. */
+export function drawnAgainst(view) {
+  const { against, againstTime, againstLayer, cube, time } = view.now;
+  if (against === "date") return { ...drawn(view), time: againstTime };
+  if (against === "source") return { ...drawn(view), source: true };
+  if (against !== "layer") return null;
+  const layer = view.layerOf(againstLayer);
+  const more = layer.id === "difference" ? { of: subtracts(view.cube)[0] ?? null, other: beside(view.cube.times, time) } : {};
+  return { cube, layer: layer.id, time, bands: fitBands(null, layer, view.cube), stretch: usualStretch(layer), source: false, ...more };
+}
