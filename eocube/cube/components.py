@@ -134,4 +134,5 @@ def _means(values: Floats, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.floati
     count = inside.sum(axis=(2, 4))
     total = np.where(inside[..., None], cells, 0.0).sum(axis=(2, 4))
     kept = count >= BLOCK * BLOCK / 2
-    return total[kept] / count[kept][:, None]
+    means: npt.NDArray[np.floating] = total[kept] / count[kept][:, None]
+    return means

@@ -104,7 +104,8 @@ def _fitted(batches: Sequence[Batch], numbers: int) -> Klt:
 def _means(z: Floats) -> Floats:
     channels, height, width = z.shape
     means = z.reshape(channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(2, 4))
-    return means.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
+    spread: Floats = means.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
+    return spread
 
 
 def _row(pairs: Sequence[tuple[Floats, Floats]], sensor: TrainedSensor) -> Row:
