@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +51,11 @@ class Options:
     corrected: Annotated[bool, tyro.conf.arg(help="of TerraMesh: correct the data as for the published EO-VAE*")] = (
         False
     )
+    sensor: Annotated[Path | None, tyro.conf.arg(help="YAML of a sensor of your own. --data is then the folder of "
+                                                 "its GeoTIFFs, and the blocks of ground that finetune.py holds out "
+                                                 "are measured")] = None  # fmt: skip
+    recipe: Annotated[str | None, tyro.conf.arg(help="of --sensor: the recipe that it was finetuned by, which says "
+                                                "what ground is held out (default: finetune.py's own)")] = None  # fmt: skip
     weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano2"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
@@ -82,16 +87,16 @@ PAGE = Page(
             "python jobs/evaluate.py --weights nano2 --data DATA --out report",
         ),
         (
-            "the paper's table",
-            "python jobs/evaluate.py --weights eo_vae.ckpt --terramesh s3://bucket/TerraMesh/val --out report",
+            "weights of a sensor of your own, on the ground that finetune.py held out",
+            "python jobs/evaluate.py --weights my.safetensors --sensor my.yaml --data my_tiffs --out report",
         ),
         (
             "super-resolution (options of its own: --task sr --help)",
             "python jobs/evaluate.py --task sr --pairs pairs.zarr --out report",
         ),
     ),
-    {"What": ("weights", "data", "listing", "terramesh", "modalities", "sensors", "test", "out")},
-    ("out", "data", "terramesh", "weights", "listing", "sensors", "test", "limit", "equal_bits", "threads"),
+    {"What": ("weights", "data", "sensor", "listing", "terramesh", "modalities", "sensors", "test", "out")},
+    ("out", "data", "sensor", "terramesh", "weights", "listing", "sensors", "test", "limit", "threads"),
 )
 
 
@@ -124,6 +129,9 @@ def evaluate(options: Options) -> None:
         raise ValueError(f"--out {options.out} is a file: give a folder")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.sensor is not None:
+        _own_sensor(options)
+        return
     run = _terramesh if options.data is None else _held_out
     report = run(options, load_weights(options.weights)).run()
     paths = write(report, options.out)
@@ -172,6 +180,42 @@ def _held_out(options: Options, vae: EOVAE) -> Study:
     images, labels = load_images(listing, options.data), cover_labels(listing, options.data)
     pack = packed if options.equal_bits else None
     return Study(_name(options, vae), vae, images, settings, baselines, labels, pack=pack)
+
+
+def _own_sensor(options: Options) -> None:
+    """Of the rasters of a sensor of one's own: figures on the ground that finetuning holds out."""
+    # The jobs are part of the repository, not of the installed package.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from jobs.finetune import Options as Training
+    from jobs.finetune import opened, planned
+    from model.evaluation import own_sensor
+    from model.training.eo_vae.adapt import known_sensors
+    from model.weights import load_weights
+
+    assert options.sensor is not None
+    if options.data is None or options.test:
+        raise ValueError("--sensor goes with --data, the folder of its rasters, and without --terramesh and --test")
+    vae = load_weights(options.weights)
+    # The same ground is held out as by a finetuning of the same rasters: its split has a seed of its own.
+    asked = Training(
+        data=str(options.data), out=str(options.out / "unused.safetensors"), sensor=options.sensor,
+        listing=options.listing, init=options.weights, name="evaluation", recipe=options.recipe,
+    )  # fmt: skip
+    plan = planned(asked)
+    assert plan.sensor is not None
+    known = known_sensors(vae.meta)
+    if plan.sensor.name in known:  # as it was trained: its statistics then, which the YAML may not have
+        trained = known[plan.sensor.name]
+        if trained.bands != plan.sensor.bands:
+            raise ValueError(
+                f"{options.weights} know {plan.sensor.name} with bands {', '.join(trained.bands)}, not "
+                f"{', '.join(plan.sensor.bands)}"
+            )
+        plan = replace(plan, sensor=replace(trained, gsd=plan.sensor.gsd), measure=False)
+    study = own_sensor.measure(vae, opened(plan, vae), _name(options, vae))
+    paths = own_sensor.write(study, options.out)
+    print(own_sensor.markdown(study))
+    print("written: " + ", ".join(str(path) for path in paths))
 
 
 def _terramesh(options: Options, vae: EOVAE) -> TerraMeshStudy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -246,7 +247,43 @@ def run(plan: Plan, where: Run) -> None:
 
 def main(options: Options) -> int:
     """Run it; exit status 2 and one line for bad input."""
-    return run_job(lambda: run(planned(options), options.where()))
+
+    def work_and_tell() -> None:
+        plan = planned(options)
+        run(plan, options.where())
+        print("\n".join(ended(plan, options)))
+
+    return run_job(work_and_tell)
+
+
+def ended(plan: Plan, options: Options) -> list[str]:
+    """What a run wrote, how good it is, and how to go on with it."""
+    import fsspec
+
+    from eocube.commands.answers import command_name
+
+    out, figures = options.out, f"{options.out.removesuffix('.safetensors')}.json"
+    lines = [f"written: {out}, figures in {figures}"]
+    try:
+        with fsspec.open(figures, "r") as file:
+            held = dict(json.load(file).get("held_out") or {})
+    except (OSError, ValueError):  # on a worker's own disk: the run's storage has both
+        lines[0] = f"written: {out}; on a cluster also final/ of the run's storage, {options.storage}/{options.name}"
+        held = {}
+    for name, row in held.items():
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float | int))
+        lines.append(f"held out, {name}: {shown}" if shown else f"held out, {name}: in {figures}")
+    if not held and not lines[0].endswith(options.name):
+        lines.append("no held-out figures: the data lie in too few blocks of ground to keep some out")
+    sensor = "" if plan.sensor is None else f" --sensor {options.sensor}"
+    lines.append("next:")
+    if plan.sensor is not None:
+        judge = f"python jobs/evaluate.py --weights {out}{sensor} --data {options.data} --out report"
+        lines.append(f"  {judge}  # beside a KLT and 8 x 8 means, by band")
+    where = "--bbox W S E N --datetime A/B --out cube.zarr"
+    catalog = "" if plan.sensor is None else " --catalog YOUR/catalog.json"
+    lines.append(f"  {command_name()} encode{sensor} --weights {out}{catalog} {where}  # encode with it")
+    return lines
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def _values_of(option: Option) -> tuple[str, ...]:
 
 def bash(commands: Sequence[Completed]) -> str:
     """A script for bash 4 and newer."""
-    cases, values = [], {}
+    cases: list[str] = []
+    values: dict[str, tuple[str, ...]] = {}
     for command in commands:
         flags = [flag for o in command.options if not o.positional for flag in _flags(o)]
         words = [v for o in command.options if o.positional for v in o.choices]

@@ -31,6 +31,8 @@ class DecodeOptions:
     """Time step of a GeoTIFF: its date, such as 2023-08-15, or its number."""
     bbox: tuple[str, ...] = ()
     """West south east north, in degrees: just the pixels with ground in it."""
+    clip: bool = False
+    """No reflectance below 0.0001, so that ratios such as NDVI mean something over water; 8-bit within 0 to 255."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
@@ -57,6 +59,8 @@ class ExportOptions:
     """A date or A/B: only time steps within."""
     bbox: tuple[str, ...] = ()
     """West south east north, in degrees: only what has ground in it."""
+    clip: bool = False
+    """No reflectance below 0.0001, so that ratios such as NDVI mean something over water; 8-bit within 0 to 255."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cube and of the folder: a JSON object, name=value pairs, or @file.json."""
     json: bool = False
@@ -89,6 +93,7 @@ def decode_main(argv: Sequence[str], prog: str = "eocube decode") -> int:
 
         given, box = parse_options(options.storage_options), box_given(options.bbox)
         how: dict[str, Any] = {"time": options.time, "group": options.group, "storage_options": given, "bbox": box}
+        how["clip"] = options.clip
         made = exported(options.url, options.out, bands=names_of(options.bands), **how)
         cube = quoted(options.url, options.storage_options, options.group)
         then = [("a file a date instead", f"export {cube} --out decoded/")]
@@ -109,7 +114,7 @@ def export_main(argv: Sequence[str]) -> int:
 
         wanted = Export(
             options.what, options.format, names_of(options.bands), interval_given(options.datetime),
-            box_given(options.bbox),
+            box_given(options.bbox), options.clip,
         )  # fmt: skip
         files = []
         for path, said in export_all(options.url, options.out, wanted, parse_options(options.storage_options)):

@@ -9,7 +9,6 @@ import textwrap
 import types
 import typing
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +75,6 @@ class Option:
         return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-@cache
 def options_of(kind: type[Any]) -> tuple[Option, ...]:
     """A dataclass's options in their order."""
     hints = typing.get_type_hints(kind, include_extras=True)

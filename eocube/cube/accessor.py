@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from eocube.cube.labels import ground_of, labelled, span_of
+from eocube.cube.labels import clipped, ground_of, labelled, span_of
 from eocube.cube.selecting import asked_for, bounds_of, cells_in, pixels_in
 from eocube.errors import InputError, StoreError
 from eocube.net.redaction import redacted
@@ -198,6 +198,7 @@ class EocubeAccessor:
         weights: str | None = None,
         mask: bool = True,
         min_valid: int | None = None,
+        clip: bool = False,
     ) -> xr.DataArray:
         """Pixels out of latents: a lazy dask array (time, band, y, x), float32, in the sensor's unit and resolution.
 
@@ -229,6 +230,9 @@ class EocubeAccessor:
             mask: False decodes all of every window that is ok, ground that no source has too.
             min_valid: percent of source pixels, 1 to 100, that a latent must have for any of its pixels to be given. By
                 default every pixel with a source is, where the store knows them, and otherwise those of whole latents.
+            clip: True keeps reflectance from 0.0001 on, the smallest that Sentinel-2's own files hold, and 8-bit pixels
+                within 0 to 255; backscatter stays as it is. Decoding is off by a little, and over water by more than
+                the reflectance itself: below 0, a ratio of bands such as NDVI means nothing (40 was seen).
 
         Raises:
             StoreError: no cube, no weights, or others than the store was encoded with.
@@ -247,6 +251,7 @@ class EocubeAccessor:
             reach = (2 * info.core + info.halo) * info.cell  # what windows around it need, and theirs
             near = self._ds.isel(cells_in(self._ds, bounds, reach))
             how: dict[str, Any] = {"crop": crop, "weights": weights, "mask": mask, "min_valid": min_valid}
+            how["clip"] = clip
             return pixels_in(near.eocube.decode(bands, device, dtype, blend, **how), bounds)
         cube = self._cropped(info) if crop else self._ds
         values = cube.eocube.values()
@@ -258,7 +263,8 @@ class EocubeAccessor:
         tiling = Tiling(rows, cols, info.halo, info.stride, info.halo * info.stride if blend else 0)
         ground = ground_of(cube, min_valid) if mask else None
         data = decode_array(values.data, ground, tiling, partial(decode_one, spec), len(names))
-        return labelled(cube, data[0] if timeless else data, info, names, rows, cols)
+        made = labelled(cube, data[0] if timeless else data, info, names, rows, cols)
+        return clipped(made, info.sensor.unit) if clip else made
 
     def sample(
         self,
@@ -358,6 +364,22 @@ class EocubeAccessor:
         one = self._ds.isel(time=[step]) if "time" in self._ds.dims else self._ds.expand_dims("time")
         write_geotiff(one.eocube.decode(bands, bbox=bbox, **how).isel(time=0), str(path))
         return str(path)
+
+    def to_netcdf(
+        self,
+        path: str | Path,
+        what: Literal["decoded", "stored"] = "decoded",
+        bands: Sequence[str] | str | None = None,
+        bbox: Sequence[float] | None = None,
+        **how: Any,
+    ) -> str:
+        """Decoded pixels, or what is stored, as netCDF: see `eocube.cube.netcdf.write_netcdf`.
+
+        `Dataset.to_netcdf` alone refuses a cube: its `eocube` attribute is an object, which netCDF does not have.
+        """
+        from eocube.cube.netcdf import write_netcdf
+
+        return write_netcdf(self._ds, path, what, bands, bbox, **how)
 
     def status(self) -> pd.DataFrame:
         """How many windows ended in which state: a row a time, a column a state, over the dataset's ground."""

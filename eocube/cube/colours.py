@@ -97,28 +97,28 @@ class Stretch:
         high = np.maximum(high, low + 1e-6)
         return cls(tuple(low.tolist()), tuple(high.tolist()), 1.25 if picture.joint else 1.0)
 
+    @classmethod
+    def fixed(cls, picture: Composite, unit: str) -> Stretch:
+        """The same for every picture of a kind, so that dates and cubes compare; `of` where the unit has no usual one.
+
+        Reflectance from 0, with a gamma that lifts water and forest out of the dark; clouds and snow are white.
+        """
+        if unit == "reflectance":
+            return cls((0.0,) * 3, (0.3 if picture.joint else 0.5,) * 3, 1.6 if picture.joint else 1.3)
+        if unit == "dB":
+            return cls((-28.0,) * 3, (0.0,) * 3) if picture.joint else cls((-22.0, -28.0, 2.0), (0.0, -6.0, 15.0))
+        return cls((0.0,) * 3, (255.0,) * 3) if unit == "dn8" else cls.of(picture)
+
+    @property
+    def said(self) -> str:
+        """The stretch in a few words: "0 to 0.3, gamma 1.6"."""
+        ranges = [f"{low:.3g} to {high:.3g}" for low, high in zip(self.low, self.high, strict=True)]
+        text = ranges[0] if len(set(ranges)) == 1 else ", ".join(ranges)
+        return text if self.gamma == 1.0 else f"{text}, gamma {self.gamma:g}"
+
     def __call__(self, layers: Floats) -> Floats:
         """(3, H, W) layers to (H, W, 4) colours, 0..1; transparent where a layer is not finite."""
         low, high = (np.array(v, np.float32)[:, None, None] for v in (self.low, self.high))
         there = np.asarray(np.isfinite(layers).all(axis=0))
         scaled = np.clip((np.where(there, layers, low) - low) / (high - low), 0.0, 1.0) ** (1.0 / self.gamma)
         return np.concatenate([scaled, there[None]]).transpose(1, 2, 0).astype(np.float32)
-
-
-def principal_components(latents: Floats) -> Floats:
-    """The three strongest principal components of (C, H, W) latents, (3, H, W), NaN where there are none.
-
-    Signs are fixed (each component's largest loading is positive), so that the same latents give the same colours.
-    Fewer than three channels leave the last layers 0.
-    """
-    flat = latents.reshape(latents.shape[0], -1).astype(np.float64)
-    there = np.asarray(np.isfinite(flat).all(axis=0))
-    components = np.full((3, flat.shape[1]), np.nan, dtype=np.float32)
-    if there.any():
-        centred = flat[:, there] - flat[:, there].mean(axis=1, keepdims=True)
-        _, vectors = np.linalg.eigh(centred @ centred.T / centred.shape[1])
-        axes = vectors[:, ::-1][:, :3].T
-        axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
-        components[:, there] = 0.0
-        components[: len(axes), there] = axes @ centred
-    return components.reshape(3, *latents.shape[1:])

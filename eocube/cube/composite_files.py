@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
 from eocube.cube.accessor import open as open_cube
 from eocube.cube.composite import COUNT, How, composite
@@ -50,7 +51,8 @@ def write_composites(
     Raises:
         InputError: no time step within, no such period, nothing to composite.
     """
-    ds = open_cube(url, None if storage_options is None else dict(storage_options), group=group)
+    options = None if storage_options is None else dict(storage_options)
+    ds = open_cube(url, options, group=group)
     if wanted.interval is not None:
         moments = ds["time"].values
         ds = ds.isel(time=np.flatnonzero((moments >= wanted.interval[0]) & (moments <= wanted.interval[1])))
@@ -65,7 +67,7 @@ def write_composites(
     days = [str(np.datetime_as_string(t, unit="D")) for t in made["time"].values]
     if out.rstrip("/").endswith(".zarr"):
         store = made.to_dataset(name=str(made.name or wanted.what))
-        store.to_zarr(out, mode="w-", zarr_format=3, storage_options=storage_options)
+        store.to_zarr(out, mode="w-", zarr_format=3, storage_options=options)
         said = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}, {len(days)} periods"
         return [Picture(out, said, int(made[COUNT].max()))]
     if "://" not in out:
@@ -73,7 +75,13 @@ def write_composites(
     found = []
     for day, picture in zip(days, made, strict=True):
         path = f"{out.rstrip('/')}/{day}_{wanted.how}.tif"
-        named = picture if "band" in picture.dims else picture.rename(channel="band")
-        write_geotiff(named, path, storage_options)
+        write_geotiff(picture if "band" in picture.dims else _channels_named(picture), path, storage_options)
         found.append(Picture(path, day, int(picture[COUNT].max())))
     return found
+
+
+def _channels_named(picture: xr.DataArray) -> xr.DataArray:
+    """Latents with their channels as bands that have names, as `eocube export` gives them."""
+    kept = picture.drop_vars([name for name, one in picture.coords.items() if "channel" in one.dims])
+    named = kept.rename(channel="band")
+    return named.assign_coords(band=[f"{picture.name or 'latent'}_{k:02d}" for k in range(picture.sizes["channel"])])

@@ -44,20 +44,22 @@ def exported(
     bbox: Sequence[float] | None = None,
     group: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    clip: bool = False,
 ) -> Exported:
     """Decode a cube into `out`: `.tif` (a COG) takes one time step, `.zarr` all of them.
 
-    `time` is a step's number or its date; `bbox` cuts to the pixels of a box in degrees.
+    `time` is a step's number or its date; `bbox` cuts to the pixels of a box in degrees, `clip` keeps them within
+    what their unit can have.
 
     Raises:
         InputError: another ending, no such time step or band, a box on other ground.
     """
     ds = open_cube(url, None if storage_options is None else dict(storage_options), group=group)
     if out.endswith(".tif"):
-        decoded = ds.isel(time=[step_of(ds["time"].values, time)]).eocube.decode(bands=bands, bbox=bbox)
+        decoded = ds.isel(time=[step_of(ds["time"].values, time)]).eocube.decode(bands=bands, bbox=bbox, clip=clip)
         write_geotiff(decoded.isel(time=0), out, storage_options)
     elif out.endswith(".zarr"):
-        decoded = ds.eocube.decode(bands=bands, bbox=bbox)
+        decoded = ds.eocube.decode(bands=bands, bbox=bbox, clip=clip)
         decoded.to_dataset(name=str(decoded.name or "decoded")).to_zarr(out, mode="w-", zarr_format=3)
     else:
         raise InputError(f"--out {out}: give a name ending in .tif or .zarr")

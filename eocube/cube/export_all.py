@@ -33,6 +33,8 @@ class Export:
     interval: tuple[np.datetime64, np.datetime64] | None = None
     """First and last moment, both included."""
     bbox: tuple[float, ...] | None = None
+    clip: bool = False
+    """Whether decoded pixels are kept within what their unit can have."""
 
     def __post_init__(self) -> None:
         for value, known, flag in ((self.what, ("latents", "decoded"), "--what"), (self.format, FORMATS, "--format")):
@@ -91,7 +93,7 @@ def _zone_of(ds: xr.Dataset) -> str:
 def _image(ds: xr.Dataset, wanted: Export) -> xr.DataArray:
     """(time, band, y, x) of what is exported, lazily."""
     if wanted.what == "decoded":
-        decoded: xr.DataArray = ds.eocube.decode(wanted.bands, bbox=wanted.bbox)
+        decoded: xr.DataArray = ds.eocube.decode(wanted.bands, bbox=wanted.bbox, clip=wanted.clip)
         return decoded
     cut = ds.eocube.crop(wanted.bbox)
     made = cut.eocube.info.product

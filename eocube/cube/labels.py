@@ -28,6 +28,10 @@ LEVEL = {"S2L2A": "surface ", "S2L1C": "top-of-atmosphere "}
 """What reflectance of a sensor is of."""
 
 
+LIMITS: dict[str, tuple[float, float | None]] = {"reflectance": (1e-4, None), "dn8": (0.0, 255.0)}
+"""Lowest and highest value of a unit, where it has any. Snow, clouds and glint do reflect more than 1."""
+
+
 def ground_of(cube: xr.Dataset, min_valid: int | None) -> Ground | None:
     """Where the cube's pixels have a source, as far as its arrays say; None where they say nothing."""
     from eocube.cube.decode import Ground
@@ -97,6 +101,17 @@ def labelled(
     made = xr.DataArray(data, coords, dims, QUANTITY.get(unit, unit), attrs)
     # What rioxarray and odc.geo write as nodata. Not an attribute: Zarr and netCDF want it in the encoding.
     made.encoding["_FillValue"] = np.float32(np.nan)
+    return made
+
+
+def clipped(decoded: xr.DataArray, unit: str) -> xr.DataArray:
+    """Decoded pixels within what their unit can have; NaN stays NaN."""
+    low, high = LIMITS.get(unit, (None, None))
+    if low is None:
+        return decoded
+    kept = decoded.encoding
+    made: xr.DataArray = decoded.clip(np.float32(low), None if high is None else np.float32(high), keep_attrs=True)
+    made.encoding = kept
     return made
 
 

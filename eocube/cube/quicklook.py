@@ -15,13 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pyproj import CRS, Transformer
 
 from eocube.console import plain
-from eocube.cube.colours import Composite, Stretch, composite, principal_components
+from eocube.cube.colours import Stretch, composite
+from eocube.cube.components import Basis, basis_of
 from eocube.errors import InputError
 from eocube.products.scores import DATA_RANGE, psnr, rmse, rmse_map, sam, seam_ratio
 from eocube.store.document import CubeInfo
@@ -57,8 +58,10 @@ class Shown:
     decoded: Pixels
     source: Pixels | None
     latents: Pixels
+    latents_extent: tuple[float, float, float, float]
+    basis: Basis
     extent: tuple[float, float, float, float]
-    """Metres: left, right, bottom, top of decoded pixels and latents alike."""
+    """Metres: left, right, bottom, top of what is drawn, cut to where there are pixels."""
     origin: tuple[int, int]
     """Row and column of the first decoded pixel within its core."""
     crs: CRS | None
@@ -101,6 +104,7 @@ def draw(ds: xr.Dataset, source: Source | None = None, time: int = 0) -> Figure:
 def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
     """Decode what is drawn, and bring source, latents and states onto the same ground."""
     info: CubeInfo = ds.eocube.info
+    whole = ds
     if "time" in ds.dims:
         if not 0 <= time < ds.sizes["time"]:
             raise InputError(f"no time step {time}: the cube has 0 to {ds.sizes['time'] - 1}")
@@ -115,10 +119,14 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
         )
         states = None if 0 in states.shape else states
     decoded = busiest(decoded, states, info)
-    decoded = decoded.compute()
+    decoded = with_data(decoded.compute())
     left, right, bottom, top = extent = _edges(decoded, info.resolution)
     x, y = ds["x"].values, ds["y"].values
-    part = {"y": np.flatnonzero((y < top) & (y > bottom)), "x": np.flatnonzero((x > left) & (x < right))}
+    reach = info.cell / 2  # cells that the picture shows a part of are drawn, and cut by its frame
+    part = {
+        "y": np.flatnonzero((y - reach < top) & (y + reach > bottom)),
+        "x": np.flatnonzero((x + reach > left) & (x - reach < right)),
+    }
     latents = ds.eocube.real_values().isel(part)
     if "valid" in ds:
         latents = latents.where(ds["valid"].isel(part) > 0)  # beyond the swath they describe mirrored filler
@@ -129,6 +137,8 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
         decoded=decoded.values,
         source=None if source is None else _on_grid(source, decoded),
         latents=latents.values.astype(np.float32),
+        latents_extent=_edges(latents, info.cell),
+        basis=basis_of(whole),
         extent=extent,
         origin=(round(-top / info.resolution) % core_px, round(left / info.resolution) % core_px),
         crs=_crs(ds),
@@ -138,6 +148,15 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
         states=None if states is None else states.values,
         states_extent=None if states is None else _edges(states, info.cell * info.core, "wx", "wy"),
     )
+
+
+def with_data(decoded: xr.DataArray) -> xr.DataArray:
+    """A decoded picture cut to the rows and columns that have any pixel; as it is where none has."""
+    seen = np.isfinite(decoded.values).all(axis=0)
+    rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    if not len(rows):
+        return decoded
+    return decoded.isel(y=slice(int(rows[0]), int(rows[-1]) + 1), x=slice(int(cols[0]), int(cols[-1]) + 1))
 
 
 def busiest(decoded: xr.DataArray, states: xr.DataArray | None, info: CubeInfo) -> xr.DataArray:
@@ -192,7 +211,7 @@ def _crs(ds: xr.Dataset) -> CRS | None:
 def _figure(shown: Shown) -> Figure:
     picture = composite(shown.decoded, shown.names, shown.info.sensor)
     truth = None if shown.source is None else composite(shown.source, shown.names, shown.info.sensor)
-    stretch = Stretch.of(truth if truth is not None and np.isfinite(truth.layers).any() else picture)
+    stretch = Stretch.fixed(picture, shown.info.sensor.unit)
     left, right, bottom, top = shown.extent
     panel = WIDTH / DPI / 3 - 0.9
     height = panel * min(max((top - bottom) / (right - left), 0.5), 1.6)
@@ -202,9 +221,9 @@ def _figure(shown: Shown) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(plain(_title(shown)), fontsize=15, color=INK, fontweight="bold", parse_math=False)
     grid = figure.add_gridspec(2, 3, height_ratios=rows)
-    decoded_title = f"Decoded, {picture.label}"
+    decoded_title = f"Decoded, {picture.label}, {stretch.said}"
     if truth is not None:
-        _image(figure.add_subplot(grid[0, 0]), f"Source, {truth.label}", stretch(truth.layers), shown)
+        _image(figure.add_subplot(grid[0, 0]), f"Source, {truth.label}, {stretch.said}", stretch(truth.layers), shown)
         _image(figure.add_subplot(grid[0, 1]), decoded_title, stretch(picture.layers), shown)
         _error(figure.add_subplot(grid[0, 2]), shown)
         _components(figure.add_subplot(grid[1, 0]), shown)
@@ -285,10 +304,10 @@ def _error(ax: Axes, shown: Shown) -> None:
 
 
 def _components(ax: Axes, shown: Shown) -> None:
-    picture = Composite(principal_components(shown.latents), "", joint=False)
-    ax.imshow(Stretch.of(picture)(picture.layers), extent=shown.extent, interpolation="nearest")
+    ax.imshow(shown.basis(shown.latents), extent=shown.latents_extent, interpolation="nearest")
     name = shown.info.product.array.capitalize()
-    title = f"{name}s, 3 principal components of {shown.latents.shape[0]} channels"
+    of = f"of {shown.basis.dates} dates" if shown.basis.dates > 1 else "of this date"
+    title = f"{name}s, 3 principal components {of}"
     _ground(ax, title, shown, shown.extent)
 
 
@@ -301,12 +320,11 @@ def _states(ax: Axes, shown: Shown) -> None:
     left, right, bottom, top = shown.states_extent
     rows, cols = shown.states.shape
     x, y = np.linspace(left, right, cols + 1), np.linspace(top, bottom, rows + 1)
-    thin = 0.6 if max(rows, cols) <= 64 else 0.0
+    inside = (shown.extent[1] - shown.extent[0]) / ((right - left) / cols)
+    thin = 1.2 if inside <= 24 else 0.6 if inside <= 64 else 0.0
     ax.pcolormesh(x, y, shown.states, cmap=colours, norm=norm, edgecolors="white" if thin else "none", linewidth=thin)
-    _ground(ax, f"Windows, {rows} x {cols}, by state", shown, shown.states_extent)
-    left, right, bottom, top = shown.extent
-    if (right - left) * (top - bottom) < 0.999 * abs(x[-1] - x[0]) * abs(y[0] - y[-1]):
-        ax.add_patch(Rectangle((left, bottom), right - left, top - bottom, fill=False, edgecolor=INK, linewidth=1.5))
+    # On the picture's own ground, so that a window is found in it; the counts below are of all windows of the date.
+    _ground(ax, f"Windows by state ({rows} x {cols} in all)", shown, shown.extent)
     counts = np.bincount(shown.states.ravel(), minlength=len(STATES))
     handles = [
         Patch(facecolor=STATE_COLOURS[state], edgecolor="#999999", label=f"{state.label.replace('_', ' ')} {count}")

@@ -17,7 +17,7 @@ from eocube.net.storage_options import filesystem_for
 from eocube.plan.packed import packed
 from eocube.plan.plan import Plan, footprint
 from eocube.plan.rates import Rate
-from eocube.plan.rules import rules_of
+from eocube.plan.rules import rules_of, short
 from eocube.scenes.scene import BandSource, Scene
 from eocube.scenes.search import sign
 
@@ -33,6 +33,23 @@ class AssetSizes:
 
     bytes: Mapping[tuple[str, str], float]
     source: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedScene:
+    """A scene as a plan lists it.
+
+    `time` is the cube's time coordinate, the start of the datatake; `datetime` the item's own, which the store keeps
+    in `item_datetimes`. `read_as` is the offset that is added to its numbers and what settled it ("-0.1 metadata").
+    """
+
+    id: str
+    time: str
+    datetime: str
+    platform: str
+    cloud_cover: float | None
+    baseline: str | None
+    read_as: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,8 @@ class PlanSummary:
     km2: float
     dates: Mapping[str, str]
     """What is read at each time step: its items, with their cloud cover where they say it."""
+    scene_list: tuple[ListedScene, ...]
+    """Every scene, in the order of the time steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +191,7 @@ def total(zones: Sequence[Forecast]) -> Forecast:
         refused=(),
         rules={},
         dates={},
+        scene_list=(),
         scenes=sum(s.scenes for s in summaries),
         units=sum(s.units for s in summaries),
         windows=sum(s.windows for s in summaries),
@@ -220,6 +240,11 @@ def plan_summary(plan: Plan) -> PlanSummary:
         latent_bytes_raw=cores * lattice.core**2 * plan.product.unpacked_cell_bytes,
         km2=windows * (lattice.core * lattice.cell / 1000.0) ** 2,
         dates={step.time: ", ".join(map(_named, plan.scenes_at(k))) for k, step in enumerate(plan.times)},
+        scene_list=tuple(
+            ListedScene(s.id, step.time, s.datetime, s.platform, s.cloud_cover, s.baseline, short(s))
+            for k, step in enumerate(plan.times)
+            for s in plan.scenes_at(k)
+        ),
     )
 
 

@@ -14,22 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from eocube.cube.colours import Composite, Stretch, composite, principal_components
-from eocube.cube.quicklook import STATE_COLOURS, busiest
+from eocube.cube.colours import Stretch, composite
+from eocube.cube.components import Basis
+from eocube.cube.quicklook import STATE_COLOURS, busiest, with_data
 from eocube.plan.plan import Plan
+from eocube.products.scores import DATA_RANGE, psnr, rmse, rmse_map
 from eocube.report.fidelity import truth_pixels
 from eocube.report.source_pixels import read_source
 from eocube.store.receipts import State
 
 SIDE = 640
 """Pixels a side of a picture, at most."""
+WINDOW_SIDE, LEAST_LINED = 16, 5
+"""Pixels a side of a window on the map of states, at most; from so many on there is a line between windows."""
+ERROR_MOST = {"reflectance": 0.05, "dB": 3.0, "dn8": 25.0}
+"""The error that is drawn brightest, by unit: the same for every date and cube, so that they compare."""
 _WIDTH, _HEIGHT = 420, 190
 """A chart's size in its own units."""
 _PAGES = {"bar": "#3f7f9f", "mark": "#c8553d", "soft": "#5d676e", "line": "#dfe3e0", "ink": "#1d2327"}
@@ -67,18 +73,29 @@ class Chart:
 
 
 def states_picture(status: npt.NDArray[np.uint8], requested: npt.NDArray[np.bool_], title: str) -> Picture:
-    """(wy, wx) states as one pixel a window, cut to the windows asked for; the page draws it larger."""
+    """(wy, wx) states, cut to the windows asked for: squares, with lines between them where there is room."""
     rows, cols = np.flatnonzero(requested.any(1)), np.flatnonzero(requested.any(0))
     cut = status[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     colours = np.array([to_rgba(STATE_COLOURS[s]) for s in State], dtype=np.float32)
     colours[State.OUTSIDE, 3] = 0.0  # nothing was asked for there: the page shows through
-    return _picture(title, colours[cut])
+    square = max(1, min(WINDOW_SIDE, SIDE // max(cut.shape)))
+    drawn = colours[cut].repeat(square, axis=0).repeat(square, axis=1)
+    if square >= LEAST_LINED:
+        drawn[::square, :, 3] = drawn[:, ::square, 3] = 0.0
+    return _picture(title, drawn)
 
 
 def ground_pictures(
-    ds: xr.Dataset, plan: Plan, time: int, *, source: bool, source_options: Mapping[str, Any] | None = None
+    ds: xr.Dataset,
+    plan: Plan,
+    time: int,
+    basis: Basis,
+    *,
+    source: bool,
+    source_options: Mapping[str, Any] | None = None,
 ) -> tuple[Picture, ...]:
-    """One time step decoded, its latents, and with `source` what was encoded; of a large cube its fullest part."""
+    """One time step decoded, its latents, and with `source` what was encoded and the error; of a large cube its
+    fullest part. Every date has the same stretch, the same basis of latents and the same scale of errors."""
     info = ds.eocube.info
     if not info.product.decodes:
         return ()
@@ -86,38 +103,57 @@ def ground_pictures(
     decoded = busiest(step.eocube.decode(), step["status"], info).compute()
     if not np.isfinite(decoded.values).all(0).any():
         return ()
-    seen = np.isfinite(decoded.values).all(0)  # what lies beyond the scenes is not worth the room
-    rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    decoded = decoded.isel(y=slice(rows[0], rows[-1] + 1), x=slice(cols[0], cols[-1] + 1))
+    decoded = with_data(decoded)  # what lies beyond the scenes is not worth the room
     names = tuple(map(str, decoded["band"].values))
     picture = composite(decoded.values, names, info.sensor)
+    stretch = Stretch.fixed(picture, info.sensor.unit)
+    shown = f"{picture.label}, {stretch.said}"
     pictures: list[Picture] = []
-    stretch = Stretch.of(picture)
+    error: Picture | None = None
     if source:
         truth = read_source(plan, truth_pixels(plan), time, storage_options=source_options)
         truth = truth.reindex(y=decoded.y, x=decoded.x, method="nearest", tolerance=info.resolution / 4)
-        drawn = composite(truth.values.astype(np.float32), names, info.sensor)
+        values = truth.values.astype(np.float32)
+        drawn = composite(values, names, info.sensor)
         if np.isfinite(drawn.layers).any():
-            stretch = Stretch.of(drawn)
-            pictures.append(_picture("source", stretch(drawn.layers)))
-    pictures.append(_picture("decoded", stretch(picture.layers)))
-    half = info.resolution / 2
+            pictures.append(_picture(f"source ({shown})", stretch(drawn.layers)))
+            error = _error(values, decoded.values, info.sensor.unit)
+    pictures.append(_picture(f"decoded ({shown})", stretch(picture.layers)))
+    pictures += [] if error is None else [error]
+    half = info.cell / 2
     # Beyond the swath latents describe mirrored filler.
     latents = (
         step.eocube.real_values()
         .where(step["valid"] > 0)
         .isel(
             y=np.flatnonzero(
-                (step.y.values < decoded.y.values[0] + half) & (step.y.values > decoded.y.values[-1] - half)
+                (step.y.values - half < decoded.y.values[0]) & (step.y.values + half > decoded.y.values[-1])
             ),
             x=np.flatnonzero(
-                (step.x.values > decoded.x.values[0] - half) & (step.x.values < decoded.x.values[-1] + half)
+                (step.x.values + half > decoded.x.values[0]) & (step.x.values - half < decoded.x.values[-1])
             ),
         )
     )
-    layers = Composite(principal_components(latents.values.astype(np.float32)), "", joint=False)
-    pictures.append(_picture(f"{info.product.array}s, 3 principal components", Stretch.of(layers)(layers.layers)))
+    title = f"{info.product.array}s, 3 principal components of {basis.dates} date{'s' if basis.dates > 1 else ''}"
+    pictures.append(_picture(title, basis(latents.values.astype(np.float32))))
     return tuple(pictures)
+
+
+def _error(source: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32], unit: str) -> Picture | None:
+    """The error of every pixel, and of all of them in figures; None where no pixel has both."""
+    both = np.isfinite(source).all(axis=0) & np.isfinite(decoded).all(axis=0)
+    if not both.any():
+        return None
+    most = ERROR_MOST.get(unit)
+    error = rmse_map(source, decoded)
+    top = float(np.percentile(error[both], 99)) if most is None else most
+    colours = colormaps["magma"](np.clip(np.nan_to_num(error) / max(top, 1e-9), 0.0, 1.0)).astype(np.float32)
+    colours[..., 3] = both
+    suffix = "" if unit == "reflectance" else f" {unit}"
+    figures = [f"RMSE {rmse(source, decoded):.4g}{suffix}"]
+    if unit in DATA_RANGE:
+        figures.insert(0, f"PSNR {psnr(source, decoded, data_range=DATA_RANGE[unit]):.1f} dB")
+    return _picture(f"error: {', '.join(figures)}; black 0, white {top:.3g}{suffix} and more", colours)
 
 
 def _picture(title: str, colours: npt.NDArray[np.floating]) -> Picture:

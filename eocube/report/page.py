@@ -15,6 +15,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from eocube.cube.accessor import open as open_cube
+from eocube.cube.components import basis_of
 from eocube.cube.quicklook import STATE_COLOURS
 from eocube.errors import InputError
 from eocube.net.redaction import redacted
@@ -117,9 +118,11 @@ def describe_cube(
     shown = spread(len(plan.times), MAPS)
     full = [t for t in range(len(plan.times)) if (states[t] == State.OK).any()]
     sources = scoped(storage_options, url, trusted=allow_local)
+    basis = basis_of(ds) if plan.product.decodes else None
     grounds = (
-        Ground(plan.times[t].time, ground_pictures(ds, plan, t, source=source, source_options=sources))
+        Ground(plan.times[t].time, ground_pictures(ds, plan, t, basis, source=source, source_options=sources))
         for t in (full[k] for k in spread(len(full), GROUNDS))
+        if basis is not None
     )
     return CubePage(
         title=f"{plan.sensor.name}, {plan.grid.name}",

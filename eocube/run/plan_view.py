@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from eocube.console import plain
 from eocube.errors import InputError
 from eocube.ground.boxes import boxes_said
-from eocube.plan.cost import Forecast, asset_sizes, cost, plan_summary, total
+from eocube.plan.cost import Forecast, ListedScene, asset_sizes, cost, plan_summary, total
 from eocube.plan.plan import Plan
 from eocube.plan.rates import calibrate, recorded
 from eocube.plan.rules import counted
@@ -81,12 +81,20 @@ def _block(name: str, forecast: Forecast) -> str:
         rows += [("", f"{scene}: {why}") for scene, why in list(rules.items())[:LISTED]]
         if len(rules) > LISTED:
             rows.append(("", f"and {len(rules) - LISTED} more: --json"))
-    dates = list(plan.dates.items())
-    rows += [("dates" if k == 0 else "", f"{moment}  {said}") for k, (moment, said) in enumerate(dates[:LISTED])]
-    if len(dates) > LISTED:
-        rows.append(("", f"and {len(dates) - LISTED} more: --json"))
+    listed = plan.scene_list
+    rows += [("of dates" if k == 0 else "", _scene(scene)) for k, scene in enumerate(listed[:LISTED])]
+    if len(listed) > LISTED:
+        rows.append(("", f"and {len(listed) - LISTED} more: --json"))
     # Padded by hand: a table of rich folds long rules at the terminal's width; these lines are searched and copied.
     return "\n".join([plain(name), *(f"  {label:<10} {plain(value)}" for label, value in rows)])
+
+
+def _scene(scene: ListedScene) -> str:
+    """A scene on a line: the cube's time, the item's own where it differs, id, cloud, baseline and offset."""
+    own = "" if scene.datetime[:19] == scene.time[:19] else f" (item {scene.datetime[:19].replace('T', ' ')[-8:]})"
+    cloud = "cloud not said" if scene.cloud_cover is None else f"{scene.cloud_cover:.0f} % cloud"
+    baseline = "" if scene.baseline is None else f", baseline {scene.baseline}"
+    return f"{scene.time}{own}  {scene.id}, {cloud}{baseline}, {scene.read_as}"
 
 
 def _growth(extent: Sequence[Sequence[float]]) -> str:

@@ -57,8 +57,7 @@ def test_what_writes_prints_a_document_of_what_it_wrote(
     items = document(["stac", made.url, "--out", str(tmp_path / "catalogue")], capsys)
     assert items["cubes"] == 1 and Path(items["out"]).exists()
     picture = document(["quicklook", made.url, "--no-source", "--out", str(tmp_path / "q.png")], capsys)
-    page = document(["report", made.url, "--out", str(tmp_path / "r.html")], capsys)
-    assert Path(picture["out"]).is_file() and Path(page["out"]).is_file()
+    assert Path(picture["out"]).is_file()
 
 
 def test_composites_by_the_command_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +81,7 @@ def test_composites_by_the_command_line(made: Made, tmp_path: Path, capsys: pyte
         capsys,
     )["files"]
     with rasterio.open(latents["out"]) as source:
-        assert source.count == 32
+        assert source.count == made.plan.product.channels and source.descriptions[0] == "latent_00"
     for wrong, told in (
         (["--what", "latents", "--bands", "B04"], "--bands are of decoded pixels"),
         (["--datetime", "1990-01-01"], "no time steps"), (["--period", "fortnight"], "1MS"),
@@ -100,7 +99,6 @@ def test_what_writes_says_what_to_type_next(
         ["export", made.url, "--bands", "B04", "--out", str(tmp_path / "cogs")],
         ["sample", made.url, str(points), "--out", str(tmp_path / "p.csv")],
         ["quicklook", made.url, "--no-source", "--out", str(tmp_path / "q.png")],
-        ["report", made.url, "--out", str(tmp_path / "r.html")],
         ["composite", made.url, "--bands", "B04", "--clear", "100", "--out", str(tmp_path / "m")],
         ["stac", made.url, "--out", str(tmp_path / "catalogue")],
     ):
@@ -120,11 +118,15 @@ def test_a_run_and_a_repair_print_a_document(
     out, weights = tmp_path / "cube.zarr", str(make_weights(tmp_path / "tiny.safetensors"))
     box = ",".join(str(v) for v in DEMO_BBOX)
     words = ["--catalog", str(demo_catalog), "--bbox", box, "--datetime", DEMO_DATETIME, "--weights", weights]
+    words += ["--bands", "B02,B03,B04,B08"]
     (plan,) = document(["plan", *words], capsys)
     run = document(["encode", *words, "--out", str(out)], capsys)
     assert run["exit"] == 0 and run["cubes"] == [str(out)] and run["windows"]["ok"] == run["run"]["windows"]["ok"] > 0
     assert plan["windows"] >= run["windows"]["ok"]
+    assert [scene["read_as"] for scene in plan["scene_list"]] and plan["scene_list"][0]["datetime"].endswith("Z")
     assert document(["repair", str(out)], capsys)
+    page = document(["report", str(out), "--source", "--out", str(tmp_path / "r.html")], capsys)
+    assert "error: PSNR" in Path(page["out"]).read_text()
     assert main(["encode", *words, "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert not captured.out and f"status {out}" in captured.err and "next:" in captured.err
