@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from benchmarks import probe
 from benchmarks.file_server import Served, serving
 from benchmarks.forward import ENCODER, choose_device, count_flops, positive
 from benchmarks.machine import describe
+from benchmarks.pipeline_job import Asked, Ended, run_apart
 from benchmarks.results import OURS, Report, Variant
 from benchmarks.shard_scenes import shard_scenes
-from benchmarks.subjects import Asked, Subject, subject
+from benchmarks.subjects import Asked as Measured
+from benchmarks.subjects import Subject, subject
 from eocube.errors import EocubeError, InputError
-from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.plan import Plan
 from eocube.products import registry
 from eocube.products.base import Models, models_of
@@ -45,7 +46,7 @@ SIDES = {"nano": 10}
 SIDE = 5
 
 
-class Options(Asked, Protocol):
+class Options(Measured, Protocol):
     """What of the command line decides a run of the job."""
 
     @property
@@ -126,7 +127,6 @@ def measure(options: Options, console: Console) -> Report:
     alone: list[float] = []
     with contextlib.ExitStack() as open_:
         folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
-        open_.enter_context(private_ray(threads, folder / "spans", gpu=gpu, stub=options.stub))
         console.print(f"making scenes of {dates} dates")
         index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block)
         served: Served | None = None
@@ -134,22 +134,20 @@ def measure(options: Options, console: Console) -> Report:
         if options.source == "http":
             served = open_.enter_context(serving(index.parent, options.delay, options.rate))
             catalog = f"{served.url}/{index.name}"
-        weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
+        weights = what.name if what.name == "nano" else str(saved_weights(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
-            # As fp16, which the recorded figures are of; `benchmarks/stored.py` compares codes with it.
-            asked = Selection(
-                boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=catalog, weights=weights,
-                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, storage="fp16",
-            )  # fmt: skip
-            running = Running(gpus_per_actor=1.0 if gpu else 0.0, actors=1)  # scored as production does it
+            asked = Asked(
+                catalog, box, interval, weights, str(folder / f"cube-{turn}.zarr"), options.precision, gpu, threads
+            )
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(whole_job(asked, running, folder / "spans", served))
+            jobs.append(local_job(asked, folder / "spans", served, stub=options.stub))
             if options.stub:
                 continue
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
-                plan = Plan.from_json(text)
+                # The encoder alone reads no source: its windows come from the files themselves, whoever serves them.
+                plan = Plan.from_json(text.replace(served.url, str(index.parent)) if served else text)
                 windows = _pixels(plan)
                 encode = _encoder_alone(plan, weights, device.type, threads)
             console.print(f"the encoder alone, {turn + 1} of {repeats}")
@@ -191,7 +189,7 @@ def measure(options: Options, console: Console) -> Report:
 
 
 @contextlib.contextmanager
-def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> Iterator[None]:
+def private_ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
     """A private Ray of so many cores whose workers note what they do in `log`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:
@@ -199,13 +197,13 @@ def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> It
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    here, stand_in = str(Path(__file__).resolve().parents[1]), {probe.STUB: "1"} if stub else {}
+    here = str(Path(__file__).resolve().parents[1])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local", num_cpus=threads, num_gpus=None if gpu else 0, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=128 * 2**20,
         runtime_env={
-            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log), **stand_in},
+            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log)},
             "worker_process_setup_hook": f"{probe.__name__}.{probe.install.__name__}",
         },
     )  # fmt: skip
@@ -215,28 +213,38 @@ def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> It
         ray.shutdown()
 
 
-def _saved(what: Subject, path: Path) -> Path:
+def saved_weights(what: Subject, path: Path) -> Path:
     """The subject's weights as a file that actors can load."""
     assert what.vae.meta is not None
     save_weights(what.vae, path, what.vae.meta)
     return path
 
 
-def whole_job(asked: Selection, running: Running, log: Path, served: Served | None = None) -> Job:
-    """Run the job once, and say what its actors noted. EocubeError where nothing was encoded."""
+def local_job(asked: Asked, log: Path, served: Served | None, *, stub: bool) -> Job:
+    """Run the job once, cold and in a process of its own, and say what that noted."""
     before = len(probe.units(log))
     if served is not None:
         served.counts()
+    ended = run_apart(asked, log, stub=stub)
+    counts = served.counts() if served is not None else {}
+    return _job(ended, probe.units(log)[before:], counts)
+
+
+def whole_job(asked: Selection, running: Running, log: Path) -> Job:
+    """Run the job once on the Ray that there is, and say what its actors noted."""
+    before = len(probe.units(log))
     began = time.perf_counter()
     outcome = encode_region(asked, running, Showing(quiet=True))
-    whole = time.perf_counter() - began
-    counts = served.counts() if served is not None else {}
-    noted = probe.units(log)[before:]
-    windows = outcome.counts.get(State.OK, 0)
-    if not windows:
+    ended = Ended(outcome.counts.get(State.OK, 0), time.perf_counter() - began)
+    return _job(ended, probe.units(log)[before:], {})
+
+
+def _job(ended: Ended, noted: Sequence[probe.Noted], counts: Mapping[str, int]) -> Job:
+    """EocubeError where nothing was encoded."""
+    if not ended.windows:
         raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
     return Job(
-        windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
+        ended.windows, ended.whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
         {kind: probe.worked(noted, kind) for kind in probe.STAGES}, probe.processor(noted),
         counts.get("requests"), counts.get("bytes"),
     )  # fmt: skip
