@@ -35,13 +35,15 @@ class PipelineOptions:
     dates: int | None = None
     """Dates of the scenes, a shard each. None: 6 on a CPU (2 with --quick), 24 on a GPU (6)."""
     source: str = "local"
-    """local files, or http from a server on this machine."""
+    """local files, http from a server on this machine, or s3 from moto's."""
     delay: float = 30.0
-    """Milliseconds that the server waits before every answer."""
+    """Milliseconds that the http server waits before every answer."""
     rate: float = 50.0
-    """Megabytes a second of each connection to the server."""
+    """Megabytes a second of each connection to the http server."""
     block: int = 256
     """Side of the files' blocks, pixels; archives have 256 to 1024."""
+    jp2: bool = False
+    """Files are JPEG 2000, as some archives have nothing else."""
     stub: bool = False
     """Stand-ins that take no time for encoder and decoder: what reading and writing can do."""
     json: Path | None = None

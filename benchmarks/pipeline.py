@@ -24,6 +24,8 @@ from benchmarks.forward import ENCODER, choose_device, count_flops, positive
 from benchmarks.machine import describe
 from benchmarks.pipeline_job import Asked, Ended, run_apart
 from benchmarks.results import OURS, Report, Variant
+from benchmarks.s3_server import Bucket, bucket
+from benchmarks.scenes import COLLECTION
 from benchmarks.shard_scenes import shard_scenes
 from benchmarks.subjects import Asked as Measured
 from benchmarks.subjects import Subject, subject
@@ -39,7 +41,7 @@ from eocube.store.store import CubeStore
 from model.weights import save_weights
 
 ALONE, UNITS = "encoder alone", f"{OURS}, first pixel read to last shard written"
-SOURCES = ("local", "http")
+SOURCES = ("local", "http", "s3")
 READERS = 8
 SIDES = {"nano": 10}
 """Windows a side of what is encoded at each date: a whole shard of the small network's, a quarter of others'."""
@@ -61,6 +63,8 @@ class Options(Measured, Protocol):
     def rate(self) -> float: ...
     @property
     def block(self) -> int: ...
+    @property
+    def jp2(self) -> bool: ...
     @property
     def stub(self) -> bool: ...
 
@@ -114,7 +118,7 @@ def measure(options: Options, console: Console) -> Report:
     ):
         positive(value, flag)
     if options.source not in SOURCES:
-        raise InputError(f"--source is {' or '.join(SOURCES)}, not {options.source}")
+        raise InputError(f"--source is {', '.join(SOURCES[:-1])} or {SOURCES[-1]}, not {options.source}")
     device = choose_device(options.device)
     gpu = device.type == "cuda"
     what = subject(options.model)
@@ -128,30 +132,38 @@ def measure(options: Options, console: Console) -> Report:
     with contextlib.ExitStack() as open_:
         folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         console.print(f"making scenes of {dates} dates")
-        index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block)
+        index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block, jpeg2000=options.jp2)
         served: Served | None = None
-        catalog = str(index)
+        bucketed: Bucket | None = None
+        there = str(index.parent)
         if options.source == "http":
             served = open_.enter_context(serving(index.parent, options.delay, options.rate))
-            catalog = f"{served.url}/{index.name}"
+            there = served.url
+        elif options.source == "s3":
+            bucketed = open_.enter_context(bucket(folder))
+            bucketed.take(index.parent)
+            there = bucketed.url
+        given = {} if bucketed is None else bucketed.options
         weights = what.name if what.name == "nano" else str(saved_weights(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
             asked = Asked(
-                catalog, box, interval, weights, str(folder / f"cube-{turn}.zarr"), options.precision, gpu, threads
-            )
+                f"{there}/{index.name}", box, interval, weights, str(folder / f"cube-{turn}.zarr"), options.precision,
+                gpu, threads, given,
+            )  # fmt: skip
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(local_job(asked, folder / "spans", served, stub=options.stub))
+            jobs.append(local_job(asked, folder / "spans", served or bucketed, stub=options.stub))
             if options.stub:
                 continue
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
                 # The encoder alone reads no source: its windows come from the files themselves, whoever serves them.
-                plan = Plan.from_json(text.replace(served.url, str(index.parent)) if served else text)
+                plan = Plan.from_json(text.replace(there, str(index.parent)))
                 windows = _pixels(plan)
                 encode = _encoder_alone(plan, weights, device.type, threads)
             console.print(f"the encoder alone, {turn + 1} of {repeats}")
             alone.append(len(windows) / encode(windows))
+        server_alone = None if bucketed is None else bucketed.alone(COLLECTION)
     best = max(jobs, key=lambda job: job.windows / job.units)
     rate = best.windows / best.units
     whole = max(job.windows / job.whole for job in jobs)
@@ -166,11 +178,12 @@ def measure(options: Options, console: Console) -> Report:
 
     ours = (variant(UNITS, rate), variant(f"{OURS}, whole job with its start", whole))
     figures: dict[str, Any] = {"rates": [job.windows / job.units for job in jobs], **best.stages()}
-    if best.requests is not None and best.bytes is not None:
-        figures |= {
-            "requests_per_window": best.requests / best.windows,
-            "kB_per_window": best.bytes / best.windows / 1e3,
-        }
+    if best.requests is not None:
+        figures["requests_per_window"] = best.requests / best.windows
+    if best.bytes is not None:
+        figures["kB_per_window"] = best.bytes / best.windows / 1e3
+    if server_alone is not None:
+        figures["server_alone_MB_per_s"] = server_alone
     if not options.stub:
         figures |= {"share_of_encoder": rate / reference, "device_idle_share": idle}
     return Report(
@@ -179,7 +192,8 @@ def measure(options: Options, console: Console) -> Report:
         {
             "windows": best.windows, "dates": dates, "repeats": repeats, "batch": 1 if not gpu else "see numerics",
             "numerics": dict(plan.numerics) if plan else {}, "source": options.source, "block": options.block,
-            "stub": options.stub, **({"delay_ms": options.delay, "MB/s": options.rate} if served else {}),
+            "files": "JPEG 2000" if options.jp2 else "COG", "stub": options.stub,
+            **({"delay_ms": options.delay, "MB/s": options.rate} if served else {}),
             "thread_seconds": {kind: round(seconds, 2) for kind, seconds in best.busy.items()},
             "cpu_seconds": {kind: round(seconds, 2) for kind, seconds in best.worked.items()},
         },
@@ -220,13 +234,16 @@ def saved_weights(what: Subject, path: Path) -> Path:
     return path
 
 
-def local_job(asked: Asked, log: Path, served: Served | None, *, stub: bool) -> Job:
+def local_job(asked: Asked, log: Path, server: Served | Bucket | None, *, stub: bool) -> Job:
     """Run the job once, cold and in a process of its own, and say what that noted."""
     before = len(probe.units(log))
-    if served is not None:
-        served.counts()
+    asked_before = server.requests() if isinstance(server, Bucket) else 0
+    if isinstance(server, Served):
+        server.counts()
     ended = run_apart(asked, log, stub=stub)
-    counts = served.counts() if served is not None else {}
+    counts = server.counts() if isinstance(server, Served) else {}
+    if isinstance(server, Bucket):
+        counts = {"requests": server.requests() - asked_before}
     return _job(ended, probe.units(log)[before:], counts)
 
 

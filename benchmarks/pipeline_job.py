@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import probe
 from eocube.errors import EocubeError
@@ -33,6 +34,8 @@ class Asked:
     gpu: bool
     threads: int
     """Cores that it may use."""
+    source_options: Mapping[str, Any] | None = None
+    """fsspec's, of catalogue and sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,13 @@ def main(argv: Sequence[str]) -> None:
         boxes=parse_bbox(*asked.box), interval=parse_interval(asked.interval), catalog=asked.catalog,
         weights=asked.weights, out=asked.out, precision=asked.precision, storage="fp16",
     )  # fmt: skip
-    running = Running(engine="local", gpus_per_actor=1.0 if asked.gpu else 0.0)  # scored as production does it
+    # Scored as production does it.
+    running = Running(
+        engine="local",
+        gpus_per_actor=1.0 if asked.gpu else 0.0,
+        source_options=asked.source_options,
+        storage_options={},
+    )
     began = time.perf_counter()
     outcome = encode_region(selection, running, Showing(quiet=True))
     ended = Ended(outcome.counts.get(State.OK, 0), time.perf_counter() - began)

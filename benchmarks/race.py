@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks.file_server import Served, serving
 from benchmarks.forward import positive
 from benchmarks.machine import describe
-from benchmarks.pipeline import SIDE, SIDES, SOURCES, saved_weights
+from benchmarks.pipeline import SIDE, SIDES, saved_weights
 from benchmarks.results import OURS, BadInputError, Report, Variant
 from benchmarks.scenes import COLLECTION
 from benchmarks.shard_scenes import shard_scenes
@@ -40,6 +40,7 @@ from eocube.store.receipts import State
 
 USUAL = "odc-stac, dask, eager network, to_zarr"
 WHOLE = f"{OURS}, whole job"
+SOURCES = ("local", "http")
 TICK = 0.05
 """Seconds between two looks at a process's memory."""
 TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
