@@ -35,13 +35,15 @@ class PipelineOptions:
     dates: int | None = None
     """Dates of the scenes, a shard each. None: 6 on a CPU (2 with --quick), 24 on a GPU (6)."""
     source: str = "local"
-    """local files, or http from a server on this machine."""
+    """local files, http from a server on this machine, or s3 from moto's."""
     delay: float = 30.0
-    """Milliseconds that the server waits before every answer."""
+    """Milliseconds that the http server waits before every answer."""
     rate: float = 50.0
-    """Megabytes a second of each connection to the server."""
+    """Megabytes a second of each connection to the http server."""
     block: int = 256
     """Side of the files' blocks, pixels; archives have 256 to 1024."""
+    jp2: bool = False
+    """Files are JPEG 2000, as some archives have nothing else."""
     stub: bool = False
     """Stand-ins that take no time for encoder and decoder: what reading and writing can do."""
     json: Path | None = None
@@ -66,6 +68,48 @@ class StoreOptions:
     """Where to write the results."""
 
 
+@dataclass(frozen=True, slots=True)
+class RaceOptions:
+    """Race the whole job against the usual way (odc-stac, dask, the network in eager mode, to_zarr), cold, in turns."""
+
+    model: str = "nano"
+    """published (random weights of the published size) or nano (the shipped weights)."""
+    quick: bool = False
+    """A quarter of a shard a date, with the small network too."""
+    repeats: int | None = None
+    """Runs of each. None: 3."""
+    threads: int | None = None
+    """Threads of dask, and of torch outside of them. None: all cores."""
+    device: str | None = None
+    """cpu alone: both sides run there."""
+    dates: int | None = None
+    """Dates of the scenes: with nano a whole shard each, a quarter of one with the published size. None: 4."""
+    source: str = "local"
+    """local files, or http from a server on this machine."""
+    delay: float = 30.0
+    """Milliseconds that the server waits before every answer."""
+    rate: float = 50.0
+    """Megabytes a second of each connection to the server."""
+    block: int = 256
+    """Side of the files' blocks, pixels; archives have 256 to 1024."""
+    catalog: str | None = None
+    """A static catalogue of Sentinel-2 L2A with Earth Search's asset names, in the place of made-up scenes."""
+    bbox: tuple[float, ...] = ()
+    """With --catalog: west south east north, degrees."""
+    datetime: str | None = None
+    """With --catalog: A/B."""
+    json: Path | None = None
+    """Where to write the results."""
+
+
+def _race(options: Any, console: Console) -> Report:
+    try:
+        from benchmarks.race import measure
+    except ModuleNotFoundError as error:
+        raise BadInputError(f"race needs the package {error.name}: pip install 'eocube[race]'") from error
+    return measure(options, console)
+
+
 def _pipeline(options: Any, console: Console) -> Report:
     from benchmarks.pipeline import measure
 
@@ -82,6 +126,7 @@ FORWARD = {"encoder": "the encoder's forward pass in every variant", "decoder": 
 """Commands of their own (`benchmarks.forward_command`), for machines where eocube's requirements are not installed."""
 COMMANDS: dict[str, tuple[str, type[Any], Callable[[Any, Console], Report]]] = {
     "pipeline": ("the whole job against the encoder alone, and where its time goes", PipelineOptions, _pipeline),
+    "race": ("the whole job against what people do today", RaceOptions, _race),
     "store": ("shards written, read and decoded", StoreOptions, _store),
 }
 

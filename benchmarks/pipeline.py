@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ from benchmarks import probe
 from benchmarks.file_server import Served, serving
 from benchmarks.forward import ENCODER, choose_device, count_flops, positive
 from benchmarks.machine import describe
+from benchmarks.pipeline_job import Asked, Ended, run_apart
 from benchmarks.results import OURS, Report, Variant
+from benchmarks.s3_server import Bucket, bucket
+from benchmarks.scenes import COLLECTION
 from benchmarks.shard_scenes import shard_scenes
-from benchmarks.subjects import Asked, Subject, subject
+from benchmarks.subjects import Asked as Measured
+from benchmarks.subjects import Subject, subject
 from eocube.errors import EocubeError, InputError
-from eocube.ground.boxes import parse_bbox, parse_interval
 from eocube.plan.plan import Plan
 from eocube.products import registry
 from eocube.products.base import Models, models_of
@@ -38,14 +41,14 @@ from eocube.store.store import CubeStore
 from model.weights import save_weights
 
 ALONE, UNITS = "encoder alone", f"{OURS}, first pixel read to last shard written"
-SOURCES = ("local", "http")
+SOURCES = ("local", "http", "s3")
 READERS = 8
 SIDES = {"nano": 10}
 """Windows a side of what is encoded at each date: a whole shard of the small network's, a quarter of others'."""
 SIDE = 5
 
 
-class Options(Asked, Protocol):
+class Options(Measured, Protocol):
     """What of the command line decides a run of the job."""
 
     @property
@@ -60,6 +63,8 @@ class Options(Asked, Protocol):
     def rate(self) -> float: ...
     @property
     def block(self) -> int: ...
+    @property
+    def jp2(self) -> bool: ...
     @property
     def stub(self) -> bool: ...
 
@@ -113,7 +118,7 @@ def measure(options: Options, console: Console) -> Report:
     ):
         positive(value, flag)
     if options.source not in SOURCES:
-        raise InputError(f"--source is {' or '.join(SOURCES)}, not {options.source}")
+        raise InputError(f"--source is {', '.join(SOURCES[:-1])} or {SOURCES[-1]}, not {options.source}")
     device = choose_device(options.device)
     gpu = device.type == "cuda"
     what = subject(options.model)
@@ -126,34 +131,39 @@ def measure(options: Options, console: Console) -> Report:
     alone: list[float] = []
     with contextlib.ExitStack() as open_:
         folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
-        open_.enter_context(private_ray(threads, folder / "spans", gpu=gpu, stub=options.stub))
         console.print(f"making scenes of {dates} dates")
-        index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block)
+        index, interval, box = shard_scenes(folder / "scenes", dates, side, options.block, jpeg2000=options.jp2)
         served: Served | None = None
-        catalog = str(index)
+        bucketed: Bucket | None = None
+        there = str(index.parent)
         if options.source == "http":
             served = open_.enter_context(serving(index.parent, options.delay, options.rate))
-            catalog = f"{served.url}/{index.name}"
-        weights = what.name if what.name == "nano" else str(_saved(what, folder / f"{what.name}.safetensors"))
+            there = served.url
+        elif options.source == "s3":
+            bucketed = open_.enter_context(bucket(folder))
+            bucketed.take(index.parent)
+            there = bucketed.url
+        given = {} if bucketed is None else bucketed.options
+        weights = what.name if what.name == "nano" else str(saved_weights(what, folder / f"{what.name}.safetensors"))
         plan: Plan | None = None
         for turn in range(repeats):
-            # As fp16, which the recorded figures are of; `benchmarks/stored.py` compares codes with it.
-            asked = Selection(
-                boxes=parse_bbox(*box), interval=parse_interval(interval), catalog=catalog, weights=weights,
-                out=str(folder / f"cube-{turn}.zarr"), precision=options.precision, storage="fp16",
+            asked = Asked(
+                f"{there}/{index.name}", box, interval, weights, str(folder / f"cube-{turn}.zarr"), options.precision,
+                gpu, threads, given,
             )  # fmt: skip
-            running = Running(gpus_per_actor=1.0 if gpu else 0.0, actors=1)  # scored as production does it
             console.print(f"the whole job, {turn + 1} of {repeats}")
-            jobs.append(whole_job(asked, running, folder / "spans", served))
+            jobs.append(local_job(asked, folder / "spans", served or bucketed, stub=options.stub))
             if options.stub:
                 continue
             if plan is None:
                 (text,) = CubeStore.stored_plans(asked.out)
-                plan = Plan.from_json(text)
+                # The encoder alone reads no source: its windows come from the files themselves, whoever serves them.
+                plan = Plan.from_json(text.replace(there, str(index.parent)))
                 windows = _pixels(plan)
                 encode = _encoder_alone(plan, weights, device.type, threads)
             console.print(f"the encoder alone, {turn + 1} of {repeats}")
             alone.append(len(windows) / encode(windows))
+        server_alone = None if bucketed is None else bucketed.alone(COLLECTION)
     best = max(jobs, key=lambda job: job.windows / job.units)
     rate = best.windows / best.units
     whole = max(job.windows / job.whole for job in jobs)
@@ -168,11 +178,12 @@ def measure(options: Options, console: Console) -> Report:
 
     ours = (variant(UNITS, rate), variant(f"{OURS}, whole job with its start", whole))
     figures: dict[str, Any] = {"rates": [job.windows / job.units for job in jobs], **best.stages()}
-    if best.requests is not None and best.bytes is not None:
-        figures |= {
-            "requests_per_window": best.requests / best.windows,
-            "kB_per_window": best.bytes / best.windows / 1e3,
-        }
+    if best.requests is not None:
+        figures["requests_per_window"] = best.requests / best.windows
+    if best.bytes is not None:
+        figures["kB_per_window"] = best.bytes / best.windows / 1e3
+    if server_alone is not None:
+        figures["server_alone_MB_per_s"] = server_alone
     if not options.stub:
         figures |= {"share_of_encoder": rate / reference, "device_idle_share": idle}
     return Report(
@@ -181,7 +192,8 @@ def measure(options: Options, console: Console) -> Report:
         {
             "windows": best.windows, "dates": dates, "repeats": repeats, "batch": 1 if not gpu else "see numerics",
             "numerics": dict(plan.numerics) if plan else {}, "source": options.source, "block": options.block,
-            "stub": options.stub, **({"delay_ms": options.delay, "MB/s": options.rate} if served else {}),
+            "files": "JPEG 2000" if options.jp2 else "COG", "stub": options.stub,
+            **({"delay_ms": options.delay, "MB/s": options.rate} if served else {}),
             "thread_seconds": {kind: round(seconds, 2) for kind, seconds in best.busy.items()},
             "cpu_seconds": {kind: round(seconds, 2) for kind, seconds in best.worked.items()},
         },
@@ -191,7 +203,7 @@ def measure(options: Options, console: Console) -> Report:
 
 
 @contextlib.contextmanager
-def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> Iterator[None]:
+def private_ray(threads: int, log: Path, *, gpu: bool) -> Iterator[None]:
     """A private Ray of so many cores whose workers note what they do in `log`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:
@@ -199,13 +211,13 @@ def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> It
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    here, stand_in = str(Path(__file__).resolve().parents[1]), {probe.STUB: "1"} if stub else {}
+    here = str(Path(__file__).resolve().parents[1])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     ray.init(
         address="local", num_cpus=threads, num_gpus=None if gpu else 0, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=128 * 2**20,
         runtime_env={
-            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log), **stand_in},
+            "env_vars": {"PYTHONPATH": os.pathsep.join(paths), probe.LOG: str(log)},
             "worker_process_setup_hook": f"{probe.__name__}.{probe.install.__name__}",
         },
     )  # fmt: skip
@@ -215,28 +227,41 @@ def private_ray(threads: int, log: Path, *, gpu: bool, stub: bool = False) -> It
         ray.shutdown()
 
 
-def _saved(what: Subject, path: Path) -> Path:
+def saved_weights(what: Subject, path: Path) -> Path:
     """The subject's weights as a file that actors can load."""
     assert what.vae.meta is not None
     save_weights(what.vae, path, what.vae.meta)
     return path
 
 
-def whole_job(asked: Selection, running: Running, log: Path, served: Served | None = None) -> Job:
-    """Run the job once, and say what its actors noted. EocubeError where nothing was encoded."""
+def local_job(asked: Asked, log: Path, server: Served | Bucket | None, *, stub: bool) -> Job:
+    """Run the job once, cold and in a process of its own, and say what that noted."""
     before = len(probe.units(log))
-    if served is not None:
-        served.counts()
+    asked_before = server.requests() if isinstance(server, Bucket) else 0
+    if isinstance(server, Served):
+        server.counts()
+    ended = run_apart(asked, log, stub=stub)
+    counts = server.counts() if isinstance(server, Served) else {}
+    if isinstance(server, Bucket):
+        counts = {"requests": server.requests() - asked_before}
+    return _job(ended, probe.units(log)[before:], counts)
+
+
+def whole_job(asked: Selection, running: Running, log: Path) -> Job:
+    """Run the job once on the Ray that there is, and say what its actors noted."""
+    before = len(probe.units(log))
     began = time.perf_counter()
     outcome = encode_region(asked, running, Showing(quiet=True))
-    whole = time.perf_counter() - began
-    counts = served.counts() if served is not None else {}
-    noted = probe.units(log)[before:]
-    windows = outcome.counts.get(State.OK, 0)
-    if not windows:
+    ended = Ended(outcome.counts.get(State.OK, 0), time.perf_counter() - began)
+    return _job(ended, probe.units(log)[before:], {})
+
+
+def _job(ended: Ended, noted: Sequence[probe.Noted], counts: Mapping[str, int]) -> Job:
+    """EocubeError where nothing was encoded."""
+    if not ended.windows:
         raise EocubeError("no window was encoded: run `python jobs/encode_region.py --demo` to see why")
     return Job(
-        windows, whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
+        ended.windows, ended.whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
         {kind: probe.worked(noted, kind) for kind in probe.STAGES}, probe.processor(noted),
         counts.get("requests"), counts.get("bytes"),
     )  # fmt: skip

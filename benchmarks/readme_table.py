@@ -47,6 +47,8 @@ def load(folder: Path) -> list[dict[str, Any]]:
             raise ResultError(f"{path.name} is no JSON: {error}") from error
         if not isinstance(document, dict) or document.get("benchmark") not in ORDER:
             continue  # another measurement's, such as read_path's
+        if document.get("settings", {}).get("stub"):
+            continue  # of reading and writing alone, which NOTES.md tells of
         missing = {"machine", "model", "reference", "variants", "settings"} - document.keys()
         if missing:
             raise ResultError(f"{path.name} lacks {', '.join(sorted(missing))}: measure it again")
@@ -175,7 +177,11 @@ def renewed(document: str, text: str, name: str) -> str:
 def whole_jobs(folder: Path) -> dict[str, str]:
     """The results of the pipeline in a folder, by the files' names."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))}
-    return {name: text for name, text in texts.items() if json.loads(text).get("benchmark") == "pipeline"}
+    documents = {name: json.loads(text) for name, text in texts.items()}
+    return {
+        name: texts[name] for name, of in documents.items()
+        if of.get("benchmark") == "pipeline" and not of.get("settings", {}).get("stub")
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str], folder: Path = HERE, readme: Path = README) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.shutil import copy as gdal_copy
 from rasterio.warp import transform_bounds
 
 from benchmarks.scenes import COLLECTION, EVERY, redated
@@ -25,9 +26,12 @@ _INSIDE = 100.0
 """Metres that the box keeps from the outermost windows' edges, which lines of longitude do not follow."""
 
 
-def shard_scenes(folder: Path, dates: int, side: int, block: int = BLOCK) -> tuple[Path, str, BBox]:
+def shard_scenes(
+    folder: Path, dates: int, side: int, block: int = BLOCK, *, jpeg2000: bool = False
+) -> tuple[Path, str, BBox]:
     """One Sentinel-2 scene a date over `side` x `side` windows of one shard, from its north-western corner on.
 
+    jpeg2000: files as the mission's own products have them, lossless, where archives give nothing else.
     The dates' files are links to the first's: written once, and yet opened and unpacked date by date.
 
     Returns:
@@ -46,7 +50,7 @@ def shard_scenes(folder: Path, dates: int, side: int, block: int = BLOCK) -> tup
     written.mkdir(parents=True)
     assets = {
         key: _widened(original.parent / asset["href"], written, asset, left - _BEYOND, top + _BEYOND,
-                      ground + 2 * _BEYOND, block)
+                      ground + 2 * _BEYOND, block, jpeg2000)
         for key, asset in described["assets"].items() if key != "visual"
     }  # fmt: skip
     items = []
@@ -68,7 +72,14 @@ def shard_scenes(folder: Path, dates: int, side: int, block: int = BLOCK) -> tup
 
 
 def _widened(
-    source: Path, folder: Path, asset: Mapping[str, Any], left: float, top: float, ground: float, block: int
+    source: Path,
+    folder: Path,
+    asset: Mapping[str, Any],
+    left: float,
+    top: float,
+    ground: float,
+    block: int,
+    jpeg2000: bool,
 ) -> dict[str, Any]:
     """Write an asset's pixels, mirrored until they cover `ground` metres a side; the asset that leads there."""
     with rasterio.open(source) as raster:
@@ -82,4 +93,14 @@ def _widened(
     classes = image.dtype == np.uint8
     resampling = "nearest" if classes else "average"
     write_cog(folder / source.name, wide, DEMO_EPSG, left, top, pixel, nodata, resampling, block)
-    return {k: v for k, v in asset.items() if not k.startswith("proj:")} | {"href": f"./{source.name}"}
+    described = {k: v for k, v in asset.items() if not k.startswith("proj:")}
+    if not jpeg2000:
+        return described | {"href": f"./{source.name}"}
+    name = f"{source.stem}.jp2"
+    gdal_copy(
+        folder / source.name, folder / name, driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES",
+        BLOCKXSIZE=str(block), BLOCKYSIZE=str(block),
+    )  # fmt: skip
+    (folder / f"{name}.aux.xml").unlink(missing_ok=True)  # archives have none
+    (folder / source.name).unlink()
+    return described | {"href": f"./{name}", "type": "image/jp2"}

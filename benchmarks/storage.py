@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +22,7 @@ import eocube
 from benchmarks.forward import choose_device, positive, relative_error
 from benchmarks.machine import describe, has_native_bf16
 from benchmarks.results import OURS, Report, Variant
+from benchmarks.s3_server import Bucket, bucket, missing
 from benchmarks.scenes import scenes
 from benchmarks.subjects import Asked, Subject, subject
 from benchmarks.timing import Timed, interleave
@@ -51,8 +46,6 @@ Block = npt.NDArray[Any]
 WRITE_BASE, READ_BASE, DECODE_BASE = "zarr-python, write", "zarr-python, read", "unfused decode"
 SHARDS = 4
 """Shards that a round writes, one a date."""
-START_PATIENCE = 30.0
-"""Seconds to wait for the S3 server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +55,11 @@ class _Place:
     name: str
     url: str
     options: Mapping[str, Any] | None = None
-    log: Path | None = None
+    server: Bucket | None = None
 
     def requests(self) -> int | None:
         """Requests for shards so far, of any kind, by the server's own log; None for a folder."""
-        if self.log is None:
-            return None
-        return len(re.findall(r'"[A-Z]+ /\S*latent(?:/|%2F)c', self.log.read_text(errors="replace")))
+        return None if self.server is None else self.server.requests("latent(?:/|%2F)c")
 
 
 def measure(options: Asked, console: Console) -> Report:
@@ -92,10 +83,11 @@ def measure(options: Asked, console: Console) -> Report:
         console.print("encoding a cube to work with")
         plan, url = demo_cube(what, folder, device.type, threads, quick=options.quick)
         places = [_Place("local folder", str(folder))]
-        if find_spec("moto") is None or find_spec("flask") is None:
-            not_run["S3"] = "moto's server is not installed: pip install 'moto[server]'"
+        if why := missing():
+            not_run["S3"] = why
         else:
-            places.append(stack.enter_context(_s3(folder)))
+            there = stack.enter_context(bucket(folder))
+            places.append(_Place("S3 wire", there.url, there.options, there))
         for place in places:
             console.print(f"shards: {place.name}")
             variants += _shards(plan, url, place, repeats)
@@ -276,37 +268,3 @@ class _Unfused:
         y = self._vae.decode(z, self._wavelengths)
         found: Block = self._pixels.from_zscore(y)[0].float().cpu().numpy()
         return found
-
-
-@contextlib.contextmanager
-def _s3(folder: Path) -> Iterator[_Place]:
-    """moto's S3 in a process of its own, with an empty bucket."""
-    log = folder / "requests.log"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    options = {"client_kwargs": {"endpoint_url": endpoint}, "key": "testing", "secret": "testing"}
-    with log.open("w", encoding="utf-8") as words:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=words, stderr=words
-        )
-        try:
-            _wait_for(port, server)
-            import s3fs
-
-            s3fs.S3FileSystem(**options, skip_instance_cache=True).mkdir("benchmark")
-            yield _Place("S3 wire", "s3://benchmark", options, log)
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return once the server listens."""
-    until = time.monotonic() + START_PATIENCE
-    while server.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise StoreError(f"moto's S3 server did not listen within {START_PATIENCE:.0f} s")

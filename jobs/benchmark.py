@@ -1,4 +1,4 @@
-"""Measure eocube against its reference: `python jobs/benchmark.py encoder|decoder|pipeline|store --help`."""
+"""Measure eocube against its reference: `python jobs/benchmark.py encoder|decoder|pipeline|race|store --help`."""
 
 import sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,37 +173,53 @@ def _settlements(seed: int, y: F32, x: F32, bend: F32, rough: F32, dry: Mask) ->
     return _Settlement(area, cover, green)
 
 
-def make_ground(seed: int, shape: tuple[int, int], offset: float = 0.0) -> Ground:
-    """The geography for a seed on (H, W) cells of 5 m. offset: metres added to the elevation."""
+_NOISE = {
+    1: (1400.0, 3.0), 2: (900.0, 2.2), 3: (800.0, 1.6), 6: (3200.0, 2.35), 8: (2600.0, 2.1), 9: (500.0, 2.0),
+    10: (1500.0, 2.5), 11: (1100.0, 2.7), 12: (900.0, 1.3), 13: (260.0, 1.5),
+}  # fmt: skip
+"""Of each fractal field that the ground is made of, by its stream: largest wavelength in metres, exponent."""
+
+
+def make_ground(seed: int, shape: tuple[int, int], offset: float = 0.0, threads: int = 1) -> Ground:
+    """The geography for a seed on (H, W) cells of 5 m, the same whatever the number of threads.
+
+    offset: metres added to the elevation.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        return _made(pool, seed, shape, offset)
+
+
+def _made(pool: ThreadPoolExecutor, seed: int, shape: tuple[int, int], offset: float) -> Ground:
     y, x = _grid(shape)
     extent = (shape[0] * FINE, shape[1] * FINE)
-    bend = 70 * fractal(stream(seed, 1), shape, 1400 / FINE, 3.0)
-    rough = fractal(stream(seed, 2), shape, 900 / FINE, 2.2)
-    moist = fractal(stream(seed, 3), shape, 800 / FINE, 1.6)
+    rivers = pool.submit(lambda: _distance_to(_meander(stream(seed, 4), extent), shape))
+    drawn = pool.map(
+        lambda which: fractal(stream(seed, which), shape, _NOISE[which][0] / FINE, _NOISE[which][1]), _NOISE
+    )
+    noise = dict(zip(_NOISE, drawn, strict=True))
+    bend, rough, moist, hills, copse, pits = 70 * noise[1], noise[2], noise[3], noise[6], noise[9], noise[11]
+    river = rivers.result()
+    settled = pool.submit(_settlements, seed, y, x, bend, rough, river > 60)
 
-    river = _distance_to(_meander(stream(seed, 4), extent), shape)
     upland = smoothstep(250, 1700, river + 220 * rough)
-    hills = fractal(stream(seed, 6), shape, 3200 / FINE, 2.35)
     elevation = 330 + offset + 85 * upland + (8 + 46 * upland) * hills
 
     labels, centres = _blocks(stream(seed, 7), y, x, 640.0, bend)
     floodplain = river < 260 + 80 * rough
-    fields = _fields(seed, y, x, labels, centres, floodplain)
+    parted = pool.submit(_fields, seed, y, x, labels, centres, floodplain)
 
-    wood = fractal(stream(seed, 8), shape, 2600 / FINE, 2.1) + 0.55 * hills + 0.9 * (upland - 0.62)
+    wood = noise[8] + 0.55 * hills + 0.9 * (upland - 0.62)
     forest = wood > 0.55
-    copse = fractal(stream(seed, 9), shape, 500 / FINE, 2.0)
     forest |= (copse > 2.25) | ((river < 70) & (copse > 0.35))
 
-    width = 22 + 6 * fractal(stream(seed, 10), shape, 1500 / FINE, 2.5)
-    pits = fractal(stream(seed, 11), shape, 1100 / FINE, 2.7)
+    width = 22 + 6 * noise[10]
     lake = (river > 140) & (river < 800) & (pits > 1.5)
     stream_bed = river < width
     water = stream_bed | lake
     bank = (river < width + 11) & (copse < -0.8) & ~water
 
-    town = _settlements(seed, y, x, bend, rough, river > 60)
     road = _roads(seed, y, x, labels, bend)
+    town, fields = settled.result(), parted.result()
 
     cover = np.full(shape, Cover.SOIL_DARK, dtype=np.uint8)
     green = np.zeros(shape, dtype=np.float32)
@@ -214,7 +231,7 @@ def make_ground(seed: int, shape: tuple[int, int], offset: float = 0.0) -> Groun
         green[where] = plants[where] if isinstance(plants, np.ndarray) else plants
         crop[where] = NO_CROP
 
-    leafy = fractal(stream(seed, 12), shape, 900 / FINE, 1.3) > 0.1
+    leafy = noise[12] > 0.1
     trees = np.where(leafy, Cover.BROADLEAF, Cover.CONIFER).astype(np.uint8)
     built = town.area & ~water
     forest &= ~built
@@ -230,7 +247,7 @@ def make_ground(seed: int, shape: tuple[int, int], offset: float = 0.0) -> Groun
     lay(road.paved & ~lake, Cover.ASPHALT, 0.05)
     return Ground(
         elevation=elevation.astype(np.float32), crop=crop, vigour=fields.vigour,
-        patchiness=fractal(stream(seed, 13), shape, 260 / FINE, 1.5), rows=fields.rows,
+        patchiness=noise[13], rows=fields.rows,
         margin=fields.margin, cover=cover, green=green, forest=forest & ~road.paved & ~water,
         water=water, built=built & ~road.paved, moisture=smoothstep(-1.5, 1.5, moist - 0.5 * upland + 0.4),
     )  # fmt: skip

@@ -28,13 +28,16 @@ def fractal(
     """
     padded = tuple(scipy.fft.next_fast_len(int(n + min(largest, 0.5 * n)), real=True) for n in shape)
     noise = rng.standard_normal(padded, dtype=np.float32)
-    k2 = scipy.fft.fftfreq(padded[0])[:, None] ** 2 + scipy.fft.rfftfreq(padded[1])[None] ** 2
+    half = padded[0] // 2 + 1  # negative frequencies have the gain of positive ones: a power each for half the rows
+    k2 = scipy.fft.fftfreq(padded[0])[:half, None] ** 2 + scipy.fft.rfftfreq(padded[1])[None] ** 2
     gain = (k2 + 1.0 / largest**2) ** (-exponent / 2)
     if smallest:
         gain *= np.exp(-k2 * smallest**2)
     gain[0, 0] = 0
-    spectrum = scipy.fft.rfft2(noise) * gain.astype(np.float32)
-    field = scipy.fft.irfft2(spectrum, s=padded)[: shape[0], : shape[1]]
+    spectrum = scipy.fft.rfft2(noise)
+    spectrum[:half] *= gain.astype(np.float32)
+    spectrum[half:] *= gain[padded[0] - half : 0 : -1].astype(np.float32)
+    field = scipy.fft.irfft2(spectrum, s=padded, overwrite_x=True)[: shape[0], : shape[1]]
     return np.asarray((field - field.mean()) / (field.std() + 1e-12), dtype=np.float32)
 
 

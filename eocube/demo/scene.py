@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -159,12 +160,14 @@ def observe(image: F32, factor: int, rng: np.random.Generator) -> F32:
     return np.maximum(mean + noise, np.float32(-0.01))
 
 
-def sense_s2(surface: Surface, air: Air, seed: int) -> dict[str, F32]:
-    """Every band at its native sampling: name -> reflectance (H, W)."""
-    return {
-        name: observe(radiance(surface, air, k), int(NATIVE[k] / FINE), stream(seed, 40, k))
-        for k, name in enumerate(BANDS)
-    }
+def sense_s2(surface: Surface, air: Air, seed: int, threads: int = 1) -> dict[str, F32]:
+    """Every band at its native sampling: name -> reflectance (H, W); so many of them drawn at once."""
+
+    def seen(k: int) -> F32:
+        return observe(radiance(surface, air, k), int(NATIVE[k] / FINE), stream(seed, 40, k))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(BANDS, pool.map(seen, range(len(BANDS))), strict=True))
 
 
 def classify(ground: Ground, surface: Surface, air: Air, season: Season) -> U8:

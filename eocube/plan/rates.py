@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from eocube.errors import InputError, SourceError
+from eocube.net.trust import here
 from eocube.plan.plan import Plan
 from eocube.read.reader import WindowPixels, WindowReader
 
@@ -56,13 +57,15 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
         device: "cpu" or "cuda".
         path: a benchmark's JSON to take; None takes those that ship with the package.
 
-    Of several, one of the same machine, of the whole pipeline rather than the encoder alone, and the fastest.
+    Of several, one of the same machine, of the whole pipeline rather than the encoder alone, over sources as near as
+    the plan's, and the fastest. What differs is said with it.
 
     Raises:
         InputError: `path` cannot be read or is no benchmark.
     """
-    here = machine_name(device)
-    found: list[tuple[bool, bool, float, str]] = []
+    machine_here = machine_name(device)
+    remote = any(not here(source.href) for scene in plan.scenes for source in scene.sources)
+    found: list[tuple[bool, bool, bool, float, str]] = []
     for file in [Path(path)] if path is not None else sorted(RECORDED.glob("*.json")):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
@@ -71,6 +74,7 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
             raise InputError(f"{file}: no benchmark that jobs/benchmark.py wrote ({error})") from error
         if document.get("benchmark", "encoder") not in ("encoder", "pipeline"):
             continue
+        far = document.get("settings", {}).get("source") == "http"
         if plan.product.network not in _WEIGHTS.get(model, (model,)):
             continue
         on = str(machine.get("gpu") if device == "cuda" else machine.get("cpu"))
@@ -79,7 +83,8 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
             kind, dtype = str(variant["device"]).split(":")[0], _DTYPES.get(str(variant["dtype"]).split(".")[-1])
             if kind != device or dtype != plan.product.precision or not rate or any(w in name for w in _NOT_OURS):
                 continue
-            found.append((on == here, "pipeline" in name or "share_of_encoder" in document, float(rate), on))
+            whole = "pipeline" in name or "share_of_encoder" in document
+            found.append((on == machine_here, whole, not whole or far == remote, float(rate), on))
     if path is not None and not found:
         raise InputError(
             f"{path} has no figure for {plan.product.network} in {plan.product.precision} on {device}: "
@@ -87,8 +92,10 @@ def recorded(plan: Plan, device: str, path: str | None = None) -> Rate | None:
         )
     if not found:
         return None
-    same, whole, rate, on = max(found)
+    same, whole, alike, rate, on = max(found)
     what = "whole job" if whole else "encoder alone"
+    if not alike:
+        what += f", its sources {'on a disk' if remote else 'far away'}"
     return Rate(rate, f"recorded on {on}, {what}" + ("" if same else "; not this machine: --calibrate 16 measures it"))
 
 

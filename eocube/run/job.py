@@ -37,6 +37,7 @@ from eocube.run.request import (
     Request,
     default_gpus,
     demonstration,
+    import_meanwhile,
     make_plans,
     new_run_id,
     product_of,
@@ -116,6 +117,8 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
 
         show(forecasts(plans, showing, request.device, source_options), as_json=showing.json)
         return Outcome(Exit.DONE, (), {})
+    if showing.quicklook:
+        import_meanwhile("eocube.cube.quicklook", "eocube.report.source_pixels")
     run_id = new_run_id()
     fraction = 1.0 if running.demo else request.verify_fraction
     limits = Limits(memory=request.memory, max_cloud=request.max_cloud, verify_fraction=fraction)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from eocube.scenes.search import drop_cloudy, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from eocube.store.receipts import State
+from model.chip import may_have_gpu, multiplies_bf16
 
 SHARD_PX = 1920
 """Pixels along a shard, where whole cores make it up: 19.2 km at 10 m, whatever the product's cells."""
@@ -197,11 +201,7 @@ def said(value: float) -> str:
 
 def fastest_on_cpu() -> str:
     """The precision that this machine's CPU is fastest in, bf16 or fp32."""
-    import torch
-
-    from model.chip import fastest_cpu_dtype
-
-    return "bf16" if fastest_cpu_dtype() == torch.bfloat16 else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def network_limits(running: Running) -> NetworkLimits:
@@ -230,10 +230,22 @@ def one_of(value: str, known: Sequence[str], flag: str) -> str:
     raise InputError(f"{flag}: no {value!r}, there is {', '.join(known)}{hint}")
 
 
+def import_meanwhile(*modules: str) -> None:
+    """Import modules on a thread, for whoever needs them soon; what cannot be imported is left for those to tell."""
+
+    def load() -> None:
+        with suppress(Exception):
+            for module in modules:
+                importlib.import_module(module)
+
+    threading.Thread(target=load, name="imports", daemon=True).start()
+
+
 def demonstration(selection: Selection, showing: Showing, folder: Path) -> tuple[Selection, Showing]:
     """What the demonstration encodes and shows: its own catalogue, box and dates, everything below one folder."""
     from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME, make_demo
 
+    import_meanwhile("eocube.products.eo_vae")  # torch, a second or more of which the drawing does not wait
     catalog = make_demo(folder / "catalog")
     asked = replace(
         selection, boxes=parse_bbox(*DEMO_BBOX), interval=parse_interval(DEMO_DATETIME), catalog=str(catalog),
@@ -317,6 +329,8 @@ def default_gpus(asked: float | None) -> float:
     """
     if asked is not None:
         return asked
+    if not may_have_gpu():
+        return 0.0
     import torch
 
     return 1.0 if torch.cuda.is_available() else 0.0

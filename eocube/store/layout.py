@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import zarr
 from pyproj import CRS
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from eocube.ground.grid import CubeGrid
 from eocube.products.spec import Product
@@ -325,6 +322,10 @@ def _coordinates(plan: StorePlan) -> dict[str, tuple[tuple[str, ...], Block, dic
 
 def template(plan: StorePlan) -> dict[str, bytes]:
     """Every object of a new store but the root's zarr.json, the results and the commits: {key: bytes}."""
+    import zarr
+    from zarr.abc.buffer import Buffer
+    from zarr.storage import MemoryStore
+
     objects: dict[str, Buffer] = {}
     store = MemoryStore(objects)
     attributes = _array_attributes(plan)

@@ -6,21 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.buffer.cpu import Buffer as CpuBuffer
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.storage import MemoryStore
 
 from eocube.products.storage import Packing
 
+if TYPE_CHECKING:  # zarr is imported by what packs or unpacks: a plan does neither
+    import zarr
+    from zarr.abc.buffer import Buffer
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    Compressors = tuple[ZstdCodec] | tuple[BloscCodec, Crc32cCodec]
+
 Block = npt.NDArray[Any]
 _PLANES = 2
-Compressors = tuple[ZstdCodec] | tuple[BloscCodec, Crc32cCodec]
 
 
 def compressors(packing: Packing = "zstd", chunks: Sequence[int] = (), dtype: str = "uint8") -> Compressors:
@@ -30,6 +31,8 @@ def compressors(packing: Packing = "zstd", chunks: Sequence[int] = (), dtype: st
     block is `_PLANES` channels, so that those of few values have an alphabet of their own. On a chunk of 13 bands 16.8
     bytes a cell; 18.9 where a block is all channels, 18.5 as bit planes, 18.9 as int8, with no room for clouds.
     """
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
     if packing == "zstd":
         return (ZstdCodec(level=3, checksum=True),)
     block = _PLANES * math.prod(chunks[2:]) * np.dtype(dtype).itemsize
@@ -59,6 +62,9 @@ class ShardCodec:
         return "/".join(["c", *["0"] * len(self.shape)])
 
     def _array(self, objects: dict[str, Buffer]) -> zarr.Array[Any]:
+        import zarr
+        from zarr.storage import MemoryStore
+
         return zarr.create_array(
             MemoryStore(objects), shape=self.shape, shards=self.shape, chunks=self.chunks, dtype=self.dtype,
             fill_value=self.fill, compressors=compressors(self.packing, self.chunks, self.dtype),
@@ -79,7 +85,7 @@ class ShardCodec:
         """Which part of a shard object is damaged, by its own checksums: the index or inner chunks; None for none."""
         objects: dict[str, Buffer] = {}
         array = self._array(objects)
-        objects[self._key] = CpuBuffer.from_bytes(data)
+        objects[self._key] = _buffer(data)
         bad: list[str] = []
         places = list(product(*(range(n // c) for n, c in zip(self.shape, self.chunks, strict=True))))
         for place in places:
@@ -97,5 +103,11 @@ class ShardCodec:
         """The whole shard. Raises ValueError or RuntimeError when index or chunks are damaged."""
         objects: dict[str, Buffer] = {}
         array = self._array(objects)
-        objects[self._key] = CpuBuffer.from_bytes(data)
+        objects[self._key] = _buffer(data)
         return np.asarray(array[...])
+
+
+def _buffer(data: bytes) -> Buffer:
+    from zarr.buffer.cpu import Buffer as CpuBuffer
+
+    return CpuBuffer.from_bytes(data)

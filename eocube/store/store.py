@@ -12,10 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.buffer.cpu import Buffer as CpuBuffer
-from zarr.storage import MemoryStore
 
 from eocube.errors import StoreError
 from eocube.net.objects import Objects, storing
@@ -229,6 +225,11 @@ class CubeStore:
 
     def _array(self, name: str) -> Block:
         """A small array whole. Its objects come by the target's own requests: counted, limited, made again."""
+        import zarr
+        from zarr.abc.buffer import Buffer
+        from zarr.buffer.cpu import Buffer as CpuBuffer
+        from zarr.storage import MemoryStore
+
         keys = [key for key in self.target.keys(name) if key == f"{name}/{ROOT}" or is_chunk(key, name)]
         objects: dict[str, Buffer] = {
             key: CpuBuffer.from_bytes(data) for key, data in zip(keys, self.target.get_many(keys), strict=True)

@@ -9,10 +9,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
+
+from eocube.store.receipts import State
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"name", "device", "dtype", "windows_per_s", "ratio", "relative_error", "tflops", "peak_memory_gb"}
@@ -148,7 +153,7 @@ def test_flops_are_those_of_the_specification(job: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["speed"], "no command 'speed', there is encoder, decoder, pipeline, store"),
+        (["speed"], "no command 'speed', there is encoder, decoder, pipeline, race, store"),
         (["encoder", "--model", "nan0"], "no 'nan0', there is published and nano; did you mean nano?"),
         (["encoder", "--repeats", "0"], "--repeats is at least 1, not 0"),
         (["encoder", "--device", "tpu"], "no 'tpu', there is cpu and cuda"),
@@ -156,6 +161,8 @@ def test_flops_are_those_of_the_specification(job: ModuleType) -> None:
         (["encoder", "--speed", "1"], "--speed"),
         (["encoder", "--json", "."], "--json: . is a folder; name a file"),
         (["pipeline", "--dates", "0"], "--dates is at least 1, not 0"),
+        (["race", "--source", "ftp"], "--source is local or http, not ftp"),
+        (["race", "--catalog", "catalog.json"], "--catalog needs --bbox W S E N and --datetime A/B"),
         (["store", "--model", "huge"], "no 'huge', there is published and nano"),
     ],
 )
@@ -288,6 +295,66 @@ def test_pipeline_and_store(tmp_path: Path) -> None:
         else:
             assert rates["eocube, write, S3 wire", "float16"]["requests_per_unit"] == 1
             assert rates["eocube, decode", "fp32"]["relative_error"] <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_race_and_pipeline_over_http(tmp_path: Path) -> None:
+    """Both sides encode the same: the tiny network's latents agree, as far as whole numbers in between let them."""
+    pytest.importorskip("odc.stac", reason="the race runs against odc-stac")
+    for name, more in (("race", []), ("pipeline", ["--device", "cpu", "--block", "512"])):
+        path = tmp_path / f"{name}.json"
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "benchmark.py"), name, "--model", "tiny", "--quick", "--repeats", "1",
+             "--dates", "1", "--source", "http", "--delay", "2", "--json", str(path), *more],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(path.read_text())
+        assert found["settings"]["windows"] == 25
+        if name == "race":
+            usual, ours = found["variants"]
+            assert usual["ratio"] == 1 and 0 < ours["relative_error"] <= found["settings"]["tolerance"]
+            assert all(v["MB"] > 1 and v["requests"] > 13 and v["peak_memory_gb"] > 0.1 for v in (usual, ours))
+        else:
+            stages = found["processor_ms_per_window"]
+            whole = stages.pop("whole")
+            assert sum(stages.values()) == pytest.approx(whole, abs=0.1) and stages["rest"] >= 0
+            assert found["requests_per_window"] > 0 and found["kB_per_window"] > 0
+
+
+def test_a_race_tells_whether_both_made_the_same() -> None:
+    race = pytest.importorskip("benchmarks.race", reason="the race runs against odc-stac")
+    plan = SimpleNamespace(grid=SimpleNamespace(lattice=SimpleNamespace(core=2, cell=80)))
+    rng = np.random.default_rng(0)
+    days = np.array(["2024-05-01T10:00", "2024-05-08T10:00"], dtype="datetime64[ns]")
+    whole = rng.standard_normal((2, 3, 6, 8)).astype(np.float32)  # our arrays reach a core beyond, north and west
+    status = np.full((2, 3, 4), int(State.OUTSIDE), np.uint8)
+    status[:, 1:, 1:] = State.OK
+    status[0, 2, 2] = State.NODATA
+    valid = np.full(status.shape, 100, np.uint8)
+    valid[1, 1, 1] = 99
+
+    def cube(values: np.ndarray, moments: np.ndarray, y0: float, x0: float, **more: Any) -> xr.Dataset:
+        y, x = y0 - 80.0 * np.arange(values.shape[2]), x0 + 80.0 * np.arange(values.shape[3])
+        return xr.Dataset(
+            {"latent": (("time", "channel", "y", "x"), values), **more}, {"time": moments, "y": y, "x": x}
+        )
+
+    grid = {"status": (("time", "wy", "wx"), status), "valid_percent": (("time", "wy", "wx"), valid)}
+    ours = cube(whole, days, 5000.0, 1000.0, **grid)
+    usual = cube(whole[::-1, :, 2:, 2:], days[::-1] + np.timedelta64(1, "s"), 4840.0, 1160.0)
+    assert race.compared(usual, ours, plan) == (11, 0.0)
+    off = usual.copy(deep=True)
+    off.latent[:, :, 2:4, 4:6] += 1.0  # of the second day: the first has no data there
+    assert race.compared(off, ours, plan)[1] > 0.1
+    off = usual.copy(deep=True)
+    off.latent[0, :, 0:2, 0:2] += 1.0  # where a pixel lacks: not compared
+    assert race.compared(off, ours, plan) == (11, 0.0)
+    from benchmarks.results import BadInputError
+
+    with pytest.raises(BadInputError, match="dates"):
+        race.compared(usual.isel(time=[0]), ours, plan)
 
 
 def test_readme_section_is_made_from_results(

@@ -100,7 +100,7 @@ def test_weights_not_trained_for_the_sensor(tmp_path: Path, demo_catalog: Path, 
     assert not (tmp_path / "cube.zarr").exists()
 
 
-HEAVY = ("xarray", "dask", "pandas", "scipy", "ray", "matplotlib")
+HEAVY = ("xarray", "dask", "pandas", "scipy", "ray", "matplotlib", "zarr")
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model import fused_gpu
-from model.chip import cpu_flags, fastest_cpu_dtype
+from model.chip import cpu_flags, fastest_cpu_dtype, may_have_gpu
 from model.eo_vae import EOVAE
 from model.fused import FusedEncoder
 from model.fused_gpu import GpuDecoder, GpuEncoder, compiled, compiler_missing
@@ -158,3 +160,19 @@ def test_what_a_gpu_runs_is_one_graph_for_the_compiler(small_vae: EOVAE) -> None
     with torch.inference_mode():
         found = traced(pixels)
     torch.testing.assert_close(found, plain(native_pixels(2)), rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_drivers_library_no_gpu_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert may_have_gpu() == Path("/dev/kfd").exists()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: None)
+    assert may_have_gpu()
+
+
+def test_what_the_chips_can_do_is_told_without_torch() -> None:
+    code = "import sys; from model.chip import *; multiplies_bf16(), may_have_gpu(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from pyproj import Transformer
 
+from eocube.demo import catalogue
 from eocube.demo.catalogue import (
     BANDS,
     DEMO_BBOX,
@@ -53,10 +54,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(small: Path, tmp_path: Path) -> None:
-    again = make_demo(tmp_path / "again", bounds=SMALL)
+def test_same_seed_gives_the_same_bytes_on_any_number_of_threads_and_another_seed_does_not(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 5):
+        monkeypatch.setattr(catalogue, "_threads", lambda number=number: number)
+        again = make_demo(tmp_path / f"again-{number}", bounds=SMALL)
+        assert digests(again.parent) == digests(small.parent)
     other = make_demo(tmp_path / "other", bounds=SMALL, seed=7)
-    assert digests(again.parent) == digests(small.parent)
     changed = digests(other.parent)
     assert all(changed[k] != v for k, v in digests(small.parent).items() if k.endswith(("B04.tif", "vv.tif")))
 

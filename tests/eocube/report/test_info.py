@@ -76,6 +76,16 @@ def test_a_recorded_benchmark_gives_the_rate(plans: tuple[Plan, ...], tmp_path: 
     record.write_text(json.dumps({**document, "machine": {"cpu": "another"}}))
     other = recorded(plan, "cpu", str(record))
     assert other is not None and "not this machine" in other.source
+    far = {**document, "benchmark": "pipeline", "share_of_encoder": 0.9, "settings": {"source": "http"}}
+    record.write_text(json.dumps(far))
+    near = recorded(plan, "cpu", str(record))
+    assert near is not None and near.source.endswith("whole job, its sources far away")
+    scenes = tuple(
+        replace(s, sources=tuple(replace(b, href=f"https://cogs.example.org/{b.band}.tif") for b in s.sources))
+        for s in plan.scenes
+    )
+    alike = recorded(replace(plan, scenes=scenes), "cpu", str(record))
+    assert alike is not None and alike.source.endswith("whole job")
     with pytest.raises(InputError, match="--calibrate"):
         recorded(plan, "cuda", str(record))
     (found,) = forecasts(plans, Showing(benchmark=str(record), price=1.0), "cpu", None)
