@@ -30,7 +30,7 @@ from eocube.read.layers import Layer, Piece, check_piece
 from eocube.read.place import misplaced
 from eocube.read.source_shares import class_counts, cloud_cells
 from eocube.read.sources import Sources, check_place
-from eocube.read.window_pixels import UNKNOWN, Mask, WindowPixels, settled, without_gaps
+from eocube.read.window_pixels import UNKNOWN, Cut, Mask, WindowPixels, settled, without_gaps
 from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors.sensor import Sensor
 
@@ -284,13 +284,15 @@ class _Mosaic:
         area: Area,
         touching: Mapping[Window, tuple[Scene, ...]],
     ) -> None:
-        self._lattice, self._touching = lattice, touching
+        self._lattice, self._touching, self._area = lattice, touching, area
         self.windows = sorted(touching)
         self.place = {window: k for k, window in enumerate(self.windows)}
         self.groups = {
             sampling: _Group(sensor, Layout.of_group(lattice, area, sampling), buffers, indices, len(self.windows))
             for sampling, indices in sensor.groups(lattice.metres).items()
         }
+        self._arrays = {sampling: group.pixels for sampling, group in self.groups.items()}
+        self._steps = {sampling: group.layout.step for sampling, group in self.groups.items()}
         bands = 0
         for group in self.groups.values():
             group.column = list(range(bands, bands + len(group.indices)))
@@ -341,7 +343,8 @@ class _Mosaic:
         groups = {sampling: group.pixels[:, *parts[sampling]] for sampling, group in self.groups.items()}
         ids, read = tuple(self._used[window]), mask.bytes_read + int(self.read[k].sum())
         if all(group.full[k].all() for group in self.groups.values()):
-            return without_gaps(self._lattice, groups, mask, ids, read)
+            cut = Cut(self._arrays, self._steps, window.row - self._area.row0, window.col - self._area.col0)
+            return without_gaps(self._lattice, groups, mask, ids, read, cut)
         for group in self.groups.values():
             for layer in group.layers:
                 layer.blank()
