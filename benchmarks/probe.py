@@ -100,6 +100,7 @@ def install() -> None:
     import eocube.run.unit
     from eocube.products.base import Models
     from eocube.raster.opening import Raster
+    from eocube.read.mosaic import Mosaic
     from eocube.read.reader import WindowReader
     from eocube.run.selfcheck import SelfCheck
     from eocube.run.shard_batches import ShardBatches
@@ -110,8 +111,8 @@ def install() -> None:
     ledger, lock, tries = _Ledger(), threading.Lock(), tries_at_the_lock()
     for where, name, kind in (
         (eocube.raster.cache, "open_raster", OPEN), (Raster, "read", READ), (Raster, "mask", READ),
-        (eocube.read.shard._Mosaic, "__init__", SETTLE), (eocube.read.shard._Mosaic, "fill", SETTLE),
-        (eocube.read.shard._Mosaic, "cut", SETTLE), (eocube.read.shard, "check_piece", SETTLE),
+        (Mosaic, "__init__", SETTLE), (Mosaic, "fill", SETTLE),
+        (Mosaic, "cut", SETTLE), (eocube.read.shard, "is_plain", SETTLE), (eocube.read.shard, "check_piece", SETTLE),
         (eocube.read.shard, "class_counts", SETTLE), (eocube.read.shard, "cloud_cells", SETTLE),
         (WindowReader, "read", ALONE), (WindowReader, "mask", ALONE),
         (ShardBatches, "__init__", COPY), (ShardBatches, "batch", COPY), (SelfCheck, "check", VERIFY),
