@@ -84,6 +84,8 @@ class Job:
     """Processor seconds of the same threads."""
     processor: float
     """Processor seconds of the actors, whatever for, from their first unit's start to their last one's end."""
+    locked: float | None = None
+    """Seconds for which threads ran with the interpreter's lock; None where that was not measured."""
     requests: int | None = None
     """Of the server, catalogue included; None of local files."""
     bytes: int | None = None
@@ -101,7 +103,7 @@ class Job:
             "processor_ms_per_window": {"whole": round(self.each(self.processor), 2)}
             | {kind: round(ms, 2) for kind, ms in used.items()},
             "fetch_ms_per_window": {kind: round(ms, 2) for kind, ms in waits.items()},
-        }
+        } | ({} if self.locked is None else {"lock_ms_per_window": {"whole": round(self.each(self.locked), 3)}})
 
 
 def measure(options: Options, console: Console) -> Report:
@@ -263,7 +265,7 @@ def _job(ended: Ended, noted: Sequence[probe.Noted], counts: Mapping[str, int]) 
     return Job(
         ended.windows, ended.whole, probe.elapsed(noted), {kind: probe.busy(noted, kind) for kind in probe.STAGES},
         {kind: probe.worked(noted, kind) for kind in probe.STAGES}, probe.processor(noted),
-        counts.get("requests"), counts.get("bytes"),
+        probe.locked(noted), counts.get("requests"), counts.get("bytes"),
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.lock import LockSampler, held_share
+
 Result = TypeVar("Result")
 
 LOG = "EOCUBE_BENCHMARK_SPANS"
@@ -42,6 +44,9 @@ class Noted:
     end: float
     cpu_start: float
     cpu_end: float
+    lock_start: Sequence[int]
+    """`benchmarks.lock.LockSampler.sums` as the unit started."""
+    lock_end: Sequence[int]
     stages: Mapping[str, tuple[float, float]]
 
 
@@ -95,20 +100,23 @@ def install() -> None:
     import eocube.run.unit
     from eocube.products.base import Models
     from eocube.raster.opening import Raster
+    from eocube.read.mosaic import Mosaic
     from eocube.read.reader import WindowReader
     from eocube.run.selfcheck import SelfCheck
+    from eocube.run.shard_batches import ShardBatches
+    from eocube.run.shard_values import ShardValues
     from eocube.run.unit import UnitRunner
     from eocube.store.store import CubeStore
 
-    ledger, lock = _Ledger(), threading.Lock()
+    ledger, lock, tries = _Ledger(), threading.Lock(), tries_at_the_lock()
     for where, name, kind in (
         (eocube.raster.cache, "open_raster", OPEN), (Raster, "read", READ), (Raster, "mask", READ),
-        (eocube.read.shard._Mosaic, "__init__", SETTLE), (eocube.read.shard._Mosaic, "fill", SETTLE),
-        (eocube.read.shard._Mosaic, "cut", SETTLE), (eocube.read.shard, "check_piece", SETTLE),
+        (Mosaic, "__init__", SETTLE), (Mosaic, "fill", SETTLE),
+        (Mosaic, "cut", SETTLE), (eocube.read.shard, "is_plain", SETTLE), (eocube.read.shard, "check_piece", SETTLE),
         (eocube.read.shard, "class_counts", SETTLE), (eocube.read.shard, "cloud_cells", SETTLE),
         (WindowReader, "read", ALONE), (WindowReader, "mask", ALONE),
-        (UnitRunner, "_stack", COPY), (SelfCheck, "check", VERIFY),
-        (UnitRunner, "_summary", PACK), (eocube.run.unit, "is_dark", PACK),
+        (ShardBatches, "__init__", COPY), (ShardBatches, "batch", COPY), (SelfCheck, "check", VERIFY),
+        (ShardValues, "_pack", PACK), (eocube.run.unit, "is_dark", PACK),
         (eocube.run.unit, "pack_mask", PACK), (eocube.run.unit, "pack_clouds", PACK),
         (eocube.run.unit, "pack_missing", PACK), (CubeStore, "write_shard", WRITE),
     ):  # fmt: skip
@@ -117,9 +125,10 @@ def install() -> None:
 
     @functools.wraps(run)
     def run_noted(self: UnitRunner, unit: Any) -> Any:
-        start, cpu = time.monotonic(), time.process_time()
+        start, cpu, before = time.monotonic(), time.process_time(), tries()
         result = run(self, unit)
-        noted = Noted(os.getpid(), start, time.monotonic(), cpu, time.process_time(), ledger.taken())
+        ended = time.monotonic(), cpu, time.process_time(), before, tries()
+        noted = Noted(os.getpid(), start, *ended, ledger.taken())
         line = json.dumps([getattr(noted, name) for name in Noted.__slots__]) + "\n"
         with lock, Path(log).open("a", encoding="ascii") as file:
             file.write(line)
@@ -142,6 +151,14 @@ def install() -> None:
 
     UnitRunner.run = run_noted  # type: ignore[method-assign]
     UnitRunner.__init__ = begin_watched  # type: ignore[method-assign]
+
+
+def tries_at_the_lock() -> Callable[[], tuple[int, int, int, int]]:
+    """What counts tries at the interpreter's lock from now on; none without a compiler."""
+    try:
+        return LockSampler().sums
+    except OSError:
+        return lambda: (0, 0, 0, 0)
 
 
 def _stubs(plan: Any, models: Any) -> Any:
@@ -203,12 +220,28 @@ def elapsed(noted: Sequence[Noted]) -> float:
     return max(unit.end for unit in noted) - min(unit.start for unit in noted)
 
 
-def processor(noted: Sequence[Noted]) -> float:
-    """Processor seconds of the actors' processes from their first unit's start to their last one's end."""
+def _processes(noted: Sequence[Noted]) -> list[list[Noted]]:
+    """Units by the process that did them."""
     by_process: dict[int, list[Noted]] = defaultdict(list)
     for unit in noted:
         by_process[unit.pid].append(unit)
-    return sum(max(u.cpu_end for u in own) - min(u.cpu_start for u in own) for own in by_process.values())
+    return list(by_process.values())
+
+
+def processor(noted: Sequence[Noted]) -> float:
+    """Processor seconds of the actors' processes from their first unit's start to their last one's end."""
+    return sum(max(u.cpu_end for u in own) - min(u.cpu_start for u in own) for own in _processes(noted))
+
+
+def locked(noted: Sequence[Noted]) -> float | None:
+    """Seconds for which threads of the actors ran with the interpreter's lock meanwhile; None where nobody measured."""
+    total = 0.0
+    for own in _processes(noted):
+        ends = (min(own, key=lambda unit: unit.start).lock_start, max(own, key=lambda unit: unit.end).lock_end)
+        if (share := held_share(*ends)) is None:
+            return None
+        total += elapsed(own) * share
+    return total
 
 
 def busy(noted: Sequence[Noted], kind: str) -> float:

@@ -206,7 +206,11 @@ class _Slot:
         device: torch.device,
         pool: Any,
     ) -> None:
-        self.host = {k: torch.empty_like(t, device="cpu").contiguous().pin_memory() for k, t in inputs.items()}
+        self.host = {
+            k: torch.empty_like(t, device="cpu").contiguous().pin_memory()
+            for k, t in inputs.items()
+            if t.device.type == "cpu"
+        }
         self.static = {k: t.to(device, copy=True).contiguous() for k, t in inputs.items()}
         self.copied: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.done: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -241,7 +245,8 @@ class GraphRunner:
         slot = slots.get()
         caller = torch.cuda.current_stream(self._device)
         try:
-            slot.copied.synchronize()  # the pinned buffer may still be on its way from the call before
+            if slot.host:
+                slot.copied.synchronize()  # the pinned buffer may still be on its way from the call before
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(slot.done)  # the graph may still be reading
                 for key, tensor in inputs.items():
@@ -264,7 +269,7 @@ class GraphRunner:
             slots.put(slot)
 
     def _ready(self, inputs: Pixels) -> queue.SimpleQueue[_Slot]:
-        key = tuple((k, tuple(t.shape), t.dtype) for k, t in sorted(inputs.items()))
+        key = tuple((k, tuple(t.shape), t.dtype, t.device.type) for k, t in sorted(inputs.items()))
         with self._capturing:
             if self._copies is None:
                 self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]

@@ -15,15 +15,15 @@ def narrowed(values: Tensor) -> Tensor:
     return values.float() if values.is_floating_point() else values.int()
 
 
-def to_host(values: Tensor) -> Tensor:
+def to_host(values: Tensor, into: Tensor | None = None) -> Tensor:
     """Values on the CPU in their own type; those that are there already as they are.
 
-    From a GPU they come in one copy into one pinned buffer, without the driver's own pageable detour. The thread sleeps
-    until that copy is done, so that others compute meanwhile.
+    From a GPU they come in one copy into one pinned buffer, or `into` one, without the driver's own pageable detour.
+    The thread sleeps until that copy is done, so that others compute meanwhile.
     """
     if values.device.type == "cpu":
         return values
-    host = _pinned(values)
+    host = _pinned(values) if into is None else into
     host.copy_(values, non_blocking=True)
     _wait_for_copies(values.device)
     return host

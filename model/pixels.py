@@ -54,6 +54,15 @@ def sampling_groups(sensor: SensorLike, resolution: int) -> dict[int, tuple[int,
     return {sampling: tuple(groups[sampling]) for sampling in sorted(groups)}
 
 
+_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def as_bits(values: Tensor) -> Tensor:
+    """The same memory as a type of as many bits that torch has all its operations for, fast ones for copies too."""
+    kind = _BITS.get(values.dtype)
+    return values if kind is None else values.view(kind)
+
+
 Taps = tuple[Tensor, Tensor, Tensor]
 
 
@@ -172,11 +181,10 @@ class PixelPipeline:
                 _taps(raw.shape[2 + axis], sampling, size, self.resolution, raw.device, torch.int32)
                 for axis, size in enumerate((height, width))
             )
-            at = list(places)
+            at, whole = list(places), as_bits(raw).contiguous().view(raw.dtype)
             steps.place(
-                raw.contiguous(), out, torch.tensor(at, dtype=torch.int32), self._scale[at], self._shift[at],
-                rows, columns,
-            )  # fmt: skip
+                whole, out, torch.tensor(at, dtype=torch.int32), self._scale[at], self._shift[at], rows, columns
+            )
         return out
 
     def checked(
@@ -210,8 +218,8 @@ class PixelPipeline:
 
     def _scaled(self, raw: Tensor) -> Tensor:
         raw = raw.to(self.device, non_blocking=True)
-        if raw.dtype == torch.uint16:  # torch has few kernels for it
-            raw = raw.view(torch.int16).to(torch.int32).bitwise_and(0xFFFF)
+        if raw.dtype == torch.uint16:
+            raw = as_bits(raw).to(torch.int32).bitwise_and(0xFFFF)
         return raw.to(torch.float32) * self.sensor.scale + self.sensor.offset
 
     def zscore(self, physical: Tensor) -> Tensor:

@@ -166,8 +166,14 @@ class Plan:
 
     def scenes_of(self, time: int, window: Window) -> tuple[Scene, ...]:
         """The scenes of a time step whose footprint touches a window, halo included, in mosaic order."""
-        area = box(*self.grid.lattice.window_bounds(window))
-        return tuple(s for s in self.scenes_at(time) if self._footprints[s.id].intersects(area))
+        return self.scenes_of_each(time, (window,))[0]
+
+    def scenes_of_each(self, time: int, windows: Sequence[Window]) -> list[tuple[Scene, ...]]:
+        """`scenes_of` of some windows, looked for together."""
+        areas = shapely.box(*np.array([self.grid.lattice.window_bounds(w) for w in windows]).reshape(-1, 4).T)
+        scenes = self.scenes_at(time)
+        touched = [shapely.intersects(self._footprints[scene.id], areas).tolist() for scene in scenes]
+        return [tuple(s for s, hit in zip(scenes, touched, strict=True) if hit[k]) for k in range(len(windows))]
 
     def units(self) -> Iterator[WorkUnit]:
         """Every unit with a requested window, by time, then row, then column.

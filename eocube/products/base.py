@@ -23,6 +23,8 @@ class Encoder(Protocol):
         """Pixels -> values of whole windows (B, channels, h, w): float32, float16 where that is all they have, or
         integers where they are codes.
 
+        Pixels of a run lie on the encoder's device, others on the host. They may be parts of what other windows are cut
+        from too, not contiguous: to be left as they are.
         h = w = the window's cells, halo included where the halo is whole cells; else the core's cells alone.
         """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -289,8 +289,9 @@ def gpu_batch(
 ) -> int:
     """Windows a batch for this machine's GPU, from what two small batches are measured to need of its free memory.
 
-    Two batches are planned for, the one that is computed and the one that a second unit brings meanwhile, in the
-    actor's share of the memory. The batch divides the windows of a shard. Without a GPU here, `GPU_BATCH` at most.
+    Two batches are planned for, the one that is computed and the one that is gathered meanwhile, each with its pixels
+    twice, beside the shards that lie there, in the actor's share of the memory. The batch divides the windows of a
+    shard. Without a GPU here, `GPU_BATCH` at most.
     """
     if not torch.cuda.is_available():
         return largest_divisor(actor.windows, GPU_BATCH)
@@ -303,6 +304,8 @@ def gpu_batch(
         for sampling, places in encoder.pixels.groups.items()
     }
     model = encoder.memory_model(blank)
+    pixels = 2 * sum(group.nbytes for group in blank.values())
+    model = replace(model, fixed=model.fixed + actor.held / 2, per_window=model.per_window + pixels)
     del encoder
     weights.vae.to("cpu")  # the driver's own copy must not stand in the actors' way
     torch.cuda.empty_cache()

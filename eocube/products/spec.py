@@ -159,6 +159,8 @@ class Actor:
     """Of a GPU's memory: two actors of half a GPU each plan with half of it."""
     windows: int = 100
     """Windows of a shard: a batch divides their number, so that none is computed with places that are always blank."""
+    held: int = 0
+    """Bytes of the GPU that hold the pixels of the shards that are encoded, beside what a batch takes."""
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -103,7 +104,9 @@ class _Reals:
         dtype = np.dtype(self.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             stored = np.asarray(values).astype(dtype)
-        stored[~np.isfinite(stored)] = dtype.type(np.nan)
+        gone = ~_finite(stored)
+        if gone.any():
+            stored[gone] = dtype.type(np.nan)
         return stored
 
     def unpack(self, stored: Stored) -> Values:
@@ -170,18 +173,21 @@ class _Affine:
 
     def pack(self, values: Values) -> Stored:
         """The nearest codes."""
-        finite = np.isfinite(values)
+        finite = _finite(values)
         scale, offset = self._affine(values.ndim)
         highest = np.iinfo(self.dtype).max
         with np.errstate(invalid="ignore", over="ignore"):
             codes = np.clip(np.rint((values - offset) / scale), -highest, highest)
+        if finite.all():
+            return np.asarray(codes.astype(self.dtype))
         return np.where(finite, np.nan_to_num(codes), self.fill).astype(self.dtype)
 
     def unpack(self, stored: Stored) -> Values:
         """As float32."""
         scale, offset = self._affine(stored.ndim)
         values = stored.astype(np.float32) * scale + offset
-        return np.where(stored == self.fill, np.float32(np.nan), values).astype(np.float32)
+        gone = stored == self.fill
+        return np.where(gone, np.float32(np.nan), values).astype(np.float32) if gone.any() else values
 
     def there(self, stored: Stored) -> npt.NDArray[np.bool_]:
         """Where it is not the lowest integer."""
@@ -230,8 +236,7 @@ class Affine16(_Affine):
 
     def sound(self, values: torch.Tensor) -> list[bool]:
         """Whether all are finite and within the codes: none saturates."""
-        shape = (1, -1, 1, 1)
-        scale, offset = (values.float().new_tensor(v).reshape(shape) for v in (self.scale, self.offset))
+        scale, offset = _on_device(self.scale, self.offset, values.device)
         largest = ((values - offset) / scale).abs().amax(dim=(1, 2, 3))  # NaN if one is, and NaN is never below
         return [bool(v) for v in (largest <= np.iinfo(self.dtype).max).tolist()]
 
@@ -296,6 +301,28 @@ class Raw32(_Reals):
     def sound(self, values: torch.Tensor) -> list[bool]:
         """Whether all are finite."""
         return [bool(v) for v in values.isfinite().flatten(1).all(1).tolist()]
+
+
+_EXPONENT = np.uint16(0x7C00)
+
+
+def _finite(values: Values) -> npt.NDArray[np.bool_]:
+    """`np.isfinite`; of float16 by its bits, ten times as fast."""
+    if values.dtype != np.float16:
+        return np.asarray(np.isfinite(values))
+    return np.asarray((values.view(np.uint16) & _EXPONENT) != _EXPONENT)
+
+
+@lru_cache(maxsize=16)
+def _on_device(
+    scale: tuple[float, ...], offset: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and offsets, float32 (1, C, 1, 1), where values are."""
+    import torch
+
+    with torch.inference_mode(False):  # what is kept must serve callers outside of that mode too
+        one, other = (torch.tensor(v, dtype=torch.float32, device=device).reshape(1, -1, 1, 1) for v in (scale, offset))
+        return one, other
 
 
 def widened(values: Values) -> Values:

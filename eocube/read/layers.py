@@ -44,12 +44,16 @@ class Piece:
         return moved, is_data(moved, self.sensor) & usable(raw, self.source, self.nodata)
 
 
+def is_plain(piece: Piece) -> bool:
+    """Whether a piece's numbers are such that no window's part of it would be refused by them."""
+    power = piece.source.radiometry.kind == "power" and bool((piece.raw < 0).any())
+    return not power and not is_questionable(piece.raw, piece.source, piece.sensor)
+
+
 def check_piece(piece: Piece, parts: Mapping[Window, Part], size: int) -> set[Window]:
     """Windows of `size` pixels a side whose part of a piece is refused by its numbers, or is to be asked on its own."""
     raw, source, sensor = piece.raw, piece.source, piece.sensor
     power = source.radiometry.kind == "power" and bool((raw < 0).any())
-    if not power and not is_questionable(raw, source, sensor):
-        return set()
     seen, odd = usable(raw, source, piece.nodata), set()
     for window, part in parts.items():
         try:

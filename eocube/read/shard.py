@@ -7,11 +7,9 @@ something cannot be read, and where the kind of the numbers is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,14 +21,15 @@ from eocube.net.failures import Failure
 from eocube.raster.checks import DEFECTS, judge_read
 from eocube.raster.opening import Raster, gdal_environment
 from eocube.raster.warp import Region
-from eocube.read.areas import Area, Layout, areas, halves, origin_in, region_around, shifted, within
+from eocube.read.areas import Area, Layout, Part, areas, halves, origin_in, region_around, shifted, within
 from eocube.read.bands import read_raw
 from eocube.read.buffers import Buffers
-from eocube.read.layers import Layer, Piece, check_piece
+from eocube.read.layers import Piece, check_piece, is_plain
+from eocube.read.mosaic import Group, Mosaic, mosaic_order
 from eocube.read.place import misplaced
 from eocube.read.source_shares import class_counts, cloud_cells
 from eocube.read.sources import Sources, check_place
-from eocube.read.window_pixels import UNKNOWN, Mask, WindowPixels, settled, without_gaps
+from eocube.read.window_pixels import UNKNOWN, Mask, WindowPixels
 from eocube.scenes.scene import BandSource, Scene
 from eocube.sensors.sensor import Sensor
 
@@ -93,9 +92,9 @@ class ShardRead:
             masks |= self._masks(area, {window: touching[window] for window in windows}, order)
         return masks
 
-    def _all_bands(self, touching: Mapping[Window, tuple[Scene, ...]], order: Sequence[Scene]) -> list[_Mosaic]:
+    def _all_bands(self, touching: Mapping[Window, tuple[Scene, ...]], order: Sequence[Scene]) -> list[Mosaic]:
         mosaics = [
-            _Mosaic(self._sensor, self._lattice, self._buffers, area, {window: touching[window] for window in windows})
+            Mosaic(self._sensor, self._lattice, self._buffers, area, {window: touching[window] for window in windows})
             for area, windows in areas(sorted(touching))
         ]
         for mosaic in mosaics:
@@ -146,6 +145,12 @@ class ShardRead:
                 check_place(scene, raster, crs)
                 return ()
             (raw,) = read_raw(raster, [source], inside, None)
+            if inside == region and len(windows) == Area.around(windows).count:  # cores lie side by side
+                there = classes[shifted(inside, origin)]
+                np.copyto(there, raw, where=there == 0)
+                for window in windows:
+                    read[window] += layout.size**2 * raw.itemsize
+                return ()
             beyond = []
             for window in windows:
                 held = region_around(origin, layout, [window]).inside(raster.height, raster.width)
@@ -161,7 +166,7 @@ class ShardRead:
 
     # -- bands
 
-    def _add(self, mosaic: _Mosaic, scene: Scene) -> None:
+    def _add(self, mosaic: Mosaic, scene: Scene) -> None:
         """Fill what is not there yet from one scene: all its files at once."""
         jobs = []
         for group in mosaic.groups.values():
@@ -175,8 +180,9 @@ class ShardRead:
                 continue
             for bands in files.values():
                 # Which windows still want which band, as each would ask on its own.
-                want = {w: [not group.full[mosaic.place[w], k] for k, _ in bands] for w in need}
-                windows = [w for w in need if any(want[w])]
+                want = ~group.full[:, [k for k, _ in bands]]
+                asking = want.any(axis=1)
+                windows = [w for w in need if asking[mosaic.place[w]]] if not asking.all() else need
                 if windows:
                     part = self._band_part(mosaic, scene, group, bands, want)
                     jobs.append(self._in_parts(bands[0][1], windows, part))
@@ -186,16 +192,17 @@ class ShardRead:
 
     def _band_part(
         self,
-        mosaic: _Mosaic,
+        mosaic: Mosaic,
         scene: Scene,
-        group: _Group,
+        group: Group,
         every: Sequence[tuple[int, BandSource]],
-        want: Mapping[Window, Sequence[bool]],
+        want: NDArray[np.bool_],
     ) -> Callable[[Sequence[Window]], Sequence[Window]]:
         layout, sensor = group.layout, self._sensor
 
         def part(windows: Sequence[Window]) -> Sequence[Window]:
-            asked = [k for k in range(len(every)) if any(want[w][k] for w in windows)]
+            places = mosaic.places(windows)
+            asked = np.flatnonzero(want[places].any(axis=0)).tolist()
             sources = [every[k][1] for k in asked]
             raster, crs = self._sources.open(scene, sources[0])
             origin = origin_in(raster, crs, layout, windows)
@@ -205,25 +212,33 @@ class ShardRead:
                 self.warped.update(windows)
             if origin is None or any(raster.masked[k] for k in there) or len({raster.dtypes[k] for k in there}) > 1:
                 return windows
-            inside = region_around(origin, layout, windows).inside(raster.height, raster.width)
+            around = region_around(origin, layout, windows)
+            inside = around.inside(raster.height, raster.width)
             if inside is None:
                 check_place(scene, raster, crs)
                 return ()
             raw = read_raw(raster, sources, inside, sensor)
-            held = {w: region_around(origin, layout, [w]).inside(raster.height, raster.width) for w in windows}
-            odd: set[Window] = set()
-            if any(region is None for region in held.values()) and misplaced_in(scene, raster, crs):
-                odd.update(w for w, region in held.items() if region is None)
-            parts = {w: within(region, inside) for w, region in held.items() if region is not None}
             pieces = [Piece(band, source, raster, sensor) for band, source in zip(raw, sources, strict=True)]
+            odd: set[Window] = set()
+            area = np.full(len(windows), layout.size**2)  # pixels of each window that the file has
+            parts: dict[Window, Part] | None = None
+            if inside != around:
+                held = [region_around(origin, layout, [w]).inside(raster.height, raster.width) for w in windows]
+                if not all(held) and misplaced_in(scene, raster, crs):
+                    odd.update(w for w, region in zip(windows, held, strict=True) if region is None)
+                area = np.array([0 if region is None else _pixels(region) for region in held])
+                parts = {w: within(r, inside) for w, r in zip(windows, held, strict=True) if r is not None}
             for k, piece in zip(asked, pieces, strict=True):
-                odd |= check_piece(piece, {w: where for w, where in parts.items() if want[w][k]}, layout.size)
+                if is_plain(piece):
+                    continue
+                if parts is None:
+                    parts = {w: within(region_around(origin, layout, [w]), inside) for w in windows}
+                wanting = {w for w, row in zip(windows, places, strict=True) if want[row, k]}
+                odd |= check_piece(piece, {w: where for w, where in parts.items() if w in wanting}, layout.size)
             # From here on nothing fails: a part that is tried again has filled nothing yet.
-            for w, region in held.items():
-                if region is not None and w not in odd:
-                    mosaic.read[mosaic.place[w], group.column[every[0][0]]] += (
-                        sum(want[w]) * _pixels(region) * raw.itemsize
-                    )
+            if odd:
+                area[[w in odd for w in windows]] = 0
+            mosaic.read[places, group.column[every[0][0]]] += want[places].sum(axis=1) * area * raw.itemsize
             for k, piece in zip(asked, pieces, strict=True):
                 mosaic.fill(group, every[k][0], piece, shifted(inside, origin))
             return sorted(odd)
@@ -255,116 +270,6 @@ class ShardRead:
             if len(windows) == 1 or judge_read(error) is Failure.FINAL:
                 return list(windows)
         return [window for half in halves(windows) for window in self._halved(source, half, part)]
-
-
-class _Group:
-    """The bands of one sampling over an area."""
-
-    def __init__(self, sensor: Sensor, layout: Layout, buffers: Buffers, indices: Sequence[int], count: int) -> None:
-        self.indices, self.layout = indices, layout
-        self.pixels = buffers.array((len(indices), *layout.shape), sensor.dtype)
-        self.layers = [Layer(pixels, sensor.nodata) for pixels in self.pixels]
-        self.full = np.zeros((count, len(indices)), np.bool_)
-        """Of which bands (columns) a window (row) has every pixel."""
-        self.column: list[int] = []
-
-
-class _Mosaic:
-    """The pixels of an area's windows as scenes are laid into it, and which windows have what.
-
-    Every pixel is the first scene's that has it, of those that touch its window; a window for which that differs from
-    its neighbour's, since a raster reaches beyond what its item says, is left out.
-    """
-
-    def __init__(
-        self,
-        sensor: Sensor,
-        lattice: Lattice,
-        buffers: Buffers,
-        area: Area,
-        touching: Mapping[Window, tuple[Scene, ...]],
-    ) -> None:
-        self._lattice, self._touching = lattice, touching
-        self.windows = sorted(touching)
-        self.place = {window: k for k, window in enumerate(self.windows)}
-        self.groups = {
-            sampling: _Group(sensor, Layout.of_group(lattice, area, sampling), buffers, indices, len(self.windows))
-            for sampling, indices in sensor.groups(lattice.metres).items()
-        }
-        bands = 0
-        for group in self.groups.values():
-            group.column = list(range(bands, bands + len(group.indices)))
-            bands += len(group.indices)
-        # A column a band: the threads that read its files each write their own.
-        self.read = np.zeros((len(self.windows), bands), np.int64)
-        self._gave = np.zeros((len(self.windows), bands), np.bool_)
-        self._used: dict[Window, list[str]] = {window: [] for window in self.windows}
-
-    def lacking(self, scene: Scene, group: _Group) -> list[Window]:
-        """Windows that the scene touches and that lack pixels of the group."""
-        full = np.asarray(group.full.all(axis=1))
-        return [w for w in self.windows if not full[self.place[w]] and scene in self._touching[w]]
-
-    def leave_out(self, windows: Iterable[Window]) -> None:
-        """Give these windows up."""
-        gone = set(windows)
-        if gone:
-            self.windows = [w for w in self.windows if w not in gone]
-
-    def fill(self, group: _Group, band: int, piece: Piece, at: tuple[slice, slice]) -> None:
-        """Lay a scene's piece of a band at its place, where nothing is yet."""
-        layer, column = group.layers[band], group.column[band]
-        new = layer.add(piece, at)
-        if new is None:
-            self._gave[:, column] = True
-            group.full[:, band] = True
-            return
-        for window, k in self.place.items():
-            if not group.full[k, band]:
-                where = group.layout.of(window)
-                self._gave[k, column] |= new[where].any()
-                group.full[k, band] = layer.seen(where).all()
-
-    def end(self, scene: Scene) -> None:
-        """Note which windows the scene gave pixels; those that it does not touch are left out."""
-        gave = np.asarray(self._gave.any(axis=1))
-        self._gave[:] = False
-        self.leave_out(w for w in self.windows if gave[self.place[w]] and scene not in self._touching[w])
-        for window in self.windows:
-            if gave[self.place[window]]:
-                self._used[window].append(scene.id)
-
-    def cut(self, window: Window, mask: Mask) -> WindowPixels:
-        """A window's pixels: views where all are there."""
-        k = self.place[window]
-        parts = {sampling: group.layout.of(window) for sampling, group in self.groups.items()}
-        groups = {sampling: group.pixels[:, *parts[sampling]] for sampling, group in self.groups.items()}
-        ids, read = tuple(self._used[window]), mask.bytes_read + int(self.read[k].sum())
-        if all(group.full[k].all() for group in self.groups.values()):
-            return without_gaps(self._lattice, groups, mask, ids, read)
-        for group in self.groups.values():
-            for layer in group.layers:
-                layer.blank()
-        seen = {
-            sampling: np.stack([layer.seen(parts[sampling]) for layer in group.layers])
-            for sampling, group in self.groups.items()
-        }
-        # Its own copies: what is missing is mirrored within the window.
-        return settled(self._lattice, {s: g.copy() for s, g in groups.items()}, seen, mask, ids, read)
-
-
-def mosaic_order(each: Iterable[tuple[Scene, ...]]) -> list[Scene] | None:
-    """All scenes in one order that every window's own agrees with; None where there is none."""
-    sorter: TopologicalSorter[Scene] = TopologicalSorter()
-    for scenes in set(each):
-        for scene in scenes:
-            sorter.add(scene)
-        for first, second in pairwise(scenes):
-            sorter.add(second, first)
-    try:
-        return list(sorter.static_order())
-    except CycleError:
-        return None
 
 
 def misplaced_in(scene: Scene, raster: Raster, crs: str) -> bool:

@@ -19,6 +19,21 @@ UNKNOWN = UNKNOWN_PERCENT
 """`cloud_percent` (and `valid_percent` of a mask) where no mask says it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """Where a window lies in what was read of many: its groups are these parts of `arrays`, and nothing else.
+
+    `arrays` maps a sampling to (C_g, H, W); the same object for all windows of the same arrays. One window begins
+    `steps` pixels of that sampling after the one before it, and this one is the `row`th from the top and the `col`th
+    from the left.
+    """
+
+    arrays: Mapping[int, NDArray[Any]]
+    steps: Mapping[int, int]
+    row: int
+    col: int
+
+
 @dataclass(frozen=True, slots=True)
 class WindowPixels:
     """The pixels of one window.
@@ -32,6 +47,7 @@ class WindowPixels:
     travelled compressed. `missing` is set on the pixels of the core, `core_px` a side, that some band lacks, a coarser
     band at its own sampling; None where none does. `clouds` (2, core, core) uint8 is the percentage of cloud and of
     cloud shadow among the mask's valid samples in each latent pixel, 255 where it has none; None where no mask says it.
+    `cut` says what the groups are views of; None where they are arrays of their own.
     """
 
     groups: Mapping[int, NDArray[Any]]
@@ -42,6 +58,7 @@ class WindowPixels:
     bytes_read: int
     missing: NDArray[np.bool_] | None = None
     clouds: NDArray[np.uint8] | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +115,13 @@ def settled(
 
 
 def without_gaps(
-    lattice: Lattice, groups: Mapping[int, NDArray[Any]], mask: Mask, scene_ids: tuple[str, ...], bytes_read: int
+    lattice: Lattice,
+    groups: Mapping[int, NDArray[Any]],
+    mask: Mask,
+    scene_ids: tuple[str, ...],
+    bytes_read: int,
+    cut: Cut | None = None,
 ) -> WindowPixels:
     """A window all of whose pixels are there."""
     full = np.full((lattice.core, lattice.core), 100, dtype=np.uint8)
-    return WindowPixels(groups, full, 100, mask.cloud_percent, scene_ids, bytes_read, None, mask.clouds)
+    return WindowPixels(groups, full, 100, mask.cloud_percent, scene_ids, bytes_read, None, mask.clouds, cut)

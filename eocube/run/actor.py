@@ -108,7 +108,7 @@ def _runner(
     """What does a plan's units: encodes scenes, or makes a finer cube of another."""
     from eocube.products import registry
     from eocube.products.base import models_of
-    from eocube.run.memory import fitted
+    from eocube.run.memory import card_memory, fitted
     from eocube.run.unit import UnitRunner
 
     sources = options.source_options
@@ -120,7 +120,8 @@ def _runner(
             busy=busy,
         )  # fmt: skip
     models = models_of(registry.open(plan.product, device), device, plan.numerics)
-    limits = fitted(plan, options.limits, memory_limit(), batch=models.batch)
+    card = card_memory(options.gpus_per_actor) if device == "cuda" else None
+    limits = fitted(plan, options.limits, memory_limit(), batch=models.batch, card=card)
     return UnitRunner(plan, store, models, limits, storage_options=sources, run_id=run_id, busy=busy)
 
 

@@ -53,7 +53,7 @@ class LocalEngine:
 
     def start(self, wanted: Wanted) -> LocalWorker:
         """A worker that is made by its first thread."""
-        limits = replace(self._options.limits, encode_threads=wanted.encode_threads)
+        limits = replace(self._options.limits, encode_threads=wanted.encode_threads, mates=wanted.beside)
         options, device = replace(self._options, limits=limits), "cuda" if self._options.gpus_per_actor > 0 else "cpu"
         return LocalWorker(lambda: self._class(self._urls, options, device, self._run_id))
 

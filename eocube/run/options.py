@@ -26,7 +26,9 @@ class Limits:
     """Rows of windows of a shard that are read as one and held until they are encoded; None: all. Bounds an actor's
     memory whatever the size of a shard."""
     memory: int | None = None
-    """Bytes that an actor's units may take beside the encoder; None: a share of what its node or container has."""
+    """Bytes that an actor's units may take beside the encoder, and of a GPU; None: a share of what there is."""
+    mates: int = 1
+    """Actors on the same node, this one included: they share its memory."""
     max_cloud: float | None = None
     """Windows whose core is cloudier, in percent of its valid pixels, end `cloudy`."""
     verify_fraction: float = 0.0

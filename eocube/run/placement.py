@@ -73,6 +73,8 @@ class Wanted(NamedTuple):
     encode_threads: int
     among: int
     """Actors that there are to be in all: they share what is allowed to a run."""
+    beside: int = 1
+    """Actors that there are to be on its node, itself included: they share its memory."""
 
 
 class Depths(NamedTuple):

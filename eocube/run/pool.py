@@ -251,11 +251,13 @@ class ActorPool:
                 if worker.load == 0:
                     self._end(worker)
         cpus = {n.id: n.cpus for n in nodes}
+        sharing = max((int(n.gpus / self._gpus + 1e-6) for n in nodes), default=1) if self._gpus else 1
         for at, number in wanted.items():
             for _ in range(number - have[at]):
                 if self._looked >= self._may_start and self._is_needed():
                     threads = 1 if self._gpus or at is None else max(1, int(cpus[at]) // number)
-                    self._add(Wanted(at, threads, wanted.total()))
+                    beside = min(max(1, sharing), wanted.total()) if at is None else number
+                    self._add(Wanted(at, threads, wanted.total(), beside))
         self._wait_patiently(nodes)
         self._listen()
         if self._tell is not None:

@@ -46,7 +46,7 @@ class RayEngine:
         options = self._options
         gpu = options.gpus_per_actor > 0
         where: Any = "SPREAD" if wanted.node is None else NodeAffinitySchedulingStrategy(wanted.node, soft=False)
-        limits = replace(options.limits, encode_threads=wanted.encode_threads)
+        limits = replace(options.limits, encode_threads=wanted.encode_threads, mates=wanted.beside)
         return self._actor.options(
             num_cpus=ACTOR_CPUS if gpu or wanted.node is not None else 1,
             num_gpus=options.gpus_per_actor if gpu else 0,

@@ -25,7 +25,9 @@ from eocube.products.documents import qualities_of, storages_of
 from eocube.products.registry import DEFAULT, WEIGHTS, kinds
 from eocube.products.spec import Actor, Product
 from eocube.run.asked import Running, Selection, Showing
+from eocube.run.memory import card_bytes
 from eocube.run.numerics import numerics_here, numerics_of_actors
+from eocube.run.options import Limits
 from eocube.scenes.search import drop_cloudy, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
@@ -285,11 +287,14 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
     request = settled(request, product)
     windows = {"cell_px": product.cell_px, "core_px": product.core_px, "halo_px": product.halo_px}
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px
-    actor = Actor(request.actor_gpu, (shard // product.core_px) ** 2)
+    grids = grids_for(request.boxes, request.resolution, request.extent, request.region, **windows, shard_px=shard)
+    lattice = grids[0].lattice
+    held = card_bytes(product, lattice, Limits(), batch=0)
+    actor = Actor(request.actor_gpu, lattice.cores_per_shard**2, held)
     find = numerics_here if request.only_plans else numerics_of_actors
     numerics = find(product, request.device, actor)
     plans, searched = [], ""
-    for grid in grids_for(request.boxes, request.resolution, request.extent, request.region, **windows, shard_px=shard):
+    for grid in grids:
         found = search(
             request.catalog, product.sensor, grid.lonlat_bounds_with_halo(), request.interval,
             storage_options=source_options, check_pixels=True, allow_local=request.allow_local_sources,

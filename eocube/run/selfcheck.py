@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from eocube.ground.grid import CubeGrid, Window
+from eocube.products.base import Pixels
 from eocube.products.scores import DATA_RANGE, psnr, sam
 from eocube.read.coverage import fine
 from eocube.read.reader import WindowPixels
@@ -70,18 +71,18 @@ class SelfCheck:
         """Whether a window is in the sample."""
         return window in self._sample.windows
 
-    def check(self, window: Window, pixels: WindowPixels, latents: Floats) -> Checked:
+    def check(self, window: Window, pixels: WindowPixels, latents: Floats, groups: Pixels) -> Checked:
         """The scores and sides of a window of the sample.
 
         Args:
             window: which one.
             pixels: as they were read.
             latents: (C, w, w) with the halo, as a reader of the store sees them.
+            groups: the pixels again, {sampling: (1, C_g, H_g, W_g)}, where the decoder is.
 
         PSNR has range 1 for reflectance, 40 dB for backscatter, 255 for counts; decoded from the window's own latents.
         """
         stored = torch.from_numpy(np.ascontiguousarray(latents, dtype=np.float32))[None].to(self._device)
-        groups = {s: torch.from_numpy(a)[None].to(self._device) for s, a in pixels.groups.items()}
         decoded, source = (to_host(a[0].float()).numpy() for a in (self._decoder(stored), self._truth(groups)))
         return Checked(
             self._score(source, decoded, self._seen(pixels)), self._sides(window, latents, decoded - source, pixels)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +22,24 @@ from eocube.net.network import counting
 from eocube.net.trust import here
 from eocube.plan.plan import Plan, WorkUnit
 from eocube.plan.rules import read_by
-from eocube.products.base import Encoder, Inputs, Models, Pixels
-from eocube.products.storage import widened
+from eocube.products.base import Encoder, Inputs, Models
 from eocube.read.coverage import pack_clouds, pack_missing
 from eocube.read.plausible import is_dark
 from eocube.read.reader import WindowReader
 from eocube.read.window_pixels import Mask, WindowPixels
 from eocube.run.kept import read_kept
 from eocube.run.lanes import Lanes
+from eocube.run.memory import windows_at_once
 from eocube.run.options import Limits
 from eocube.run.prometheus import BusyClock
 from eocube.run.selfcheck import BorderBook, Checked, Scores, SelfCheck
+from eocube.run.shard_batches import ShardBatches
+from eocube.run.shard_values import ShardValues, as_packed
 from eocube.scenes.search import Scene
-from eocube.store.histogram import Histogram
-from eocube.store.moments import Moments
 from eocube.store.receipts import Receipt, State, WindowResult, now, pack_mask
 from eocube.store.seams import Seams
 from eocube.store.store import CubeStore
+from model.crossing import Crossing, Returned
 from model.host import narrowed, to_host
 
 
@@ -86,6 +86,7 @@ class UnitRunner:
         run_id: goes into every receipt.
         busy: measures when something is encoded; runners of one device share theirs.
         inputs: what windows are read by, closed with the runner. By default the plan's scenes.
+        crossing: how pixels get to where they are encoded; by default to the models' device.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class UnitRunner:
         run_id: str = "",
         busy: BusyClock | None = None,
         inputs: Inputs | None = None,
+        crossing: Crossing | None = None,
     ) -> None:
         self.plan, self.store, self.models, self.limits, self.run_id = plan, store, models, limits, run_id
         self.busy = busy or BusyClock()
         self._inputs: Inputs = inputs or WindowReader(plan.sensor, plan.grid.lattice, storage_options=storage_options)
+        self._crossing = crossing or Crossing(models.device)
         # On the CPU a window is computed by one thread, windows in parallel: the fastest, and the same bits every time.
-        # On a GPU two threads: while one batch is computed, the next one crosses the bus.
+        # On a GPU two threads: while one batch is computed, the next one is asked for.
         threads = limits.encode_threads if models.device == "cpu" else max(2, limits.encode_threads)
         self._encoders = ThreadPoolExecutor(
             threads, "encode", lambda: torch.set_num_threads(1) if models.device == "cpu" else None
@@ -144,20 +147,16 @@ class UnitRunner:
         lattice = grid.lattice
         windows = grid.windows_of_shard(*unit.shard)
         kept = read_kept(plan, self.store, unit)
-        storage = self.store.storage
-        stored = np.full((plan.product.channels, lattice.shard, lattice.shard), storage.fill, dtype=storage.dtype)
+        values = ShardValues(plan.product, grid, self.store.storage)
         results: dict[Window, WindowResult] = dict(kept.results)
         bytes_in, precisions, dark = 0, Counter(kept.precision), Counter(kept.dark)
-        summaries: dict[Window, Moments | Histogram | None] = {}
         borders = BorderBook()
 
-        def keep(read: _Read, packed: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
+        def keep(read: _Read, latents: np.ndarray | None, state: State, reason: str | None, scores: Scores) -> None:
             wy, wx = grid.place_in_status(read.window)
             mask = missing = clouds = None
-            if packed is not None:
-                row, col = grid.place_in_shard(read.window)
-                stored[:, row : row + lattice.core, col : col + lattice.core] = packed
-                summaries[read.window] = self._summary(packed)
+            if latents is not None:
+                values.add(read.window, latents)
                 if read.pixels is not None:
                     mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
                     missing = pack_missing(read.pixels.missing, lattice.stride)
@@ -167,11 +166,9 @@ class UnitRunner:
                 item=read.item, asset=read.asset, missing=missing, clouds=clouds,
             )  # fmt: skip
 
-        left = [
-            _Wanted(k, w, plan.scenes_of(unit.time, w))
-            for k, w in enumerate(windows)
-            if grid.requested(w) and w not in results
-        ]
+        asked = [(k, w) for k, w in enumerate(windows) if grid.requested(w) and w not in results]
+        scenes = plan.scenes_of_each(unit.time, [w for _, w in asked])
+        left = [_Wanted(k, w, touching) for (k, w), touching in zip(asked, scenes, strict=True)]
         with closing(self._encoded(left)) as encoded:  # whatever happens, the next unit gets its turn
             for read, latents, precision, checked in encoded:
                 bytes_in += read.bytes_read
@@ -181,20 +178,20 @@ class UnitRunner:
                     keep(read, None, State.ENCODE_FAILED, f"{plan.product.array} not sound in any precision", Scores())
                 else:
                     precisions[precision] += 1
-                    keep(read, storage.pack(latents), State.OK, checked.scores.breach, checked.scores)
+                    keep(read, latents, State.OK, checked.scores.breach, checked.scores)
                     borders.add(read.window, checked)
                     if read.pixels is not None and is_dark(read.pixels.groups, plan.sensor):
                         dark.update(read.pixels.scene_ids)
-        for window, latents in kept.latents.items():
-            row, col = grid.place_in_shard(window)
-            stored[:, row : row + lattice.core, col : col + lattice.core] = latents
-            summaries[window] = self._summary(latents)
-        bytes_out, sha256 = self.store.write_shard(unit.time, unit.row, unit.col, stored, fresh=unit.keep is None)
+        for window, stored in kept.latents.items():
+            values.keep(window, stored)
+        bytes_out, sha256 = self.store.write_shard(
+            unit.time, unit.row, unit.col, values.whole(), fresh=unit.keep is None
+        )
         return Receipt(
             unit=unit.key, time=unit.time, shard=unit.shard,
             windows=tuple(results[w] for w in windows if w in results),
             bytes_in=bytes_in, bytes_out=bytes_out, seconds=time.perf_counter() - started, sha256=sha256,
-            **self._summarised(summaries[w] for w in windows if w in summaries),
+            **values.summary(windows),
             precision=dict(sorted(precisions.items())), created=now(), run=self.run_id,
             seams=_together(kept.seams, borders.total()), term=self.store.term,
             rules={**kept.rules, **read_by({s.id: s for w in left for s in w.scenes}.values())},
@@ -206,30 +203,12 @@ class UnitRunner:
         storage = self.store.storage
         return storage.unpack(storage.pack(values))
 
-    def _summary(self, stored: np.ndarray) -> Moments | Histogram | None:
-        """What the log counts of a window's stored values."""
-        kind = self.plan.product.summary
-        if kind == "none":
-            return None
-        values = self.store.storage.unpack(stored)
-        return Histogram.of(values) if kind == "histogram" else Moments.of(values)
-
-    def _summarised(self, parts: Iterable[Moments | Histogram | None]) -> dict[str, Any]:
-        """The receipt's fields for the summaries of its windows, in their order."""
-        given = list(parts)
-        if self.plan.product.summary == "histogram":
-            return {"histogram": Histogram.merged(part for part in given if isinstance(part, Histogram))}
-        if self.plan.product.summary == "moments":
-            return {"moments": Moments.merged(part for part in given if isinstance(part, Moments))}
-        return {}
-
     # -- reading
 
     def _parts(self, windows: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
-        """Windows that are held at once: as many rows of the shard as the limits allow."""
-        across = self.plan.grid.lattice.cores_per_shard
-        most = self.limits.rows or across
-        for _, part in groupby(windows, lambda wanted: wanted.place // across // most):
+        """Windows that are held at once: as many whole batches as the rows of the shard hold that the limits allow."""
+        most = windows_at_once(self.plan.grid.lattice, self.limits, self.models.batch)
+        for _, part in groupby(windows, lambda wanted: wanted.place // most):
             yield list(part)
 
     def _read_part(self, part: Sequence[_Wanted]) -> list[tuple[int, _Read]]:
@@ -268,47 +247,59 @@ class UnitRunner:
 
         A window's place in its batch follows from its place in the shard, and absent windows leave their place
         blank, so that its bits never depend on which others were there. Units take turns in having theirs encoded:
-        without, all would be read at once, and then none while all are encoded.
+        without, all would be read at once, and then none while all are encoded. What a unit has read crosses to the
+        device before its turn comes.
         """
         size = self.models.batch
         for part in self._parts(windows):
             reads = self._read_part(part)
+            there = {place: read.pixels for place, read in reads if read.pixels is not None}
+            batches = ShardBatches(there, size, self._crossing)
+            returned = Returned(batches.places)
             pending: deque[Future[list[_Encoded]]] = deque()
             with self._turn:
-                for _, group in groupby(reads, lambda read: read[0] // size):
-                    pending.append(self._encoders.submit(self._timed, list(group)))
+                for number, group in groupby(reads, lambda read: read[0] // size):
+                    work = partial(self._timed, batches, number, list(group), returned)
+                    pending.append(self._encoders.submit(work))
                     while len(pending) > self.limits.encode_threads + 1:
                         yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
+            del reads, there, batches, returned, work  # before the next part is read
 
-    def _timed(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
-        with self.busy.inside():
-            return self._encode(group)
+    def _timed(
+        self, batches: ShardBatches, number: int, group: Sequence[tuple[int, _Read]], returned: Returned
+    ) -> list[_Encoded]:
+        with self.busy.inside(), self._crossing.lane():
+            return self._encode(batches, number, group, returned)
 
-    def _encode(self, group: Sequence[tuple[int, _Read]]) -> list[_Encoded]:
-        there = [(place % self.models.batch, read) for place, read in group if read.pixels is not None]
+    def _encode(
+        self, batches: ShardBatches, number: int, group: Sequence[tuple[int, _Read]], returned: Returned
+    ) -> list[_Encoded]:
+        size = self.models.batch
+        there = [(place, read) for place, read in group if read.pixels is not None]
         lattice = self.plan.grid.lattice
         # Where the halo is not whole cells, nothing is made of it.
         halo = lattice.halo if lattice.halo_is_cells else 0
         core = slice(halo, halo + lattice.core)
-        found: dict[Window, tuple[np.ndarray, str]] = {}
-        left = there
-        for precision in self.models.encoders if there else ():
-            encoder = self._encoder(precision)
-            encoded = narrowed(encoder(self._stack(left)))  # and widened window by window
+        found: dict[int, tuple[np.ndarray, str]] = {}
+        left = [place for place, _ in there]
+        for turn, precision in enumerate(self.models.encoders if there else ()):
+            encoder, again = self._encoder(precision), turn > 0
+            encoded = narrowed(encoder(batches.batch(number, left if again else None)))
+            # What the first precision made stays where it is.
+            host = to_host(encoded) if again else returned.bring(encoded, number * size - batches.first)
             sound = self.store.storage.sound(encoded[:, :, core, core])
-            latents = to_host(encoded).numpy()
             name = f"{precision} in half batches" if getattr(encoder, "halved", False) else precision
-            for place, read in left:
-                if sound[place]:
-                    found[read.window] = (widened(latents[place]), name)
-            left = [(place, read) for place, read in left if read.window not in found]
+            for place in left:
+                if sound[place % size]:
+                    found[place] = (as_packed(host[place % size], self.store.storage), name)
+            left = [place for place in left if place not in found]
             if not left:
                 break
         done: list[_Encoded] = []
-        for _, read in group:
-            whole, precision = found.get(read.window, (None, ""))
+        for place, read in group:
+            whole, precision = found.get(place, (None, ""))
             checked = Checked()
             if (
                 self._check is not None
@@ -316,7 +307,8 @@ class UnitRunner:
                 and read.pixels is not None
                 and self._check.samples(read.window)
             ):
-                checked = self._check.check(read.window, read.pixels, self._round_trip(whole))
+                pixels = batches.window(place)
+                checked = self._check.check(read.window, read.pixels, self._round_trip(whole), pixels)
             done.append((read, None if whole is None else whole[:, core, core], precision, checked))
         return done
 
@@ -325,18 +317,6 @@ class UnitRunner:
             if precision not in self._made:
                 self._made[precision] = self.models.encoders[precision]()
             return self._made[precision]
-
-    def _stack(self, there: Sequence[tuple[int, _Read]]) -> Pixels:
-        first = there[0][1].pixels
-        assert first is not None
-        stacked: dict[int, torch.Tensor] = {}
-        for sampling, array in first.groups.items():
-            batch = np.zeros((self.models.batch, *array.shape), dtype=array.dtype)
-            for place, read in there:
-                assert read.pixels is not None
-                batch[place] = read.pixels.groups[sampling]
-            stacked[sampling] = torch.from_numpy(batch)  # the encoder takes it to its device, through pinned memory
-        return stacked
 
 
 def _whole(window: Window, pixels: WindowPixels, read_before: int = 0) -> _Read:

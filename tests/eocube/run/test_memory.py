@@ -101,10 +101,11 @@ def test_memory_is_bounded_whatever_the_number_of_units(plan: Plan, tmp_path: Pa
     bound = actor_bytes(plan, LIMITS) - BLOCK_CACHE - CURL_CACHE  # GDAL has no part in this
     assert many < bound
     assert many < 1.25 * few
-    assert bound < UNITS_PER_ACTOR * 100 * window_bytes(plan)  # less than the windows of two shards: it bounds
+    whole = UNITS_PER_ACTOR * 100 * window_bytes(plan.product, plan.grid.lattice)
+    assert bound < whole, "less than the windows of two shards: it bounds"
     assert actor_bytes(plan, replace(LIMITS, rows=None)) > bound + BLOCK_CACHE + CURL_CACHE
 
 
 def test_the_bound_at_the_defaults_is_that_of_a_laptop(plan: Plan) -> None:
-    assert window_bytes(plan) > 4 * 256**2 * 2  # the four bands of 10 m alone
+    assert window_bytes(plan.product, plan.grid.lattice) > 4 * 256**2 * 2  # the four bands of 10 m alone
     assert actor_bytes(plan, Limits()) < 1.0 * 2**30

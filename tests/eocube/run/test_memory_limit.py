@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from eocube.errors import InputError
 from eocube.run import pool as pools
-from eocube.run.memory import SHARE, actor_bytes, fitted
+from eocube.run.memory import SHARE, actor_bytes, card_bytes, card_memory, fitted
 from eocube.run.memory_limit import kills, memory_limit
 from eocube.run.options import Limits
+from eocube.run.placement import Node, Wanted
 from eocube.run.pool import ActorPool
 from tests.faults.killing import plan_of, scene
 
@@ -62,6 +65,46 @@ def test_an_actor_plans_with_what_its_container_has(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "eocube"):
         assert fitted(plan, limits, 2**20).read_threads == 1
     assert "give it more, or run fewer actors" in caplog.text
+
+
+def test_actors_on_one_node_share_its_memory() -> None:
+    plan = plan_of((11.500, 48.100, 11.512, 48.108), [scene(10)])
+    limits = Limits(encode_threads=4)
+    tight = int(actor_bytes(plan, replace(limits, read_threads=4, rows=1)) / SHARE)
+    alone, one_of_two = fitted(plan, limits, tight), fitted(plan, replace(limits, mates=2), 2 * tight)
+    assert replace(one_of_two, mates=1) == alone
+    started: list[Wanted] = []
+    engine: Any = SimpleNamespace(apart=True, start=started.append, ask=lambda worker, what: len(started))
+    for nodes, gpus, expected in (
+        ([Node("a", 8.0, 2.0), Node("b", 8.0, 1.0)], 0.5, [4] * 6),
+        ([Node("a", 8.0, 2.0)], 1.0, [2, 2]),
+        ([Node("a", 8.0, 0.0), Node("b", 8.0, 0.0)], 0.0, [1, 1]),
+    ):
+        started.clear()
+        engine.nodes = lambda nodes=nodes: nodes
+        pool = ActorPool(engine, gpus_per_actor=gpus)
+        pool._look()
+        assert [wanted.beside for wanted in started] == expected
+
+
+def test_a_gpu_is_not_planned_beyond_what_an_actor_has_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of((11.500, 48.100, 11.512, 48.108), [scene(10)])
+    product, lattice, limits = plan.product, plan.grid.lattice, Limits()
+    needs, least = (card_bytes(product, lattice, replace(limits, rows=rows), batch=10) for rows in (None, 1))
+    assert least < needs / 2
+    assert fitted(plan, limits, 64 * GIB, batch=10, card=int(needs / SHARE) + 2) == limits
+    less = fitted(plan, limits, 64 * GIB, batch=10, card=int(needs / SHARE))
+    assert less.rows == 5 and card_bytes(product, lattice, less, batch=10) <= needs
+    assert fitted(plan, replace(limits, memory=needs), None, batch=10, card=64 * GIB).rows is not None, "--memory too"
+    with pytest.raises(InputError, match=r"of the GPU beside the network, in batches of 10.*--gpus-per-actor"):
+        fitted(plan, limits, 64 * GIB, batch=10, card=int(least / SHARE) - 2)
+    assert actor_bytes(plan, limits, batch=10, gpu=True) > actor_bytes(plan, limits, batch=1), "pinned memory counts"
+
+    held: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 * GIB, 40 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", held.append)
+    assert card_memory(1.0) == 30 * GIB and held == []
+    assert card_memory(0.5) == 20 * GIB and held == [0.5], "and torch is held to it"
 
 
 @pytest.mark.parametrize(("counted", "said"), [(1, "EOF"), (0, "The node is running low on memory.")])

@@ -59,6 +59,7 @@ def test_an_actor_plans_with_its_share_and_fills_shards_with_whole_batches(
     assert batches == {2.0: 25, 1.0: 25, 0.5: 20, 0.25: 10, 0.1: 2}
     assert numerics_here(product, "cuda", Actor(windows=81))["batch"] == 27
     assert numerics_here(product, "cuda", Actor())["device"] == "a card"
+    assert numerics_here(product, "cuda", Actor(held=300))["batch"] == 10, "shards that lie there take of it"
 
 
 def test_a_driver_asks_the_clusters_actors(

@@ -21,6 +21,7 @@ from eocube.products.base import Models
 from eocube.read.reader import WindowReader
 from eocube.read.shard import Asked
 from eocube.run.options import Limits
+from eocube.run.shard_values import ShardValues
 from eocube.run.unit import UnitRunner
 from eocube.scenes.scene import BandSource
 from eocube.scenes.search import Scene
@@ -159,7 +160,7 @@ def test_a_unit_that_fails_leaves_the_turn_to_the_next(tmp_path: Path, monkeypat
     runner = UnitRunner(plan, store, Models({"fp32": Means}, None, None), Limits())  # type: ignore[arg-type]
     unit = WorkUnit(0, *fullest(plan))
     with monkeypatch.context() as broken:
-        broken.setattr(UnitRunner, "_summary", lambda *_: 1 / 0)
+        broken.setattr(ShardValues, "_pack", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError) as kept:
             runner.run(unit)
     assert kept is not None and runner.run(unit).windows  # while the failure, and all that it holds, is still there
