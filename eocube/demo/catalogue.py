@@ -44,7 +44,7 @@ Bounds = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class Pass:
     """One overflight of Sentinel-2."""
 
     season: Season
@@ -58,9 +58,9 @@ class _Pass:
     draw: int
 
 
-_PASSES = (
-    _Pass("spring", "2024-05-14", "102559", "S2B", 37540, False, Sky(158.2, 58.4, 0.13, 0.35), None, 1),
-    _Pass("summer", "2024-07-28", "102601", "S2A", 47521, True, Sky(152.0, 57.6, 0.10, 0.70), (8520, 6970), 2),
+PASSES = (
+    Pass("spring", "2024-05-14", "102559", "S2B", 37540, False, Sky(158.2, 58.4, 0.13, 0.35), None, 1),
+    Pass("summer", "2024-07-28", "102601", "S2A", 47521, True, Sky(152.0, 57.6, 0.10, 0.70), (8520, 6970), 2),
 )
 # Tile -> the part of it that is written. The first ends at the tile's true eastern edge.
 _TILES: Mapping[str, Bounds] = {
@@ -87,7 +87,7 @@ def make_demo(directory: Path | str, *, seed: int = DEMO_SEED, bounds: Bounds = 
     shape = (int((top - bottom) / FINE), int((right - left) / FINE))
     ground = make_ground(seed, shape)
     scenes: list[files.Json] = []
-    for flight in _PASSES:
+    for flight in PASSES:
         draw = seed * 8 + flight.draw
         surface = dress(ground, flight.season, draw)
         air = atmosphere(ground, flight.sky, draw)
@@ -187,7 +187,7 @@ def _outline(seen: NDArray[np.bool_], extent: Bounds) -> list[tuple[float, float
 
 
 def _write_s2(
-    root: Path, flight: _Pass, tile: str, extent: Bounds, bounds: Bounds, bands: Mapping[str, F32],
+    root: Path, flight: Pass, tile: str, extent: Bounds, bounds: Bounds, bands: Mapping[str, F32],
     scl: NDArray[np.uint8], seen: NDArray[np.bool_],
 ) -> files.Json:  # fmt: skip
     """Write one tile of one date; returns its item."""
