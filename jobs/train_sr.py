@@ -37,7 +37,7 @@ Arg = tyro.conf.arg
 CONDITIONS = {"native": "lr", "upsampled": "lr_up", "sharpened": "lr_sharp"}
 """The store's array that a network's conditioning reads."""
 MOST_HELD = 16
-"""Held-out pairs of a place and side that are scored while training: the first ones."""
+"""Held-out pairs of a place and side that are scored, where `--held` says no other number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,8 @@ class Options(RunOptions):
     minutes: Annotated[float | None, Arg(help="minutes in all, shared out likewise, in steps' stead")] = None
     memory: Annotated[float, Arg(help="GiB: a store's split that is smaller is kept in memory, a larger one streamed, "
                                      "each pair once an epoch")] = 4.0  # fmt: skip
+    held: Annotated[int, Arg(help="held-out pairs of a place and side that are scored: the first so many (in pixel "
+                                  "space a pair takes minutes of a core)")] = MOST_HELD  # fmt: skip
     storage_options: Annotated[tuple[str, ...], Arg(help="fsspec options of the store: JSON, name=value or "
                                                     "@file.json")] = ()  # fmt: skip
 
@@ -86,6 +88,7 @@ class Plan:
     memory: float
     flux2: Path | None
     options: SecretOptions | None
+    held: int = MOST_HELD
 
 
 def planned(options: Options) -> Plan:
@@ -99,13 +102,13 @@ def planned(options: Options) -> Plan:
         raise ValueError(f"--space {options.space}: recipe {options.recipe} is of {recipe.network.space} space")
     if (options.autoencoder is None) != (options.autoencoder_weights is None):
         raise ValueError("--autoencoder flux2 and --autoencoder-weights PATH go together")
-    for key in ("steps", "minutes", "threads"):
+    for key in ("steps", "minutes", "threads", "held"):
         if (value := getattr(options, key)) is not None and value <= 0:
             raise ValueError(f"--{key} {value} must be above 0")
     return Plan(
         recipe.limited(options.steps, options.minutes), absolute(options.pairs), check_out(options.out),
         options.name or Path(options.out).stem, options.threads, options.memory, options.autoencoder_weights,
-        parse_options(options.storage_options),
+        parse_options(options.storage_options), options.held,
     )  # fmt: skip
 
 
@@ -274,7 +277,7 @@ def _judge(
     groups: dict[tuple[str, int], list[Any]] = {}
     for pair in windows:
         of = groups.setdefault((f"{pair['place']}_{pair['level']}", int(pair["side"])), [])
-        if len(of) < MOST_HELD:
+        if len(of) < plan.held:
             of.append(pair)
     windows.close()
     held = [

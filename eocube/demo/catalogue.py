@@ -49,7 +49,7 @@ Bounds = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class Pass:
     """One overflight of Sentinel-2."""
 
     season: Season
@@ -63,9 +63,9 @@ class _Pass:
     draw: int
 
 
-_PASSES = (
-    _Pass("spring", "2024-05-14", "102559", "S2B", 37540, False, Sky(158.2, 58.4, 0.13, 0.35), None, 1),
-    _Pass("summer", "2024-07-28", "102601", "S2A", 47521, True, Sky(152.0, 57.6, 0.10, 0.70), (8520, 6970), 2),
+PASSES = (
+    Pass("spring", "2024-05-14", "102559", "S2B", 37540, False, Sky(158.2, 58.4, 0.13, 0.35), None, 1),
+    Pass("summer", "2024-07-28", "102601", "S2A", 47521, True, Sky(152.0, 57.6, 0.10, 0.70), (8520, 6970), 2),
 )
 _RADAR_DAY = 0
 """The pass that finds the ground as the radar does: a day apart."""
@@ -96,11 +96,11 @@ def make_demo(directory: Path | str, *, seed: int = DEMO_SEED, bounds: Bounds = 
     ground = make_ground(seed, shape, threads=threads)
     scenes: list[files.Json] = []
     with ThreadPoolExecutor(threads) as pool:
-        draws = [seed * 8 + flight.draw for flight in _PASSES]
-        dressed = [pool.submit(dress, ground, flight.season, draw) for flight, draw in zip(_PASSES, draws, strict=True)]
-        airs = [pool.submit(atmosphere, ground, flight.sky, draw) for flight, draw in zip(_PASSES, draws, strict=True)]
+        draws = [seed * 8 + flight.draw for flight in PASSES]
+        dressed = [pool.submit(dress, ground, flight.season, draw) for flight, draw in zip(PASSES, draws, strict=True)]
+        airs = [pool.submit(atmosphere, ground, flight.sky, draw) for flight, draw in zip(PASSES, draws, strict=True)]
         echo = pool.submit(sense_s1, ground, dressed[_RADAR_DAY].result(), seed * 8 + 3, shift=1)
-        for flight, draw, surfaces, above in zip(_PASSES, draws, dressed, airs, strict=True):
+        for flight, draw, surfaces, above in zip(PASSES, draws, dressed, airs, strict=True):
             surface, air = surfaces.result(), above.result()
             seen = _in_swath(shape, flight.swath)
             bands = sense_s2(surface, air, draw, threads)
@@ -203,7 +203,7 @@ def _outline(seen: NDArray[np.bool_], extent: Bounds) -> list[tuple[float, float
 
 
 def _write_s2(
-    pool: Executor, root: Path, flight: _Pass, tile: str, extent: Bounds, bounds: Bounds, bands: Mapping[str, F32],
+    pool: Executor, root: Path, flight: Pass, tile: str, extent: Bounds, bounds: Bounds, bands: Mapping[str, F32],
     scl: NDArray[np.uint8], seen: NDArray[np.bool_],
 ) -> files.Json:  # fmt: skip
     """Write one tile of one date, its files on the pool's threads; returns its item."""

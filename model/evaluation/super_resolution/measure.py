@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from model import metrics
 from model.evaluation.figures import Sums, pooled
 from model.evaluation.super_resolution.pairs import Case
 from model.sensors import COLOURS, Floats
+from model.spectrum import above_nyquist
 from model.wald import degrade
 
 DATA_RANGE = 1.0
@@ -93,71 +93,13 @@ def sharpness(result: Floats, case: Case) -> tuple[float, float, float]:
     valid = case.valid
     if valid.mean() < _LEAST_VALID:
         return float("nan"), float("nan"), float("nan")
-    a, b = (filled_alike(image, valid) for image in (result, case.hr))
-    spectra = [_spectrum(image) for image in (a, b)]
-    above, above_truth = (share_above(np.abs(s) ** 2, case.factor, a.shape[-2:]) for s in spectra)
-    high = _radius(*a.shape[-2:]) > 0.5 / case.factor
-    # the columns of a real transform stand for two each, but for the first and, of an even width, the last
-    twice = np.full(spectra[0].shape[-1], 2.0)
-    twice[0] = 1.0
-    if a.shape[-1] % 2 == 0:
-        twice[-1] = 1.0
-    weight = high * twice
-    cross = (weight * (spectra[0] * spectra[1].conj()).real).sum()
-    energies = [(weight * np.abs(s) ** 2).sum() for s in spectra]
-    detail = cross / np.sqrt(energies[0] * energies[1]) if min(energies) > 0 else float("nan")
-    return above, above_truth, float(detail)
+    return above_nyquist(*(filled_alike(image, valid) for image in (result, case.hr)), case.factor)
 
 
 def filled_alike(image: Floats, valid: NDArray[np.bool_]) -> Floats:
     """(C, H, W) with the valid pixels' mean where nothing is valid."""
     mean = image[:, valid].mean(1, dtype=np.float64).astype(np.float32)
     return np.where(valid, image, mean[:, None, None])
-
-
-def share_above(power: NDArray[np.float64], factor: int, shape: tuple[int, int]) -> float:
-    """Share of the radially averaged power (C, H, W // 2 + 1) that lies above 1 / (2 factor) cycles a pixel.
-
-    Each ring of one frequency step counts by its mean, rings up to 1/2 cycle, the mean itself left out; the mean over
-    bands. 0 for an image without any variation.
-    """
-    rings = _rings(*shape)
-    flat = rings.reshape(-1)
-    counts = np.bincount(flat)
-    steps = min(shape)
-    frequency = np.arange(len(counts)) / steps
-    counted = (frequency > 0) & (frequency <= 0.5) & (counts > 0)
-    high = counted & (frequency > 0.5 / factor)
-    shares = []
-    for band in power:
-        mean = np.bincount(flat, band.reshape(-1)) / np.maximum(counts, 1)
-        total = mean[counted].sum()
-        shares.append(mean[high].sum() / total if total > 0 else 0.0)
-    return float(np.mean(shares))
-
-
-def _spectrum(image: Floats) -> NDArray[np.complex128]:
-    """Of each band without its mean, under a Hann window: the borders' jump is not detail."""
-    height, width = image.shape[-2:]
-    window = np.outer(_hann(height), _hann(width))
-    centred = image.astype(np.float64) - image.mean((1, 2), keepdims=True, dtype=np.float64)
-    found: NDArray[np.complex128] = np.fft.rfft2(centred * window)
-    return found
-
-
-def _hann(size: int) -> NDArray[np.float64]:
-    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(size) + 0.5) / size))
-
-
-@lru_cache(maxsize=8)
-def _radius(height: int, width: int) -> NDArray[np.float64]:
-    """(H, W // 2 + 1) cycles a pixel."""
-    return np.asarray(np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]))
-
-
-@lru_cache(maxsize=8)
-def _rings(height: int, width: int) -> NDArray[np.int64]:
-    return np.asarray(np.rint(_radius(height, width) * min(height, width)), np.int64)
 
 
 def of_place(rows: Sequence[Measured]) -> dict[str, float]:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model import metrics
 from model.eo_vae import EOVAE
 from model.sensors import COLOURS, TrainedSensor
+from model.spectrum import above_nyquist
 from model.super_resolution import SuperResolver
 from model.wald import back_project, bicubic, consistency_error
 
@@ -92,8 +94,8 @@ class Judge:
         return list(dict.fromkeys(h.place for h in self.held))
 
     def figures(self, net: SuperResolver) -> dict[str, dict[str, dict[str, float]]]:
-        """Place -> method -> PSNR (dB, range 1, all pixels of the place together), SAM (degrees), consistency (mean
-        absolute reflectance) and sharpness (spectral energy above the low resolution's Nyquist over the truth's)."""
+        """Place -> method -> PSNR (dB, range 1, all pixels of the place together), SAM (radians), consistency (mean
+        absolute reflectance) and sharpness (share of energy above the low resolution's Nyquist over the truth's)."""
         table: dict[str, dict[str, dict[str, float]]] = {}
         for place in self.places:
             of = [h for h in self.held if h.place == place]
@@ -138,36 +140,26 @@ class Judge:
         return drawn
 
     def _measure(self, images: Sequence[Tensor], truth: Sequence[Tensor], low: Sequence[Tensor]) -> dict[str, float]:
-        pairs = list(zip(images, truth, strict=True))
+        """By the functions that `model.evaluation.super_resolution` measures with."""
         errors = torch.cat([consistency_error(a, b, self.mtf, self.scale) for a, b in zip(images, low, strict=True)])
+        pairs = [
+            (a.numpy(), b.numpy())
+            for result, true in zip(images, truth, strict=True)
+            for a, b in zip(result, true, strict=True)
+        ]
+        shares = np.array([above_nyquist(a, b, self.scale)[:2] for a, b in pairs])
         return {
             "psnr": _psnr(images, truth),
-            "sam": float(torch.cat([_angles(a, b) for a, b in pairs]).mean()),
+            "sam": float(np.average([metrics.sam(a, b) for a, b in pairs], weights=[b[0].size for _, b in pairs])),
             "consistency": float(errors.mean()),
-            "sharpness": float(
-                sum(_above(a, self.scale) for a in images) / max(1e-30, sum(_above(b, self.scale) for b in truth))
-            ),
+            "sharpness": float(shares[:, 0].mean() / max(1e-30, shares[:, 1].mean())),
         }
 
 
 def _psnr(images: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    square = torch.cat([(a - b).double().square().flatten() for a, b in zip(images, truth, strict=True)]).mean()
-    return float(-10 * torch.log10(square))
-
-
-def _angles(a: Tensor, b: Tensor) -> Tensor:
-    """Degrees between the spectra of each pixel, flat."""
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
-    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))).flatten()
-
-
-def _above(x: Tensor, scale: int) -> float:
-    """Spectral energy beyond the low resolution's Nyquist frequency (radially), windowed against the borders."""
-    rows, columns = (torch.hann_window(n, periodic=False) for n in x.shape[-2:])
-    centred = x - x.mean((-2, -1), keepdim=True)
-    power = torch.fft.rfft2(centred * rows[:, None] * columns).abs().square()
-    fy, fx = torch.fft.fftfreq(x.shape[-2]), torch.fft.rfftfreq(x.shape[-1])
-    return float((power * (torch.hypot(fy[:, None], fx) > 0.5 / scale)).sum())
+    """Of all pixels of a place together, however many images of which sides they lie in."""
+    flat = [np.concatenate([x.numpy().ravel() for x in of]) for of in (images, truth)]
+    return metrics.psnr(flat[0], flat[1], 1.0)
 
 
 def table_text(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -177,7 +169,7 @@ def table_text(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         for name, f in methods.items():
             if name != "spread":
                 lines.append(
-                    f"{place:24s} {name:10s} {f['psnr']:6.2f} dB  {f['sam']:5.2f} deg  {f['consistency']:.4f}  "
+                    f"{place:24s} {name:10s} {f['psnr']:6.2f} dB  {f['sam']:.4f} rad  {f['consistency']:.4f}  "
                     f"{f['sharpness']:.2f}"
                 )
     return "\n".join(lines)
