@@ -22,7 +22,7 @@ GROUPS = {
     "The run": ("retry", "demo", "engine", "actors", "gpus_per_actor", "memory", "unit_timeout", "verify_fraction"),
     "Network and stores": ("storage_options", "source_options", "max_requests_per_second", "patience"),
     "A plan": ("plan", "price", "calibrate", "benchmark"),
-    "What is shown": ("quicklook", "json", "quiet", "log_dir"),
+    "What is shown": ("quicklook", "overview", "json", "quiet", "log_dir"),
 }
 FIRST = ("bbox", "region", "datetime", "out", "sensor", "bands", "catalog", "max_cloud", "retry", "quicklook")
 REGION = "--bbox 11.3 48.0 11.8 48.3 --datetime 2024-06-01/2024-08-31"

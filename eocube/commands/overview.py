@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import Annotated
 
 import tyro
 
+from eocube.commands.answers import answer, quoted
+from eocube.commands.help_page import Page
 from eocube.commands.parsing import guarded, parse
-from eocube.console import for_people, plain, say, tell
+from eocube.console import for_people, plain, say
 from eocube.errors import Exit
 from eocube.net.storage_options import parse_options
 
@@ -41,9 +42,15 @@ class OverviewOptions:
     """No progress."""
 
 
+OVERVIEW = Page((
+    ("for a cube that was made without --overview", "eocube overview munich.zarr"),
+    ("all of it again", "eocube overview munich.zarr --again"),
+))  # fmt: skip
+
+
 def overview_main(argv: Sequence[str]) -> int:
     """Make a cube's overview."""
-    options = parse(OverviewOptions, argv, "eocube overview")
+    options = parse(OverviewOptions, argv, "eocube overview", OVERVIEW)
 
     def command() -> int:
         from eocube.cube.overview import make_overviews
@@ -61,12 +68,13 @@ def overview_main(argv: Sequence[str]) -> int:
             dataclasses.asdict(one)
             for one in make_overviews(options.url, given, group=options.group, again=options.again, progress=progress)
         ]
-        if options.json:
-            tell(json.dumps(made, indent=1))
-            return Exit.DONE
-        for one in made:
-            line = f"{one['shards']} shards decoded, {one['kept']} had theirs, {one['levels']} levels"
-            tell(plain(f"{one['url']}: {line}, {one['bytes']:,} bytes written"))
+        lines = [
+            f"{one['url']}: {one['shards']} shards decoded, {one['kept']} had theirs, {one['levels']} levels, "
+            f"{one['bytes']:,} bytes written"
+            for one in made
+        ]
+        then = [("look at it in a browser", f"serve {quoted(options.url, options.storage_options)}")]
+        answer(made, plain("\n".join(lines)), as_json=options.json, then=then)
         return Exit.DONE
 
     return guarded(command)

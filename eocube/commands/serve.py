@@ -11,8 +11,10 @@ from typing import Annotated
 
 import tyro
 
+from eocube.commands.answers import answer
+from eocube.commands.help_page import Page
 from eocube.commands.parsing import guarded, parse
-from eocube.console import plain, tell
+from eocube.console import plain
 from eocube.errors import Exit, InputError
 from eocube.net.storage_options import parse_options
 
@@ -21,10 +23,7 @@ NEEDS = ("fastapi", "uvicorn", "rio_tiler")
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Show cubes in a browser: a map of what is decoded on the fly, through time.
-
-    eocube serve munich.zarr
-    """
+    """Show cubes in a browser: a map of what is decoded on the fly, through time."""
 
     urls: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Paths or URLs of cubes, of several zones too."""
@@ -44,11 +43,20 @@ class ServeOptions:
     """fsspec options of the cubes, and of their sources by host: a JSON object, name=value pairs, or @file.json."""
     group: str | None = None
     """Zone of a cube of several zones; all by default."""
+    json: bool = False
+    """Print a JSON document of where the page is, then serve."""
+
+
+SERVE = Page((
+    ("a page on this machine alone", "eocube serve munich.zarr"),
+    ("with the scenes that it was made of, to compare", "eocube serve munich.zarr --source"),
+    ("a cube on S3, for others in this network", "eocube serve s3://bucket/munich.zarr --host 0.0.0.0"),
+))  # fmt: skip
 
 
 def serve_main(argv: Sequence[str]) -> int:
     """Serve cubes until Ctrl-C."""
-    options = parse(ServeOptions, argv, "eocube serve")
+    options = parse(ServeOptions, argv, "eocube serve", SERVE)
 
     def command() -> int:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
@@ -68,7 +76,9 @@ def serve_main(argv: Sequence[str]) -> int:
         with listen(place) as bound:
             most = most_bytes(cubes, int(options.memory * 1e9), os.cpu_count() or 1) / 1e9
             shown = plain(", ".join(cube.name for cube in cubes))
-            tell(f"{address(bound)} shows {shown}, in at most {most:.1f} GB of memory; Ctrl-C ends it")
+            said = f"{address(bound)} shows {shown}, in at most {most:.1f} GB of memory; Ctrl-C ends it"
+            document = {"address": address(bound), "cubes": [cube.name for cube in cubes], "most_gb": round(most, 3)}
+            answer(document, said, as_json=options.json)
             server_of(app_of(cubes, place, serving)).run(sockets=[bound])
         return Exit.DONE
 

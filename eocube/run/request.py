@@ -25,7 +25,6 @@ from eocube.products.documents import qualities_of, storages_of
 from eocube.products.registry import DEFAULT, WEIGHTS, kinds
 from eocube.products.spec import Actor, Product
 from eocube.run.asked import Running, Selection, Showing
-from eocube.run.memory import card_bytes
 from eocube.run.numerics import numerics_here, numerics_of_actors
 from eocube.run.options import Limits
 from eocube.scenes.search import drop_cloudy, search
@@ -289,6 +288,8 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px
     grids = grids_for(request.boxes, request.resolution, request.extent, request.region, **windows, shard_px=shard)
     lattice = grids[0].lattice
+    from eocube.run.memory import card_bytes  # brings GDAL, which checking a request does without
+
     held = card_bytes(product, lattice, Limits(), batch=0)
     actor = Actor(request.actor_gpu, lattice.cores_per_shard**2, held)
     find = numerics_here if request.only_plans else numerics_of_actors

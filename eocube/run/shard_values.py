@@ -88,8 +88,8 @@ class ShardValues:
         return Moments.of(self._real(stored))
 
     def _real(self, stored: Values) -> Values:
-        """Stored values as numbers; float16 as float64 by torch, which is far faster at that than numpy."""
-        if stored.dtype == np.float16:
+        """Stored values as numbers; half floats as float64 by torch, which is far faster at that than numpy."""
+        if stored.dtype.kind == "f" and stored.dtype.itemsize == 2:
             return np.asarray(torch.from_numpy(stored).double().numpy())
         return self._storage.unpack(stored)
 
@@ -97,8 +97,8 @@ class ShardValues:
 def as_packed(values: torch.Tensor, storage: Storage) -> Values:
     """A window's values on the host in the real type that they are packed in: torch is far faster at that than numpy.
 
-    As float16 where that is what is stored; else float16, as encoders on a GPU give it, as float32.
+    That which is stored, where it is real; else half floats, as encoders on a GPU give them, as float32.
     """
-    if storage.dtype == "float16":
-        return np.asarray(values.half().numpy())
-    return np.asarray((values.float() if values.dtype == torch.float16 else values).numpy())
+    if np.dtype(storage.dtype).kind == "f":
+        return np.asarray(values.to(torch.from_numpy(np.empty(0, storage.dtype)).dtype).numpy())
+    return np.asarray((values.float() if values.dtype.itemsize == 2 else values).numpy())

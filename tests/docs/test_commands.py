@@ -39,7 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=named)
-def test_a_page_runs_from_top_to_bottom(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in commands.quiet_environment().items():
         monkeypatch.setenv(name, value)
     shutil.copytree(world / "eocube-demo" / "cube.zarr", tmp_path / "eocube-demo" / "cube.zarr")
