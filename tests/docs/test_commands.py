@@ -1,4 +1,4 @@
-"""Every command in the tutorials, the how-to pages and the README runs here on the demo scenes, or parses where it cannot."""
+"""Every command in the tutorials and how-to pages runs here on the demo scenes; those elsewhere, and others, parse."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=named)
-def test_a_page_runs_from_top_to_bottom(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in commands.quiet_environment().items():
         monkeypatch.setenv(name, value)
     shutil.copytree(world / "eocube-demo" / "cube.zarr", tmp_path / "eocube-demo" / "cube.zarr")
