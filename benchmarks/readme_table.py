@@ -1,4 +1,4 @@
-"""Makes the tables of speed (the page's and the README's) and the rates of `eocube plan` from the JSON beside this file.
+"""Makes the tables of speed (page and README) and the rates of `eocube plan` from the JSON beside this file.
 
 python benchmarks/readme_table.py --check    says whether all are up to date (exit 1 when not)
 python benchmarks/readme_table.py --write    brings them up to date

@@ -1,4 +1,4 @@
-"""Gathers the pages of the documentation: those in docs/, the command line's own help, and notebooks with their outputs.
+"""Gathers the pages of the documentation: those in docs/, the command line's own help, and notebooks with outputs.
 
 python .ci/site/stage.py TARGET     the folder is made anew
 """

@@ -3,7 +3,8 @@
 What is there stays where it is, and no object of a store is ever renamed: readers that have it open see their windows
 in their places, before, while and after it grows. So the north-western corner that rows and columns count from is fixed
 when a store is made: that of the bbox, or of `--extent`, which reserves ground to grow into; arrays get larger in the
-south and east only, and ground north or west of the corner is refused. docs/explanation/growth.md says what else was weighed.
+south and east only, and ground north or west of the corner is refused. docs/explanation/growth.md says what else was
+weighed.
 
 Time steps of the store keep their indices too and new ones go behind them in order of time, whatever their date. So
 the time axis of a store that was extended backwards is not sorted; `ds.sortby("time")` is lazy and costs nothing, as

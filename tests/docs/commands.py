@@ -1,4 +1,4 @@
-"""Finds the blocks of code of a page, runs them in order in a folder, or parses the options of those that cannot run."""
+"""Finds the blocks of code of a page, runs them in order in a folder, or parses the options of those that cannot."""
 
 from __future__ import annotations
 

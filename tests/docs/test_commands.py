@@ -1,4 +1,4 @@
-"""Every command in the tutorials, the how-to pages and the README runs here on the demo scenes, or parses where it cannot."""
+"""Every command in the tutorials and how-to pages runs here on the demo scenes; those elsewhere, and others, parse."""
 
 from __future__ import annotations
 
