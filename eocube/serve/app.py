@@ -6,8 +6,8 @@ import asyncio
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Lock
 from typing import Annotated, Any, Literal, TypeVar
 
+import rasterio
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -32,7 +33,7 @@ from eocube.serve.keeping import Kept
 from eocube.serve.memory import DRAWING
 from eocube.serve.pictures import colormap
 from eocube.serve.points import point
-from eocube.serve.pool import LatestFirst, Leave
+from eocube.serve.pool import LatestFirst, Leave, LeftError
 from eocube.serve.raster import TilePlace
 from eocube.serve.server import Place
 from eocube.serve.sources import Sources
@@ -109,8 +110,9 @@ class Service:
     @staticmethod
     def _unless_left(work: Callable[[Leave], T], leave: Leave) -> T:
         if leave.left:
-            raise CancelledError("the client left")
-        return work(leave)
+            raise LeftError("the client left before it was made")
+        with rasterio.Env():  # once for all that GDAL does in it
+            return work(leave)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -151,7 +153,7 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
     service = Service(cubes, serving)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
 
@@ -236,10 +238,6 @@ def _errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"error": plain(f"{where}: {first['msg']}")}, 422)
-
-    @app.exception_handler(CancelledError)
-    async def gone(request: Request, error: CancelledError) -> Response:
-        return JSONResponse({"error": "the client left before it was made"}, 499)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

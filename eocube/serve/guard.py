@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eocube.console import lament, plain
 from eocube.errors import EocubeError, InputError
 from eocube.net.redaction import redacted
+from eocube.serve.pool import LeftError
 
 LONGEST_URL = 4096
 """Bytes of a path and of a query."""
@@ -29,6 +30,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
+ANY_ADDRESS = "*"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -46,7 +48,7 @@ def status_of(error: Exception) -> int:
         return 413
     if isinstance(error, InputError):
         return 400
-    if isinstance(error, OverloadedError):
+    if isinstance(error, (OverloadedError, LeftError)):
         return 503
     return 502 if isinstance(error, (EocubeError, OSError)) else 500
 
@@ -60,15 +62,15 @@ def line_of(error: Exception) -> str:
     return "a defect of the server: its own output says where"
 
 
-def allowed_names(host: str, extra: Collection[str]) -> frozenset[str] | None:
+def allowed_names(host: str, extra: Collection[str]) -> frozenset[str]:
     """Names that `Host` may give, without ports; those of this machine for a server bound to it alone.
 
-    A server that is bound to every address is reached by names that it does not know: None takes any name that is an
-    address, and those of `extra`, since a page elsewhere can only point a name of its own at this server.
+    A server that is bound to every address takes any address in the place of a name (`ANY_ADDRESS`): what a page
+    elsewhere can point at it is a name.
     """
     named = {name.strip().lower().strip(".") for name in extra}
     if host in ("", "0.0.0.0", "::"):
-        return frozenset(named | set(LOOPBACK) | {"*address*"})
+        return frozenset(named | set(LOOPBACK) | {ANY_ADDRESS})
     shown = f"[{host}]" if ":" in host else host
     return frozenset(named | {shown.lower()} | set(LOOPBACK))
 
@@ -126,9 +128,9 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         name = host.lower().strip()
         name = name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0].rstrip(".")
-        if name in self._names:
+        if name in self._names and name != ANY_ADDRESS:
             return True
-        if "*address*" not in self._names:
+        if ANY_ADDRESS not in self._names:
             return False
         try:
             ipaddress.ip_address(name.strip("[]"))

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 Colours = npt.NDArray[np.uint8]
 """(4, H, W): red, green, blue, and 0 where nothing is."""
 
-FAST = 3
+FAST = 1
 """Of PNG's nine levels: fast rather than small, since pictures travel within one machine."""
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
+from eocube.errors import EocubeError
+
 Make = Callable[[], Any]
+
+
+class LeftError(EocubeError):
+    """The client left before what it asked for was made."""
 
 
 class Leave:
@@ -69,11 +75,11 @@ class LatestFirst:
         """What the jobs give, by key, when all are done.
 
         Raises:
-            CancelledError: the client left meanwhile.
+            LeftError: the client left meanwhile, or the server is ending.
         """
         with self._change:
             if self._closed:
-                raise CancelledError("the server is ending")
+                raise LeftError("the server is ending")
             jobs = []
             for key, make in wanted.items():
                 job = self._jobs.get(key)
@@ -88,7 +94,10 @@ class LatestFirst:
             self._change.notify_all()
         if leave is not None:
             leave.then(lambda: self._left(jobs))
-        return {job.key: job.future.result() for job in jobs}
+        try:
+            return {job.key: job.future.result() for job in jobs}
+        except CancelledError:  # which asyncio would take for its own
+            raise LeftError("the client left before it was made") from None
 
     def close(self) -> None:
         """Take no more, drop what waits, and let what is under way end."""

@@ -100,11 +100,13 @@ def drawn(raster: Raster, tile: TilePlace, *, squares: bool = False) -> Floats:
     """
     out = np.full((raster.data.shape[0], tile.size, tile.size), np.nan, np.float32)
     squares = squares or raster.pixel >= SQUARES * tile.ground_pixel
+    # What is whole needs no mask, which takes GDAL as long again; beyond it `out` stays as it is.
+    holes = not np.isfinite(raster.data).all()
+    masked = {"src_nodata": np.nan, "dst_nodata": np.nan} if holes else {}
     reproject(
-        np.ascontiguousarray(raster.data, np.float32), out,
-        src_transform=raster.transform, src_crs=_crs(raster.epsg), src_nodata=np.nan,
-        dst_transform=tile.transform, dst_crs=MERCATOR, dst_nodata=np.nan, init_dest_nodata=True,
-        resampling=Resampling.nearest if squares else Resampling.bilinear, tolerance=0.05,
+        np.ascontiguousarray(raster.data, np.float32), out, src_transform=raster.transform, src_crs=_crs(raster.epsg),
+        dst_transform=tile.transform, dst_crs=MERCATOR, init_dest_nodata=False, tolerance=0.05,
+        resampling=Resampling.nearest if squares else Resampling.bilinear, **masked,
     )  # fmt: skip
     return out
 

@@ -78,7 +78,7 @@ class Shown:
         return layer, layer.chosen(ask.bands, self.cube.info.sensor)
 
     def tile(self, ask: Ask, place: TilePlace, leave: Leave | None = None) -> bytes:
-        """A tile as PNG; CancelledError where the client left before it was made."""
+        """A tile as PNG; LeftError where the client left before it was made."""
         layer, bands = self.checked(ask)
         if self._too_far(layer, bands, place, ask):
             return self._footprint(ask.time, place)

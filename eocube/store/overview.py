@@ -21,7 +21,7 @@ import zarr
 from zarr.abc.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from eocube.net.objects import Objects
+from eocube.net.objects import Objects, storing
 from eocube.store.layout import CONVENTIONS, ROOT, spatial
 from eocube.store.shard_codec import ShardCodec, compressors
 
@@ -111,9 +111,13 @@ class Overview:
         return np.where(stored == FILL, np.float32(np.nan), stored * np.float32(self.step)).astype(np.float32)
 
     def read(self, target: Objects, level: int, time: int, row: int, col: int) -> Floats | None:
-        """An object's pixels; None where there is none."""
-        data = target.get(self.key(level, time, row, col))
-        return None if data is None else self.decode(data)
+        """An object's pixels; None where there is none. StoreError for one that is damaged."""
+        key = self.key(level, time, row, col)
+        data = target.get(key)
+        if data is None:
+            return None
+        with storing("decode", target.at(key)):
+            return self.decode(data)
 
     def above(self, parts: Mapping[tuple[int, int], Floats | None]) -> Floats:
         """An object's pixels out of those of the level before, by their place (0 or 1 down, 0 or 1 across)."""

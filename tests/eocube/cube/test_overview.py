@@ -14,6 +14,7 @@ import xarray as xr
 import eocube
 from eocube.cli import main
 from eocube.cube.overview import make_overviews, overview_of
+from eocube.errors import StoreError
 from eocube.serve.cube import open_cubes
 from eocube.store.existing import create_root, finalise_root
 from eocube.store.overview import Overview, halved, made_of
@@ -193,6 +194,19 @@ def test_far_out_tiles_are_drawn_from_it(made: Made) -> None:
         assert got[3].any()
         preview = server.get(f"/tiles/0/infrared/1/9/{x}/{y}.png").pixels()
         assert (got[3] > 0).sum() == pytest.approx((preview[3] > 0).sum(), rel=0.3)
+
+
+def test_a_damaged_object_is_said_and_made_again(made: Made) -> None:
+    list(make_overviews(made.url))
+    store = CubeStore.open(made.url)
+    plan = overview_of(eocube.open(made.url), store)
+    row, col = next(iter(made_of(store.target, 1)))
+    path = Path(made.url) / plan.key(0, 1, row, col)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(StoreError, match=f"overview/0/picture/c/1/0/{row}/{col}"):
+        plan.read(store.target, 0, 1, row, col)
+    list(make_overviews(made.url, again=True))
+    assert plan.read(store.target, 0, 1, row, col) is not None
 
 
 @pytest.mark.slow

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +23,9 @@ from eocube.cube.export import export
 from eocube.serve.app import Serving
 from eocube.serve.cube import EQUATOR, open_cubes
 from eocube.serve.layers import LEAST, Layers
+from eocube.serve.memory import BASE, DRAWING, most_bytes, tile_bytes, windows_of_a_tile
+from eocube.serve.raster import TilePlace
+from eocube.serve.tiles import Ask
 from eocube.store.existing import create_root, finalise_root
 from eocube.store.receipts import STATES, State
 from tests.conftest import S3Server
@@ -117,8 +125,6 @@ def test_an_index_and_a_difference_are_those_of_the_decoded_bands(server: Runnin
     pixels = eocube.open(made.url).eocube.decode(["B08", "B04"]).compute()
     shown = server.service.of("0")
     box = shown.cube.frame.bounds
-    from eocube.serve.tiles import Ask
-
     near, red = (np.maximum(pixels.values[:, k], LEAST) for k in (0, 1))
     ndvi = (near - red) / (near + red)
     row0, col0, row1, col1 = shown.cube.frame.extent
@@ -271,8 +277,6 @@ def test_what_is_not_decoded_shows_its_values_and_states(made: Made) -> None:
 
 def test_a_cube_in_a_bucket_is_served(weights: Path, s3_server: S3Server) -> None:
     url = f"s3://{s3_server.bucket()}/a.zarr"
-    from eocube.store.store import CubeStore  # noqa: F401  (what writes it takes the environment's options)
-
     made = make_store(url, make_plan(weights))
     with running(open_cubes([made.url], storage_options=s3_server.storage_options)) as server:
         x, y = tile_at(*middle(server), 14)
@@ -289,3 +293,77 @@ def test_what_is_kept_stays_within_the_memory_given(made: Made) -> None:
         service = server.service
         assert service.kept.bytes <= service.kept.limit and service.pictures.bytes <= service.pictures.limit
         assert service.kept.limit + service.pictures.limit <= 1_000_000
+
+
+def test_eight_who_ask_for_one_tile_have_each_window_decoded_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eocube.serve import decoding
+
+    decoded: list[bytes] = []
+    decode_one = decoding.decode_one
+
+    def counted(spec: object, values: np.ndarray) -> np.ndarray:
+        decoded.append(values.tobytes())
+        return decode_one(spec, values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "decode_one", counted)
+    with running(open_cubes([made.url])) as server, ThreadPoolExecutor(8) as clients:
+        x, y = tile_at(*middle(server), 14)
+        path = f"/tiles/0/true-colour/1/14/{x}/{y}.png?stretch=fixed"
+        answers = list(clients.map(lambda _: server.get(path), range(8)))
+        assert len({answer.body for answer in answers}) == 1 and answers[0].status == 200
+        assert len(decoded) == len(set(decoded)) > 0
+        once = len(decoded)
+        assert server.get(path).body == answers[0].body
+        assert server.get(path.replace("true-colour", "infrared")).status == 200
+        assert len(decoded) == once
+
+
+def test_the_memory_is_bounded_by_its_formula(made: Made) -> None:
+    cubes = open_cubes([made.url])
+    core, halo, cell, bands = 48, 16, 8, 4
+    along = 256 * 40 / 10
+    windows = (math.ceil((along + 2 * halo) / core) + 1) ** 2
+    assert windows_of_a_tile(cubes[0]) == windows
+    tile = windows * (core + 2 * halo) ** 2 * (2 * bands + 12) + (along + 4 * cell) ** 2 * 36
+    assert tile_bytes(cubes[0]) == int(tile)
+    least = most_bytes(cubes, 0, 1)
+    assert most_bytes(cubes, 10**9, 1) == least + 10**9 > BASE + DRAWING * tile
+    # No tile that is decoded has more windows than the formula says, whatever its zoom and size.
+    with running(cubes) as server:
+        shown = server.service.of("0")
+        for z in range(10, 18):
+            for size in (256, 512):
+                place = TilePlace(z, *tile_at(*middle(server), z), size)
+                if not shown._is_coarse(place):
+                    assert shown.decoding is not None
+                    assert shown.decoding.windows_of(place.bounds_in(32632)) <= windows
+
+
+def test_a_client_that_leaves_ends_no_other_and_says_nothing(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from eocube.serve import decoding
+
+    hold, begun, decode_one = threading.Event(), threading.Event(), decoding.decode_one
+
+    def held(spec: object, values: np.ndarray) -> np.ndarray:
+        begun.set()
+        hold.wait(120)
+        return decode_one(spec, values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "decode_one", held)
+    with running(open_cubes([made.url]), Serving(memory=200_000_000, threads=1)) as server:
+        x, y = tile_at(*middle(server), 14)
+        path = f"/tiles/0/true-colour/1/14/{x}/{y}.png?stretch=fixed"
+        leaver = socket.create_connection(("127.0.0.1", server.port))
+        leaver.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        begun.wait(120)
+        assert len(server.service.pool) > 1
+        leaver.close()
+        while len(server.service.pool) > 1:  # what had not begun is dropped
+            time.sleep(0.01)
+        with ThreadPoolExecutor(1) as stays:
+            answer = stays.submit(server.get, path)
+            hold.set()
+            assert answer.result(120).status == 200
+    assert capfd.readouterr().err == ""

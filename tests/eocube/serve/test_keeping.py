@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from eocube.serve.keeping import OVERHEAD, Kept
-from eocube.serve.pool import LatestFirst, Leave
+from eocube.serve.pool import LatestFirst, Leave, LeftError
 
 
 def test_the_longest_unused_goes_first_and_the_bytes_are_never_more() -> None:
@@ -100,16 +100,16 @@ def test_what_nobody_waits_for_is_dropped_and_what_somebody_does_is_not() -> Non
             time.sleep(0.001)
         leave.now()
         for gone in (alone,):
-            with pytest.raises(CancelledError):
+            with pytest.raises(LeftError):
                 gone.result(10)
         hold.set()
         first.result(10)
         assert stays.result(10) == {"both": None} and both.result(10) == {"both": None}
     assert ran == ["both"]
-    with pytest.raises(CancelledError):
+    with pytest.raises(LeftError):
         pool.all({"late": lambda: None}, leave)
     pool.close()
-    with pytest.raises(CancelledError):
+    with pytest.raises(LeftError):
         pool.all({"later": lambda: None})
 
 

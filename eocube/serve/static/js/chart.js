@@ -2,7 +2,7 @@
 
 import { h, s } from "./dom.js";
 import { numberTicks } from "./ticks.js";
-import { number, short } from "./text.js";
+import { number, signed } from "./text.js";
 
 const HEIGHT = 190;
 const MARGIN = { left: 46, right: 12, top: 10, bottom: 34 };
@@ -40,7 +40,7 @@ export function chart(element, { width, series, ticks, name, xTitle, yTitle, now
 
   const grid = numberTicks(y0, y1, 4).flatMap((y) => [
     s("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: py(y), y2: py(y) }),
-    s("text", { x: MARGIN.left - 6, y: py(y) + 3.5, "text-anchor": "end", text: short(y) }),
+    s("text", { x: MARGIN.left - 6, y: py(y) + 3.5, "text-anchor": "end", text: signed(y) }),
   ]);
   const axis = ticks(x0, x1, Math.max(2, Math.floor(inner.w / 62))).map(({ x, label }) =>
     s("text", { x: px(x), y: HEIGHT - MARGIN.bottom + 15, "text-anchor": "middle", text: label }));

@@ -2,7 +2,7 @@
 
 import { byId, h, select } from "./dom.js";
 import { dayAmong } from "./text.js";
-import { picks, subtracts } from "./view.js";
+import { ofPixels, picks, subtracts } from "./view.js";
 
 const GROUPS = { picture: "Pictures", index: "Indices and change", latents: "Latents", quality: "Quality" };
 const CHANNELS = ["Red", "Green", "Blue"];
@@ -77,7 +77,7 @@ export function makeChooser(view) {
     const kinds = [["off", "Nothing"]];
     if (cube.times.length > 1) kinds.push(["date", "Another date"]);
     if (cube.layers.length > 1) kinds.push(["layer", "Another layer"]);
-    if (cube.has_source) kinds.push(["source", "The source"]);
+    if (cube.has_source && ofPixels(view.layer)) kinds.push(["source", "The source"]);
     compare.replaceChildren(
       select("Swipe against", kinds, against, (kind) => view.set({ against: kind, at: 0.5 }), { id: "against" }),
       against === "date" ? select("Date on the right", dateOptions(cube, time), againstTime, (index) => view.set({ againstTime: Number(index) }), { id: "against-date" }) : "",
@@ -92,7 +92,7 @@ export function makeChooser(view) {
     const any = (...names) => names.some((name) => changed.has(name));
     if (any("cube")) showCubes();
     if (any("cube", "layer", "bands", "of", "other", "time")) showLayers();
-    if (any("cube", "against", "againstTime", "againstLayer", "time")) showCompare();
+    if (any("cube", "layer", "against", "againstTime", "againstLayer", "time")) showCompare();
   });
   showCubes();
   showLayers();

@@ -2,7 +2,7 @@
 
 import { byId, h } from "./dom.js";
 import { colours as coloursOf, json, stretch as stretchPath } from "./server.js";
-import { number, short } from "./text.js";
+import { short, signed } from "./text.js";
 import { drawn, picks, usualStretch } from "./view.js";
 
 const CHANNELS = ["Red", "Green", "Blue"];
@@ -24,7 +24,7 @@ function unitOf(view) {
   return layer.legend?.unit ?? "";
 }
 
-const plainUnit = (unit) => (unit === "1" || unit === "" ? "" : unit);
+const plainUnit = (unit) => (unit === "1" ? "" : unit === "percent" ? "%" : unit);
 
 export function makeStretching(view, onError) {
   const box = byId("stretch");
@@ -32,11 +32,15 @@ export function makeStretching(view, onError) {
   let used = null;
   let colours = [];
   let asked = null;
+  let waits = false;
 
   async function ask() {
     asked?.abort();
     asked = null;
-    if (view.layer.kind === "classes") return show();
+    used = null;
+    waits = view.layer.kind !== "classes";
+    show();
+    if (view.layer.kind === "classes") return;
     const mine = (asked = new AbortController());
     try {
       const map = view.layer.id === "difference" ? DIFFERENCE : view.layer.legend?.colormap;
@@ -45,9 +49,9 @@ export function makeStretching(view, onError) {
       [used, colours] = said;
     } catch (error) {
       if (mine.signal.aborted) return;
-      used = null;
       onError(error.message);
     }
+    waits = false;
     show();
   }
 
@@ -86,6 +90,7 @@ export function makeStretching(view, onError) {
     return [
       usualStretch(layer) === "percentile" ? h("div", { class: "pills", role: "radiogroup", "aria-labelledby": "stretch-title" }, radio("percentile", "Percentile"), radio("fixed", "Fixed")) : "",
       ...rows,
+      waits && !rows.length && usualStretch(layer) === "fixed" ? h("p", { class: "soft", text: "Measuring…" }) : "",
       h("p", { class: "wrong", id: "stretch-wrong", role: "alert" }),
       mine ? h("button", { type: "button", class: "plain", onclick: () => view.set({ vmin: null, vmax: null }), text: "Back to the usual range" }) : "",
     ];
@@ -96,7 +101,7 @@ export function makeStretching(view, onError) {
     const middle = (low + high) / 2;
     return [
       h("div", { class: "bar", style: `background-image: ${image}`, "aria-hidden": "true" }),
-      h("div", { class: "ends" }, h("span", { text: number(low, 3) }), h("span", { text: number(middle, 3) }), h("span", { text: `${number(high, 3)}${unit ? ` ${unit}` : ""}` })),
+      h("div", { class: "ends" }, h("span", { text: signed(low) }), h("span", { text: signed(middle) }), h("span", { text: `${signed(high)}${unit ? ` ${unit}` : ""}` })),
     ];
   }
 
@@ -106,11 +111,11 @@ export function makeStretching(view, onError) {
     if (layer.kind === "classes") {
       return [h("ul", { class: "classes" }, ...layer.legend.classes.map((c) => h("li", {}, h("i", { style: c.colour ? `background: ${c.colour}` : "" }), c.label)))];
     }
-    if (!used) return [];
+    if (!used) return [h("p", { class: "soft", text: waits ? "Measuring the range…" : "The range is not known." })];
     if (layer.kind === "value") return bar(used.vmin[0], used.vmax[0], unit);
     return [h("dl", { class: "channels" }, ...channels(view).flatMap(({ colour, name }, i) => [
       h("dt", {}, h("i", { class: colour.toLowerCase() }), name || colour),
-      h("dd", { text: `${number(used.vmin[i] ?? used.vmin[0], 3)} to ${number(used.vmax[i] ?? used.vmax[0], 3)}${unit ? ` ${unit}` : ""}` }),
+      h("dd", { text: `${signed(used.vmin[i] ?? used.vmin[0])} to ${signed(used.vmax[i] ?? used.vmax[0])}${unit ? ` ${unit}` : ""}` }),
     ]))];
   }
 

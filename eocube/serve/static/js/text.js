@@ -49,6 +49,9 @@ export function number(value, digits = 4) {
 /** A number for an axis or an input: short, with a plain minus. */
 export const short = (value) => String(Number(value.toPrecision(3)));
 
+/** A short number with a true minus, to be read. */
+export const signed = (value) => short(value).replace(/^-/, "−");
+
 /** "46.3512° N, 15.4780° E". */
 export function place(lon, lat, digits = 4) {
   return `${Math.abs(lat).toFixed(digits)}° ${lat < 0 ? "S" : "N"}, ${Math.abs(lon).toFixed(digits)}° ${lon < 0 ? "W" : "E"}`;

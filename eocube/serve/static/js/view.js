@@ -7,7 +7,13 @@ const BLANK = {
 };
 
 /** The stretch that a layer has before one is chosen: a legend with a range of its own is drawn by it. */
-export const usualStretch = (layer) => (layer.kind === "classes" ? null : layer.kind === "value" && layer.id !== "band" && layer.legend ? "fixed" : "percentile");
+export function usualStretch(layer) {
+  if (layer.kind === "classes") return null;
+  return layer.kind === "value" && layer.id !== "band" ? "fixed" : "percentile";
+}
+
+/** Whether a layer can be drawn from the scenes' own pixels, too. */
+export const ofPixels = (layer) => ["picture", "index"].includes(layer.group);
 
 /** How many bands the reader picks for a layer. */
 export const picks = (layer) => (layer.id === "rgb" ? 3 : layer.id === "band" ? 1 : 0);
@@ -110,7 +116,8 @@ export class View {
   }
 
   #fitAgainst(next, cube, has) {
-    if (next.against === "source" && !cube.has_source) next.against = "off";
+    const layer = cube.layers.find((l) => l.id === next.layer);
+    if (next.against === "source" && !(cube.has_source && ofPixels(layer))) next.against = "off";
     if (next.against === "date" && cube.times.length < 2) next.against = "off";
     if (!has(next.againstTime)) next.againstTime = beside(cube.times, next.time);
     if (!cube.layers.some((l) => l.id === next.againstLayer)) {
