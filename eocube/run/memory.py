@@ -50,7 +50,7 @@ def windows_at_once(lattice: Lattice, limits: Limits, batch: int) -> int:
     """Windows of a shard that are read as one: the whole batches in as many rows as the limits allow, one at least."""
     across = lattice.cores_per_shard
     rows = min(limits.rows or across, across)
-    return across**2 if rows == across else max(batch, rows * across // batch * batch)
+    return across**2 if rows == across else min(across**2, max(batch, rows * across // batch * batch))
 
 
 def area_bytes(product: Product, lattice: Lattice, windows: int) -> int:

@@ -26,7 +26,6 @@ from eocube.products.registry import DEFAULT, WEIGHTS, kinds
 from eocube.products.spec import Actor, Product
 from eocube.run.asked import Running, Selection, Showing
 from eocube.run.numerics import numerics_here, numerics_of_actors
-from eocube.run.options import Limits
 from eocube.scenes.search import drop_cloudy, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
@@ -283,6 +282,9 @@ def settled(request: Request, product: Product) -> Request:
 
 def make_plans(request: Request, product: Product, source_options: Mapping[str, Any] | None) -> tuple[Plan, ...]:
     """Search once and freeze one plan a zone, of the settled request. InputError where there are no scenes."""
+    from eocube.run.memory import card_bytes
+    from eocube.run.options import Limits
+
     request = settled(request, product)
     windows = {"cell_px": product.cell_px, "core_px": product.core_px, "halo_px": product.halo_px}
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px

@@ -158,7 +158,9 @@ class UnitRunner:
             if latents is not None:
                 values.add(read.window, latents)
                 if read.pixels is not None:
-                    mask, clouds = pack_mask(read.pixels.valid), pack_clouds(read.pixels.clouds)
+                    # Whole windows, as nearly all are, need no look at their mask.
+                    mask = None if read.pixels.valid_percent == 100 else pack_mask(read.pixels.valid)
+                    clouds = pack_clouds(read.pixels.clouds)
                     missing = pack_missing(read.pixels.missing, lattice.stride)
             results[read.window] = WindowResult(
                 row=wy, col=wx, state=state, reason=reason, valid_percent=read.valid_percent,

@@ -90,15 +90,15 @@ def test_actors_on_one_node_share_its_memory() -> None:
 def test_a_gpu_is_not_planned_beyond_what_an_actor_has_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of((11.500, 48.100, 11.512, 48.108), [scene(10)])
     product, lattice, limits = plan.product, plan.grid.lattice, Limits()
-    needs, least = (card_bytes(product, lattice, replace(limits, rows=rows), batch=10) for rows in (None, 1))
-    assert least < needs / 2
-    assert fitted(plan, limits, 64 * GIB, batch=10, card=int(needs / SHARE) + 2) == limits
-    less = fitted(plan, limits, 64 * GIB, batch=10, card=int(needs / SHARE))
-    assert less.rows == 5 and card_bytes(product, lattice, less, batch=10) <= needs
-    assert fitted(plan, replace(limits, memory=needs), None, batch=10, card=64 * GIB).rows is not None, "--memory too"
-    with pytest.raises(InputError, match=r"of the GPU beside the network, in batches of 10.*--gpus-per-actor"):
-        fitted(plan, limits, 64 * GIB, batch=10, card=int(least / SHARE) - 2)
-    assert actor_bytes(plan, limits, batch=10, gpu=True) > actor_bytes(plan, limits, batch=1), "pinned memory counts"
+    needs, least = (card_bytes(product, lattice, replace(limits, rows=rows), batch=2) for rows in (None, 1))
+    assert least < needs
+    assert fitted(plan, limits, 64 * GIB, batch=2, card=int(needs / SHARE) + 2) == limits
+    less = fitted(plan, limits, 64 * GIB, batch=2, card=int(needs / SHARE) - 2)
+    assert less.rows == 1 and card_bytes(product, lattice, less, batch=2) <= needs
+    assert fitted(plan, replace(limits, memory=needs - 1), None, batch=2, card=64 * GIB).rows == 1, "--memory too"
+    with pytest.raises(InputError, match=r"of the GPU beside the network, in batches of 2,.*--gpus-per-actor"):
+        fitted(plan, limits, 64 * GIB, batch=2, card=int(least / SHARE) - 2)
+    assert actor_bytes(plan, limits, batch=2, gpu=True) > actor_bytes(plan, limits, batch=1), "pinned memory counts"
 
     held: list[float] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30 * GIB, 40 * GIB))
