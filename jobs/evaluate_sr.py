@@ -53,6 +53,8 @@ class Options:
     samples: Annotated[int, Arg(help="draws that the mean and the spread are of")] = 8
     method: Annotated[Literal["dpmpp", "heun", "ddim"], Arg(help="sampler")] = "dpmpp"
     seed: Annotated[int, Arg(help="of the draws")] = 0
+    methods: Annotated[tuple[str, ...], Arg(help="only these, by the names of the report, such as ridge latent pixel "
+                                            "(a draw in pixel space takes a core seconds a step)")] = ()  # fmt: skip
     ridge: Annotated[Path | None, Arg(help="a ridge that --save-ridge wrote (default: fitted on the store's training "
                                            "split; for a folder the shipped one)")] = None  # fmt: skip
     save_ridge: Annotated[Path | None, Arg(help="file to write the ridge to that was fitted")] = None
@@ -119,6 +121,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     _fits(found, net, other)
     ridge = _ridge(options, found)
     methods, resolver = _methods(options, found, net, other, ridge, device)
+    methods = _chosen(methods, options.methods)
     study = SuperResolutionStudy(
         found.cases, methods, found.mtf, device, resolver, Costs(options.timing_iterations, options.timing_seconds),
         Curve(tuple(options.curve_steps), options.curve_pairs), options.save, perceptual,
@@ -379,6 +382,14 @@ def _methods(
     if options.flux2 is not None:
         methods.append(_flux2(options.flux2, found))
     return methods, resolver
+
+
+def _chosen(methods: list[Method], names: Sequence[str]) -> list[Method]:
+    """Those that are asked for, in the report's order; all where none is named. ValueError for an unknown one."""
+    known = [method.name for method in methods]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--methods {unknown[0]}: there is {', '.join(known)}")
+    return [method for method in methods if not names or method.name in names]
 
 
 def _flux2(path: Path, found: Found) -> Method:

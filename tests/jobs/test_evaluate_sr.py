@@ -91,6 +91,15 @@ def test_a_store_side_by_side(world: Path, tmp_path: Path) -> None:
     assert report["methods"]["bicubic"]["psnr"] == pytest.approx(-10 * np.log10(np.mean(errors)), abs=1e-4)
 
 
+def test_a_chosen_few(world: Path, tmp_path: Path) -> None:
+    arguments = ["--task", "sr", "--pairs", str(world / "pairs.zarr"), "--weights", str(world / "latent.safetensors"),
+                 "--pixel-weights", str(world / "pixel.safetensors"), "--methods", "pixel", "bicubic", "latent",
+                 "--json", str(tmp_path / "sr.json"), "--out", str(tmp_path / "out"), *QUICK]  # fmt: skip
+    assert command(arguments) == 0
+    report = json.loads((tmp_path / "sr.json").read_text())
+    assert list(report["methods"]) == ["bicubic", "latent", "pixel"] and report["throughput"]["seconds"]
+
+
 @pytest.mark.slow
 def test_a_folder_of_reflectances_in_sen2naips_layout(world: Path, tmp_path: Path) -> None:
     """Two areas of different sizes, uint16: no resampling, reflectance, the shipped ridge."""
@@ -134,13 +143,15 @@ def test_a_folder_of_rasters(world: Path, tmp_path: Path) -> None:
     ({"--split": "test"}, "no pair of split 'test'"),
     ({"--pairs": "nothing.zarr"}, "no pairs at"),
     ({"--steps": "0"}, "--steps 0 must be at least 1"),
+    ({"--methods": "pixel"}, "--methods pixel: there is bicubic, bicubic_consistent, ridge, "),
     ({"--out": "tiny.safetensors"}, "is a file: give a folder"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(
     world: Path, changes: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"--pairs": "pairs.zarr", "--weights": "latent.safetensors"} | changes
-    words = [w for k, v in given.items() for w in (k, v if k in ("--split", "--steps") else str(world / v))]
+    plain = ("--split", "--steps", "--methods")
+    words = [w for k, v in given.items() for w in (k, v if k in plain else str(world / v))]
     assert command(["--task", "sr", *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
