@@ -52,8 +52,8 @@ pyogrio, the runtime of GCC's Fortran (GPL-3.0 with the runtime exception) in nu
 In the repository, of others: schemas of Kubernetes resources in `tests/data/kuberay` (Apache-2.0; see its README), kept
 for a test and not part of the wheel.
 
-The CUDA image holds NVIDIA's libraries and Triton as PyTorch requires them, under NVIDIA's own terms and MIT: who passes
-such an image on must heed those terms.
+The CUDA image holds NVIDIA's libraries and Triton as PyTorch requires them, under NVIDIA's own terms and MIT: who
+passes such an image on must heed those terms.
 
 | package | licence |
 |---|---|
