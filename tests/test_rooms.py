@@ -34,8 +34,8 @@ OF_LATENTS = {
     "EOVAE", "EoVae", "INT8_NODATA", "NODATA_CODE", "int8", "float16", "latent", "eo-vae", "z00", "Half", "Affine8",
     "Affine16",
 }  # fmt: skip
-# Scores are half floats whatever is scored, and netCDF has none; completion offers the values of options; recorded rates name benchmarks' arithmetic and weights; a seam of what is
-# stored has that name in every store.
+# Scores are half floats whatever is scored, and netCDF has none; completion offers the values of options; recorded
+# rates name benchmarks' arithmetic and weights; a seam of what is stored has that name in every store.
 ELSEWHERE = {
     ("store/layout.py", "float16"), ("plan/rates.py", "float16"), ("plan/rates.py", "eo-vae"),
     ("store/seams.py", "latent"), ("cube/netcdf.py", "float16"), ("commands/completion.py", "int8"),

@@ -290,8 +290,6 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
     shard = SHARD_PX // product.core_px * product.core_px or product.core_px
     grids = grids_for(request.boxes, request.resolution, request.extent, request.region, **windows, shard_px=shard)
     lattice = grids[0].lattice
-    from eocube.run.memory import card_bytes  # brings GDAL, which checking a request does without
-
     held = card_bytes(product, lattice, Limits(), batch=0)
     actor = Actor(request.actor_gpu, lattice.cores_per_shard**2, held)
     find = numerics_here if request.only_plans else numerics_of_actors
