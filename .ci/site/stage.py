@@ -86,6 +86,11 @@ def shown(output: dict[str, Any], save: Callable[[bytes], str]) -> str:
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
 
 
+def paged(text: str) -> str:
+    """Links to notebooks as links to the pages that are made of them."""
+    return re.sub(r"\]\(([\w./-]+)\.ipynb\)", r"](\1.md)", text)
+
+
 def notebook(path: Path, target: Path) -> str:
     """Write a notebook as a page, its pictures beside it; returns its title and first paragraph, as a list's entry."""
     pages: list[str] = []
@@ -101,7 +106,7 @@ def notebook(path: Path, target: Path) -> str:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).rstrip()
         if cell["cell_type"] == "markdown":
-            pages.append(source)
+            pages.append(paged(source))
         elif cell["cell_type"] == "code" and source:
             pages.append(f"```python\n{source}\n```")
             pages += filter(None, (shown(output, save) for output in cell.get("outputs", ())))
@@ -119,7 +124,10 @@ def stage(target: Path) -> None:
     books = target / "notebooks"
     books.mkdir(exist_ok=True)
     entries = [notebook(path, books) for path in sorted((DOCS / "notebooks").glob("*.ipynb"))]
-    if not (books / "index.md").is_file():
+    if (books / "README.md").is_file():
+        (books / "index.md").write_text(paged((books / "README.md").read_text(encoding="utf-8")), encoding="utf-8")
+        (books / "README.md").unlink()
+    else:
         listed = "\n".join(entries) or "There are none in this version."
         text = f"# Notebooks\n\nThey lie in `docs/notebooks` and run on a laptop. Outputs are kept.\n\n{listed}\n"
         (books / "index.md").write_text(text, encoding="utf-8")
