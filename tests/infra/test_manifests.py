@@ -13,8 +13,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+import tyro
 import yaml
 
+from eocube.cli import parse
+from eocube.run.arguments import EncodeOptions, typed
+from jobs import distill, finetune, super_resolve
 from tests.infra.kustomizing import (
     JOBS,
     KUBERNETES,
@@ -145,6 +149,25 @@ def test_a_job_differs_between_overlays_by_its_gpus_alone(name: str) -> None:
         words = shlex.split(job(overlay(other), name)["spec"]["entrypoint"])
         assert words[: len(base)] == base
         assert words[len(base) :] in (["--gpu"], ["--gpus-per-actor", "1"])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_entrypoint_is_understood_by_what_it_calls(name: str) -> None:
+    manifests = overlay(name)
+
+    def words(part: str, program: str) -> list[str]:
+        text = job(manifests, part)["spec"]["entrypoint"]
+        assert text.startswith(f"{program} ")
+        return shlex.split(text.removeprefix(program))
+
+    asked, _, _ = typed(parse(EncodeOptions, words("encode", "eocube encode"), "eocube encode"))
+    assert asked.sensor == "S2L2A" and len(asked.boxes) == 1
+    jobs = "python /opt/eocube/jobs"
+    finer = parse(super_resolve.Options, words("super-resolve", f"{jobs}/super_resolve.py"), "super_resolve.py")
+    assert finer.gpus_per_actor == (None if name == "cpu" else 1)
+    for part, options in (("distill", distill.Options), ("finetune", finetune.Options)):
+        trained = tyro.cli(options, args=words(part, f"{jobs}/{part}.py"))
+        assert trained.gpu == (name != "cpu") and trained.storage.startswith("s3://")
 
 
 def metrics_exported() -> set[str]:
