@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ FLAGS = (
 )  # fmt: skip
 """MapLibre draws by WebGL: SwiftShader does it without a GPU. Nothing of the browser's own goes to the network."""
 WIDE, NARROW = (1280, 800), (390, 844)
-PATIENCE_MS = 60_000
+PATIENCE_MS = 90_000
 """A shared machine may be slow: waiting ends with what is waited for."""
 QUIET = """() => !document.body.classList.contains('busy') && !document.querySelector('[aria-busy]')
   && Boolean(document.querySelector('#app:not([hidden])'))"""
@@ -85,7 +85,33 @@ class Seen:
         for _ in range(2):
             self.page.wait_for_timeout(250)
             self.page.wait_for_function(QUIET, timeout=PATIENCE_MS)
+        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return self
+
+    def until(self, holds: Callable[[], bool], what: str = "it") -> Seen:
+        """Wait until something holds: a page that is slow is not wrong."""
+        for _ in range(PATIENCE_MS // 100):
+            if holds():
+                return self.settle()
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{what} did not come about; the page said {self.said}")
+
+    def until_tile(self, start: str, *parts: str) -> Seen:
+        """Wait until a tile was asked for whose path begins so and holds some parts, and for what it brings."""
+
+        def holds() -> bool:
+            return any(path.startswith(start) and all(part in path for part in parts) for path in self.tiles())
+
+        return self.until(holds, f"a tile of {start} with {parts}")
+
+    def rest(self) -> Seen:
+        """Wait until the address, and so the camera, no longer changes."""
+        last, same = "", 0
+        while same < 4:
+            self.page.wait_for_timeout(200)
+            same = same + 1 if self.page.url == last else 0
+            last = self.page.url
+        return self.settle()
 
     def tiles(self) -> list[str]:
         """Paths, with their queries, of the tiles asked for so far."""

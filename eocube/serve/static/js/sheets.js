@@ -18,7 +18,7 @@ export function makeSheets() {
   tab.addEventListener("click", () => {
     const on = !document.body.classList.contains("sheet");
     open(on);
-    if (on) panel.querySelector("input:checked, select, button")?.focus({ preventScroll: true });
+    if (on) byId("panel-close").focus({ preventScroll: true });
   });
   byId("panel-close").addEventListener("click", () => (open(false), tab.focus()));
   panel.addEventListener("keydown", (event) => {

@@ -99,27 +99,27 @@ export class View {
     }
     next.layer = layer.id;
     next.bands = fitBands(next.bands, layer, cube);
-    this.#fitDifference(next, layer, cube, has);
+    this.#fitDifference(next, before, layer, cube, has);
     if (layer.kind === "classes") Object.assign(next, { stretch: null, vmin: null, vmax: null });
     if (next.stretch !== "fixed") Object.assign(next, { vmin: null, vmax: null });
-    this.#fitAgainst(next, cube, has);
+    this.#fitAgainst(next, before, cube, has);
     next.source = Boolean(next.source && cube.has_source);
     return next;
   }
 
-  #fitDifference(next, layer, cube, has) {
+  #fitDifference(next, before, layer, cube, has) {
     if (layer.id !== "difference") return Object.assign(next, { of: null, other: null });
     const takes = subtracts(cube);
     if (!takes.includes(next.of)) next.of = takes[0] ?? null;
-    if (!has(next.other) || next.other === next.time) next.other = beside(cube.times, next.time);
+    next.other = apart(next.other, next, before, cube, has);
     return next;
   }
 
-  #fitAgainst(next, cube, has) {
+  #fitAgainst(next, before, cube, has) {
     const layer = cube.layers.find((l) => l.id === next.layer);
     if (next.against === "source" && !(cube.has_source && ofPixels(layer))) next.against = "off";
     if (next.against === "date" && cube.times.length < 2) next.against = "off";
-    if (!has(next.againstTime)) next.againstTime = beside(cube.times, next.time);
+    next.againstTime = apart(next.againstTime, next, before, cube, has);
     if (!cube.layers.some((l) => l.id === next.againstLayer)) {
       next.againstLayer = (cube.layers.find((l) => l.id === "ndvi") ?? cube.layers.at(-1)).id;
     }
@@ -130,6 +130,12 @@ export class View {
 function beside(times, index) {
   const at = times.findIndex((t) => t.index === index);
   return (times[at - 1] ?? times[at + 1] ?? times[at])?.index ?? null;
+}
+
+/** A second date that is not the first: two that meet change places. */
+function apart(index, next, before, cube, has) {
+  if (has(index) && index !== next.time) return index;
+  return index === next.time && has(before.time) && before.time !== next.time ? before.time : beside(cube.times, next.time);
 }
 
 function fitBands(bands, layer, cube) {
