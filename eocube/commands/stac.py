@@ -27,6 +27,8 @@ class StacOptions:
     """Folder of the collection."""
     id: str = "cubes"
     """The collection's id."""
+    geoparquet: bool = False
+    """Also write items.parquet, a row an Item (stac-geoparquet; the extra `stac`)."""
     storage_options: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """fsspec options of the cubes: a JSON object, name=value pairs, or @file.json."""
     json: bool = False
@@ -44,7 +46,9 @@ def stac_main(argv: Sequence[str]) -> int:
         from eocube.report.catalogue import write_catalogue
 
         given = parse_options(options.storage_options)
-        made = write_catalogue(options.urls, options.out, name=options.id, storage_options=given)
+        made = write_catalogue(
+            options.urls, options.out, name=options.id, geoparquet=options.geoparquet, storage_options=given
+        )
         said = f"{made.path}: {made.items} Items of {made.cubes} cubes"
         answer({"out": made.path, "items": made.items, "cubes": made.cubes}, said, as_json=options.json)
         if not options.json:

@@ -29,6 +29,7 @@ EXTENSIONS = tuple(
 )
 ZARR = "application/vnd.zarr; version=3"
 ID = "cubes"
+PARQUET = "items.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,21 @@ class Written:
 
 
 def write_catalogue(
-    urls: Sequence[str], out: str, *, name: str = ID, storage_options: Mapping[str, Any] | None = None
+    urls: Sequence[str],
+    out: str,
+    *,
+    name: str = ID,
+    geoparquet: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Written:
     """Write a STAC collection of cubes into the folder `out`: one Item a time step and zone that has any window.
 
-    Hrefs are relative for cubes of this machine, so that a folder with both may move.
+    Hrefs are relative for cubes of this machine, so that a folder with both may move. With `geoparquet` the Items also
+    stand in `items.parquet`, a row each, as stac-geoparquet has them; its hrefs are absolute.
 
     Raises:
-        InputError: no cube, a folder that is not of this machine, two cubes whose Items would have one id.
+        InputError: stac-geoparquet is asked for and not installed; no cube, a folder that is not of this machine, two
+            cubes whose Items would have one id.
     """
     import pystac
 
@@ -81,12 +89,27 @@ def write_catalogue(
             "eocube:product": sorted({item.properties["eocube:product"] for item in items}),
         }),
     )  # fmt: skip
-    made.add_items(items)
     folder = Path(out).absolute()
+    if geoparquet:
+        folder.mkdir(parents=True, exist_ok=True)
+        link = {"rel": "collection", "type": "application/json", "href": str(folder / "collection.json")}
+        rows = [item.to_dict() for item in items]
+        named = [{**row, "collection": name, "links": [*row["links"], link]} for row in rows]
+        _write_parquet(named, folder / PARQUET)
+    made.add_items(items)
     made.normalize_hrefs(str(folder))
     made.make_all_asset_hrefs_relative()
     made.save(catalog_type=pystac.CatalogType.SELF_CONTAINED)
     return Written(str(folder / "collection.json"), len(urls), len(items))
+
+
+def _write_parquet(items: Sequence[dict[str, Any]], path: Path) -> None:
+    """A row an Item. InputError where stac-geoparquet is not installed."""
+    try:
+        from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
+    except ImportError as error:
+        raise InputError(f'--geoparquet needs stac-geoparquet ({error}): pip install "eocube[stac]"') from error
+    to_parquet(parse_stac_items_to_arrow(items), str(path))
 
 
 def open_collection(

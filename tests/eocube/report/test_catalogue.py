@@ -19,6 +19,7 @@ from referencing import Registry, Resource
 import eocube
 from eocube.cli import main
 from eocube.errors import InputError
+from eocube.report.catalogue import write_catalogue
 from eocube.store.receipts import State
 from tests.eocube.cubes import BBOX, TIMES, Made, make_plan, make_store, make_weights
 
@@ -116,3 +117,29 @@ def test_the_pystac_example_of_the_docs_makes_an_item_that_plans(
     assert main(["plan", *words, "--bands", "B02,B03,B04,B08", "--json"]) == 0
     (plan,) = json.loads(capsys.readouterr().out)
     assert plan["scenes"] == 1 and plan["windows"] >= 1
+
+
+def test_items_as_rows_of_geoparquet(made: Made, tmp_path: Path) -> None:
+    pytest.importorskip("stac_geoparquet", reason="stac-geoparquet is not installed: pip install eocube[stac]")
+    import pyarrow.parquet as pq
+    from stac_geoparquet.arrow import stac_table_to_items
+
+    write_catalogue([made.url], str(tmp_path / "catalogue"), geoparquet=True)
+    table = pq.read_table(tmp_path / "catalogue" / "items.parquet")
+    collection = pystac.Collection.from_file(str(tmp_path / "catalogue" / "collection.json"))
+    items = {item.id: item for item in collection.get_items()}
+    assert set(table["id"].to_pylist()) == set(items) and b"geo" in table.schema.metadata
+    for found in stac_table_to_items(table):
+        valid_by_every_schema(found)
+        ours = items[found["id"]]
+        assert found["properties"]["eocube:space_id"] == ours.properties["eocube:space_id"]
+        assert found["assets"]["cube"]["href"] == made.url
+
+
+def test_geoparquet_without_its_library_is_said(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "stac_geoparquet", None)
+    monkeypatch.setitem(sys.modules, "stac_geoparquet.arrow", None)
+    with pytest.raises(InputError, match=r"eocube\[stac\]"):
+        write_catalogue([made.url], str(tmp_path / "catalogue"), geoparquet=True)
