@@ -116,12 +116,14 @@ class Mosaic:
     @cached_property
     def _whole(self) -> list[bool]:
         """Which of all windows have every pixel, once everything was read."""
-        return np.logical_and.reduce([group.full.all(axis=1) for group in self.groups.values()]).tolist()
+        found: list[bool] = np.all([group.full.all(axis=1) for group in self.groups.values()], axis=0).tolist()
+        return found
 
     @cached_property
     def _counted(self) -> list[int]:
         """Bytes that were read for each of all windows, once everything was."""
-        return self.read.sum(axis=1).tolist()
+        found: list[int] = self.read.sum(axis=1).tolist()
+        return found
 
     def cut(self, window: Window, mask: Mask) -> WindowPixels:
         """A window's pixels: views where all are there."""

@@ -180,7 +180,7 @@ class ShardRead:
                 continue
             for bands in files.values():
                 # Which windows still want which band, as each would ask on its own.
-                want = ~group.full[:, [k for k, _ in bands]]
+                want: NDArray[np.bool_] = ~group.full[:, [k for k, _ in bands]]
                 asking = want.any(axis=1)
                 windows = [w for w in need if asking[mosaic.place[w]]] if not asking.all() else need
                 if windows:

@@ -292,6 +292,8 @@ def test_pipeline_and_store(tmp_path: Path) -> None:
             assert found["share_of_encoder"] == pytest.approx(units["windows_per_s"] / alone["windows_per_s"], rel=1e-3)
             assert 0 <= found["device_idle_share"] < 1 and found["settings"]["windows"] > 0
             assert whole["windows_per_s"] < units["windows_per_s"]
+            if shutil.which("cc") or shutil.which("gcc"):
+                assert found["lock_ms_per_window"]["whole"] >= 0
         else:
             assert rates["eocube, write, S3 wire", "float16"]["requests_per_unit"] == 1
             assert rates["eocube, decode", "fp32"]["relative_error"] <= 1e-5

@@ -181,6 +181,21 @@ def test_mates_in_a_batch_change_no_bit(small_vae: EOVAE, dtype: torch.dtype) ->
     assert torch.equal(encoder(mixed)[1], whole[1])
 
 
+@pytest.mark.parametrize("compile", ["auto", "off"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_a_larger_picture_are_encoded_like_copies_of_them(
+    small_vae: EOVAE, dtype: torch.dtype, compile: str
+) -> None:
+    encoder = FusedEncoder(small_vae, OPTICAL, device="cpu", dtype=dtype, window=64, compile=compile)
+    pixels = native_pixels()
+    parts = {s: torch.nn.functional.pad(t.view(torch.int16), (3, 5, 2, 1)).view(t.dtype) for s, t in pixels.items()}
+    views = {s: t[..., 2:-1, 3:-5] for s, t in parts.items()}
+    assert not any(view.is_contiguous() for view in views.values())
+    before = {s: t.clone() for s, t in parts.items()}
+    assert torch.equal(encoder(views), encoder(pixels))
+    assert all(torch.equal(before[s], t) for s, t in parts.items()), "and left as they are"
+
+
 def test_decoder_gives_physical_units_and_any_bands_in_any_order(small_vae: EOVAE) -> None:
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     decoder = FusedDecoder(small_vae, OPTICAL, device="cpu", dtype=torch.float32)
