@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit status of the jobs and commands (docs/exit_codes.md)."""
+    """Exit status of the jobs and commands (docs/reference/exit_codes.md)."""
 
     DONE = 0
     """What was asked for is done; of a run: every window ended ok, nodata, cloudy or outside."""

@@ -61,14 +61,15 @@ def command_line() -> Iterator[str]:
     from eocube import cli
 
     yield "# Command line\n"
-    yield "This page is what each command prints with `--help`; it is made when the site is built.\n"
+    yield "This page is what each command prints with `--help-all`; it is made when the site is built.\n"
     yield f"## eocube\n\n```text\n{help_of(lambda: cli.main(['--help']))}\n```\n"
-    for name, (what, run) in cli.COMMANDS.items():
+    for name, command in cli.COMMANDS.items():
 
-        def call(run: Callable[[Any], int] = run) -> int:
-            return run(["--help"])
+        def call(name: str = name) -> int:
+            return cli.main([name, "--help-all"])
 
-        yield f"## eocube {name}\n\n{what[0].upper()}{what[1:]}.\n\n```text\n{help_of(call)}\n```\n"
+        about = command.about
+        yield f"## eocube {name}\n\n{about[0].upper()}{about[1:]}.\n\n```text\n{help_of(call)}\n```\n"
     yield "## Scripts\n\nThey are in `jobs/` of a checkout and run as `python jobs/NAME`.\n"
     for name, what in JOBS.items():
         yield f"### {name}\n\n{what}\n\n```text\n{job_help(name)}\n```\n"

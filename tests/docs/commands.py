@@ -123,7 +123,8 @@ def foreign_commands(block: Block) -> Iterator[list[str]]:
         if words and words[0].endswith("bin/eocube"):
             words[0] = "eocube"
         if words[:1] == ["eocube"] or (words[:1] == ["python"] and words[1].startswith("jobs/")):
-            yield [word for word in words if word != "..."]
+            ends = next((k for k, word in enumerate(words) if word in (">", ">>", "|", "||", "&&")), len(words))
+            yield [word for word in words[:ends] if word != "..."]
 
 
 def parse_only(words: Sequence[str]) -> None:
