@@ -119,7 +119,10 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
         )
         states = None if 0 in states.shape else states
     decoded = busiest(decoded, states, info)
-    decoded = with_data(decoded.compute())
+    decoded = decoded.compute()
+    truth = None if source is None else _on_grid(source, decoded)
+    cut = data_in(decoded)
+    decoded = decoded.isel(cut)
     left, right, bottom, top = extent = _edges(decoded, info.resolution)
     x, y = ds["x"].values, ds["y"].values
     reach = info.cell / 2  # cells that the picture shows a part of are drawn, and cut by its frame
@@ -135,7 +138,7 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
         info=info,
         names=tuple(map(str, decoded["band"].values)),
         decoded=decoded.values,
-        source=None if source is None else _on_grid(source, decoded),
+        source=None if truth is None else truth[:, cut["y"], cut["x"]],
         latents=latents.values.astype(np.float32),
         latents_extent=_edges(latents, info.cell),
         basis=basis_of(whole),
@@ -150,13 +153,13 @@ def _gather(ds: xr.Dataset, source: Source | None, time: int) -> Shown:
     )
 
 
-def with_data(decoded: xr.DataArray) -> xr.DataArray:
-    """A decoded picture cut to the rows and columns that have any pixel; as it is where none has."""
+def data_in(decoded: xr.DataArray) -> dict[str, slice]:
+    """Slices of a decoded picture to the rows and columns that have any pixel; to all of them where none has."""
     seen = np.isfinite(decoded.values).all(axis=0)
     rows, cols = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     if not len(rows):
-        return decoded
-    return decoded.isel(y=slice(int(rows[0]), int(rows[-1]) + 1), x=slice(int(cols[0]), int(cols[-1]) + 1))
+        return {"y": slice(None), "x": slice(None)}
+    return {"y": slice(int(rows[0]), int(rows[-1]) + 1), "x": slice(int(cols[0]), int(cols[-1]) + 1)}
 
 
 def busiest(decoded: xr.DataArray, states: xr.DataArray | None, info: CubeInfo) -> xr.DataArray:

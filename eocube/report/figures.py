@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eocube.cube.colours import Stretch, composite
 from eocube.cube.components import Basis
-from eocube.cube.quicklook import STATE_COLOURS, busiest, with_data
+from eocube.cube.quicklook import STATE_COLOURS, busiest, data_in
 from eocube.plan.plan import Plan
 from eocube.products.scores import DATA_RANGE, psnr, rmse, rmse_map
 from eocube.report.fidelity import truth_pixels
@@ -103,7 +103,7 @@ def ground_pictures(
     decoded = busiest(step.eocube.decode(), step["status"], info).compute()
     if not np.isfinite(decoded.values).all(0).any():
         return ()
-    decoded = with_data(decoded)  # what lies beyond the scenes is not worth the room
+    decoded = decoded.isel(data_in(decoded))  # what lies beyond the scenes is not worth the room
     names = tuple(map(str, decoded["band"].values))
     picture = composite(decoded.values, names, info.sensor)
     stretch = Stretch.fixed(picture, info.sensor.unit)
