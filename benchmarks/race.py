@@ -129,8 +129,8 @@ def measure(options: Options, console: Console) -> Report:
             for name in sorted(sides, reverse=bool(turn % 2)):
                 console.print(f"{name}, {turn + 1} of {repeats}")
                 laps[name].append(_lap(sides[name], folder / f"{name[:4]}-{turn}.zarr", threads, served))
-        last = [_latents(folder / f"{name[:4]}-{repeats - 1}.zarr") for name in (USUAL, WHOLE)]
-        windows, error = compared(*last, plan)
+        usual, ours = (_latents(folder / f"{name[:4]}-{repeats - 1}.zarr") for name in (USUAL, WHOLE))
+        windows, error = compared(usual, ours, plan)
     precision = plan.product.precision
 
     def variant(name: str, dtype: str, off: float | None) -> Variant:
@@ -256,8 +256,8 @@ def _resident(process: psutil.Process) -> int:
 
 def _latents(store: Path) -> xr.Dataset:
     """A cube as plain xarray opens it, in memory."""
-    with xr.open_zarr(store) as cube:
-        return cube.load()
+    cube: xr.Dataset = xr.open_zarr(store)
+    return cube.load()
 
 
 def compared(usual: xr.Dataset, ours: xr.Dataset, plan: Plan) -> tuple[int, float]:
@@ -267,11 +267,9 @@ def compared(usual: xr.Dataset, ours: xr.Dataset, plan: Plan) -> tuple[int, floa
         BadInputError: other dates than each other's, or no window to compare.
     """
     order = np.argsort(ours.time.values)
-    days = [np.unique(ds.time.values.astype("datetime64[D]")) for ds in (usual, ours)]
-    if not np.array_equal(*days):
-        raise BadInputError(
-            f"the usual way has dates {days[0]}, eocube {days[1]}: the race is not about the same scenes"
-        )
+    theirs, mine = (np.unique(ds.time.values.astype("datetime64[D]")) for ds in (usual, ours))
+    if not np.array_equal(theirs, mine):
+        raise BadInputError(f"the usual way has dates {theirs}, eocube {mine}: the race is not about the same scenes")
     core = plan.grid.lattice.core
     ours = ours.isel(time=order)
     status, valid = ours.status.values, ours.valid_percent.values
@@ -285,9 +283,9 @@ def compared(usual: xr.Dataset, ours: xr.Dataset, plan: Plan) -> tuple[int, floa
         if valid[step, row, col] < 100:
             continue
         b = ours.latent.values[step, :, row * core : (row + 1) * core, col * core : (col + 1) * core].astype(np.float32)
-        theirs = a[step, :, y : y + core, x : x + core].astype(np.float32)
-        squares += float((theirs**2).sum())
-        difference += float(((theirs - b) ** 2).sum())
+        other = a[step, :, y : y + core, x : x + core].astype(np.float32)
+        squares += float((other**2).sum())
+        difference += float(((other - b) ** 2).sum())
     if not squares:
         raise BadInputError("no window without a gap: nothing tells whether both made the same")
     return windows, (difference / squares) ** 0.5

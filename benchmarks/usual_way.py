@@ -118,15 +118,17 @@ def encode_region(work: Work) -> None:
     )  # fmt: skip
     offsets = {str(item.datetime.date()): offset_of(item) for item in items if item.datetime}
     encode = encoder_of(work)
-    pixels = da.stack([ds[key].data for key in KEYS], axis=1).rechunk((1, len(KEYS), -1, -1))
+    layers: Any = da.stack([ds[key].data for key in KEYS], axis=1)  # type: ignore[no-untyped-call]
+    pixels = layers.rechunk((1, len(KEYS), -1, -1))
     shape = (work.rows * work.core // 8, work.columns * work.core // 8)
 
     def date(block: npt.NDArray[Any], block_info: Any = None) -> npt.NDArray[np.float16]:
         torch.set_num_threads(1)  # of this thread: dask's share the cores, a date each
         step = block_info[0]["chunk-location"][0]
-        return encode(block[0], offsets[str(ds.time.values[step])[:10]])[None]
+        latents: npt.NDArray[np.float16] = encode(block[0], offsets[str(ds.time.values[step])[:10]])
+        return latents[None]
 
-    latents = da.map_blocks(
+    latents = da.map_blocks(  # type: ignore[no-untyped-call]
         date, pixels, dtype=np.float16, chunks=((1,) * len(ds.time), (32,), (shape[0],), (shape[1],)),
         meta=np.empty((0, 0, 0, 0), np.float16),
     )  # fmt: skip

@@ -223,7 +223,7 @@ def test_launchers_are_valid_by_rays_own_schema(name: str) -> None:
 
 
 def test_every_kustomization_is_used_and_named_in_the_docs() -> None:
-    docs = (ROOT / "docs" / "clusters.md").read_text()
+    docs = (ROOT / "docs" / "howto" / "kubernetes.md").read_text()
     assert {path.parent.name for path in KUBERNETES.glob("overlays/*/kustomization.yaml")} == set(OVERLAYS)
     assert all(f"overlays/{name}" in docs for name in OVERLAYS)
     used = {Path(c).name for name in OVERLAYS for c in loaded(f"overlays/{name}")["components"]}
@@ -231,7 +231,7 @@ def test_every_kustomization_is_used_and_named_in_the_docs() -> None:
 
 
 def test_kustomizations_of_ones_own_as_the_docs_have_them(tmp_path: Path) -> None:
-    docs = (ROOT / "docs" / "clusters.md").read_text()
+    docs = (ROOT / "docs" / "howto" / "kubernetes.md").read_text()
     made = []
     for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", docs, re.M | re.S)):
         for document in block.split("---\n"):
