@@ -70,7 +70,7 @@ def demo_cover(gsd: int = 10, *, seed: int = DEMO_SEED, bounds: Bounds = DEMO_BO
     codes[ground.built] = _BUILT
     codes[ground.water] = _WATER
     n = gsd // int(FINE)
-    blocks = codes.reshape(codes.shape[0] // n, n, codes.shape[1] // n, n)
+    blocks = codes.reshape((top - bottom) // gsd, n, (right - left) // gsd, n)
     return np.stack([(blocks == k).mean(axis=(1, 3), dtype=np.float32) for k in range(len(COVER_NAMES))])
 
 

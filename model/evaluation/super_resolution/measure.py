@@ -93,7 +93,7 @@ def sharpness(result: Floats, case: Case) -> tuple[float, float, float]:
     valid = case.valid
     if valid.mean() < _LEAST_VALID:
         return float("nan"), float("nan"), float("nan")
-    return above_nyquist(*(filled_alike(image, valid) for image in (result, case.hr)), case.factor)
+    return above_nyquist(filled_alike(result, valid), filled_alike(case.hr, valid), case.factor)
 
 
 def filled_alike(image: Floats, valid: NDArray[np.bool_]) -> Floats:
