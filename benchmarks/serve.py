@@ -211,7 +211,8 @@ def measure(cube: str, memory: float, *, quick: bool) -> dict[str, Any]:
         times, bounds, native = len(about["times"]), about["bounds"], about["max_zoom"] - 3
         found["memory_at_start_mb"] = peak(pid)
         first, body = client.get("/api/stretch/0/true-colour/0")
-        stretch = Stretch(*(tuple(json.loads(body)[end]) for end in ("vmin", "vmax")))
+        said = json.loads(body)
+        stretch = Stretch(tuple(said["vmin"]), tuple(said["vmax"]), said["gamma"])
         found["first_stretch_ms"] = round(first, 0)
         found["zooms"] = {}
         cold: list[Tile] = []
