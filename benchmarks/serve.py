@@ -193,6 +193,15 @@ def peak(pid: int) -> float:
     return round(next((int(x.split()[1]) / 1e3 for x in lines if x.startswith("VmHWM")), math.nan), 0)
 
 
+def spent(pid: int) -> float:
+    """Milliseconds of processor time that a process has had (Linux): what a busy machine does not change much."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") * 1e3
+
+
 def measure(cube: str, memory: float, *, quick: bool) -> dict[str, Any]:
     """All figures of one cube."""
     found: dict[str, Any] = {"machine": describe(torch.device("cpu")), "memory_given_mb": memory * 1e3}
@@ -202,23 +211,31 @@ def measure(cube: str, memory: float, *, quick: bool) -> dict[str, Any]:
         times, bounds, native = len(about["times"]), about["bounds"], about["max_zoom"] - 3
         found["memory_at_start_mb"] = peak(pid)
         first, body = client.get("/api/stretch/0/true-colour/0")
-        stretch = Stretch(*(tuple(json.loads(body)[end]) for end in ("vmin", "vmax")))
+        said = json.loads(body)
+        stretch = Stretch(tuple(said["vmin"]), tuple(said["vmax"]), said["gamma"])
         found["first_stretch_ms"] = round(first, 0)
         found["zooms"] = {}
         cold: list[Tile] = []
         for z in (native, native - 3) if quick else (native, native + 1, native - 1, native - 2, native - 3):
             tiles = grid_of(bounds, z, times, max(1, round(APART * 2.0 ** (z - native))))
             tiles = tiles[: 4 if quick else 24]
-            with server(cube, memory) as (fresh, _):
+            with server(cube, memory) as (fresh, own):
                 # By the fixed stretch, which no window is decoded for; the first tile waits for the decoder's weights.
                 new = Client(fresh)
                 first_tile, *taken = [new.get(tile.path("true-colour") + FIXED)[0] for tile in tiles]
+                before = spent(own)
                 warm = [new.get(tile.path("true-colour") + FIXED)[0] for tile in tiles]
+                between = spent(own)
                 kept = [new.get(tile.path("infrared") + FIXED)[0] for tile in tiles]
+                after = spent(own)
                 kept += [new.get(tile.path("ndvi"))[0] for tile in tiles]
             found["zooms"][str(z)] = {
                 "metres_a_pixel": round(TilePlace(z, tiles[0].x, tiles[0].y).ground_pixel, 1),
-                "first_tile_ms": round(first_tile), "cold": spread(taken), "kept": spread(kept), "warm": spread(warm),
+                "first_tile_ms": round(first_tile), "cold": spread(taken),
+                "cpu_ms_a_tile": {
+                    "kept": round((after - between) / len(tiles), 1), "warm": round((between - before) / len(tiles), 1),
+                },
+                "kept": spread(kept), "warm": spread(warm),
             }  # fmt: skip
             cold = cold or tiles[1:]
         every = grid_of(bounds, native, times, 1)[: 12 if quick else None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -62,11 +63,14 @@ def serve_main(argv: Sequence[str]) -> int:
         missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(f"eocube serve needs {', '.join(missing)}: pip install 'eocube[serve]'")
+        from rasterio.errors import NotGeoreferencedWarning
+
         from eocube.serve.app import Serving, app_of
         from eocube.serve.cube import open_cubes
         from eocube.serve.memory import most_bytes
         from eocube.serve.server import Place, address, listen, server_of
 
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pictures of tiles have no place of their own
         if not 0.1 <= options.memory <= 1024:
             raise InputError(f"--memory {options.memory:g}: give GB, 0.1 or more")
         given = parse_options(options.storage_options)

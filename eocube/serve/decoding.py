@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from eocube.cube.decode import Span, Tiling, decode_window, merge_core
 from eocube.cube.labels import WHOLE
@@ -70,9 +71,9 @@ class Stored:
         if "valid" not in group:
             return None, None
         at = np.s_[time, row * side : (row + 1) * side, col * side : (col + 1) * side]
-        valid = np.asarray(group["valid"][at])
+        valid = _cut(group, "valid", at)
         whole = bool((valid == WHOLE).all()) or "missing" not in group
-        return valid, None if whole else np.asarray(group["missing"][at])
+        return valid, None if whole else _cut(group, "missing", at)
 
     def cut(self, time: int, box: Box) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
         """Unpacked values (C, h, w), `valid` (h, w) and `missing` (h, w, bytes) of a box of cells within the array."""
@@ -230,7 +231,7 @@ class Decoding:
     ) -> dict[tuple[int, int, int], Halves]:
         """The windows that are ok, (time, row, column), decoded together where they are not kept."""
         found: dict[tuple[int, int, int], Halves] = {}
-        left: dict[Any, Callable[[], Halves]] = {}
+        left: dict[tuple[str, str, int, int, int], Callable[[], Halves]] = {}
         for place in wanted:
             if self.cube.status[place] != State.OK:
                 continue
@@ -261,6 +262,13 @@ class Decoding:
         window = _EMPTY if made is None else made.astype(np.half)
         self._kept.put(key, window, window.nbytes)
         return window
+
+
+def _cut(group: zarr.Group, name: str, at: tuple[int, slice, slice]) -> npt.NDArray[Any]:
+    """A part of an array of a store."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[at])
 
 
 def _reaches(step: int, first: int, last: int, core: int, halo: int) -> bool:

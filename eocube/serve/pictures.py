@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,5 +74,5 @@ def _with_alpha(colours: Colours, there: npt.NDArray[np.bool_]) -> Colours:
 @lru_cache(32)
 def _table(name: str) -> Colours:
     """(3, 256) colours of a map by name."""
-    table: Mapping[int, tuple[int, int, int, int]] = cmap.get(name)
+    table: Any = cmap.get(name)
     return np.array([table[k][:3] for k in range(256)], np.uint8).T

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, TypeVar
 
 from eocube.errors import EocubeError
 
 Make = Callable[[], Any]
+Key = TypeVar("Key", bound=Hashable)
 
 
 class LeftError(EocubeError):
@@ -71,7 +72,7 @@ class LatestFirst:
         """Jobs that wait or are under way."""
         return len(self._jobs)
 
-    def all(self, wanted: Mapping[Hashable, Make], leave: Leave | None = None) -> dict[Hashable, Any]:
+    def all(self, wanted: Mapping[Key, Make], leave: Leave | None = None) -> dict[Key, Any]:
         """What the jobs give, by key, when all are done.
 
         Raises:
@@ -95,7 +96,7 @@ class LatestFirst:
         if leave is not None:
             leave.then(lambda: self._left(jobs))
         try:
-            return {job.key: job.future.result() for job in jobs}
+            return {key: job.future.result() for key, job in zip(wanted, jobs, strict=True)}
         except CancelledError:  # which asyncio would take for its own
             raise LeftError("the client left before it was made") from None
 

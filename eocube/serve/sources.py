@@ -73,7 +73,7 @@ class Sources:
         self, time: int, places: Sequence[tuple[int, int]], leave: Leave | None
     ) -> dict[tuple[int, int], Floats]:
         found: dict[tuple[int, int], Floats] = {}
-        left: dict[Any, Callable[[], Floats]] = {}
+        left: dict[tuple[str, str, int, int, int], Callable[[], Floats]] = {}
         for row, col in places:
             key = ("source", self.cube.id, time, row, col)
             kept = self._kept.get(key)
