@@ -55,7 +55,7 @@ class Options:
                                                  "its GeoTIFFs, and the blocks of ground that finetune.py holds out "
                                                  "are measured")] = None  # fmt: skip
     recipe: Annotated[str | None, tyro.conf.arg(help="of --sensor: the recipe that it was finetuned by, which says "
-                                                "what ground is held out (finetune.py's own)")] = None  # fmt: skip
+                                                "what is held out (default: finetune.py's own)")] = None  # fmt: skip
     weights: Annotated[str, tyro.conf.arg(help="a shipped name, a path, a URL or hf://owner/name")] = "nano2"
     listing: Annotated[Path | None, tyro.conf.arg(help="YAML listing of the rasters, some with held_out: true "
                                                   "(default: nano's)")] = None  # fmt: skip
