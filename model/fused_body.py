@@ -33,8 +33,6 @@ oneDNN adds up a channels-last convolution's products one after the other in flo
 their number, to five times that of other layouts for 3x3 kernels over 512 channels. In parts it is half as much, for
 a few percent of time.
 """
-PACKED = (torch.float32, torch.bfloat16)
-"""Precisions in which oneDNN takes weights in its own layout on any x86 CPU."""
 
 
 def merged_out(encoder: Encoder, channels: int) -> tuple[Tensor, Tensor]:
@@ -74,7 +72,7 @@ class Conv:
         # Copies, even where nothing changes: training the network afterwards must not reach in.
         weight = weight.detach().to("cpu", dtype, copy=True).contiguous(memory_format=torch.channels_last)
         self._bias = bias.detach().to("cpu", dtype, copy=True)
-        self._packed = dtype in PACKED and _can_pack()
+        self._packed = _can_pack(dtype)
         channels = weight.shape[1]
         large = dtype == torch.float32 and channels > 2 * PART and weight.shape[2:].numel() > 1
         self._part = PART if large and self._packed else channels
@@ -128,9 +126,12 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias.detach()
 
 
-def _can_pack() -> bool:
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes weights of this precision in its own layout on this CPU: bfloat16 needs AVX-512 there."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    if not available or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def norm_of(layer: nn.GroupNorm) -> Norm:
