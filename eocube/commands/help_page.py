@@ -16,7 +16,10 @@ WIDTH = 100
 """Columns at most; fewer on a narrower terminal."""
 COLUMN = 28
 REST = "Other options"
-ENDS = "Exit status: 0 done, 2 bad input, 3 something can be tried again, 1 a defect of eocube (docs/reference/exit_codes.md)."
+ENDS = (
+    "Exit status: 0 done, 2 bad input, 3 something can be tried again, 1 a defect of eocube "
+    "(docs/reference/exit_codes.md)."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from eocube.run.request import (
     new_run_id,
     product_of,
     settled,
+    with_demo_catalog,
 )
 from eocube.run.resume import Remaining
 from eocube.scenes.stac import PRESETS
@@ -97,6 +98,8 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
     if running.demo:
         with console.status("making the demonstration's scenes"):
             selection, showing = demonstration(selection, showing, Path(DEMO_FOLDER))
+    else:
+        selection = with_demo_catalog(selection, Path(DEMO_FOLDER))
     given, sources = running.storage_options, running.source_options
     storage_options = from_environment() if given is None else given
     if not running.demo:

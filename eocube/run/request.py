@@ -254,6 +254,15 @@ def demonstration(selection: Selection, showing: Showing, folder: Path) -> tuple
     return asked, replace(showing, quicklook=showing.quicklook or str(folder / "quicklook.png"))
 
 
+def with_demo_catalog(selection: Selection, folder: Path) -> Selection:
+    """`--catalog demo`: the demonstration's scenes, drawn below a folder where they are not there yet."""
+    if selection.catalog != "demo" or Path("demo").exists():
+        return selection
+    from eocube.demo.catalogue import make_demo
+
+    return replace(selection, catalog=str(make_demo(folder / "catalog")))
+
+
 def product_of(request: Request) -> Product:
     """The product that is asked for. InputError where it cannot be had, such as by weights not made for the sensor."""
     from eocube.products import registry

@@ -1,4 +1,4 @@
-"""Makes the table of docs/reference/interoperability.md from what really ran: `python -m tests.interop.matrix --out FILE`."""
+"""Makes the table of interoperability in the docs from what really ran: `python -m tests.interop.matrix --out FILE`."""
 
 from __future__ import annotations
 
