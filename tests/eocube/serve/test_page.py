@@ -108,7 +108,7 @@ def test_dates_change_by_pointer_and_by_keyboard(browser: Browser, server: Runni
         seen.find("#earlier").click()
         assert seen.state()["time"] == "1"
         seen.find("#play").click()
-        seen.page.wait_for_function("location.hash.includes('time=2')")
+        seen.until(lambda: seen.state()["time"] == "2", "the next date")
         seen.find("#play").click()
         assert seen.find("#play").get_attribute("aria-pressed") == "false" and seen.said == []
 

@@ -47,7 +47,7 @@ export class Maps {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => (this.ground.paint(), this.#other?.paint()));
     new ResizeObserver(() => this.#resize()).observe(byId("stage"));
     view.listen((_, changed) => this.#changed(changed));
-    this.#changed(new Set(["cube", "layer", "against", "at"]));
+    this.#changed(new Set(["cube", "layer", "against", "at", "point"]));
   }
 
   /** True when all that is seen has been drawn. */

@@ -79,7 +79,7 @@ export function makeStretching(view, onError) {
     const rows = kind === "fixed" && used
       ? channels(view).map(({ colour, name }, i) => h(
           "div", { class: "range" },
-          h("span", { text: layer.kind === "rgb" ? `${colour}${name ? ` ${name}` : ""}` : name }),
+          h("span", { text: layer.kind === "rgb" ? `${colour}${name ? ` ${name}` : ""}` : "From, to" }),
           ...["vmin", "vmax"].map((which) => h("input", {
             type: "number", step: "any", id: `${which}-${i}`, value: short(used[which][i]),
             "aria-label": `${colour || name}, ${which === "vmin" ? "lowest" : "highest"}`, onchange: (event) => set(i, which, event.target.value),
