@@ -181,7 +181,7 @@ class ShardRead:
             for bands in files.values():
                 # Which windows still want which band, as each would ask on its own.
                 want: NDArray[np.bool_] = ~group.full[:, [k for k, _ in bands]]
-                asking = want.any(axis=1)
+                asking = np.asarray(want.any(axis=1))
                 windows = [w for w in need if asking[mosaic.place[w]]] if not asking.all() else need
                 if windows:
                     part = self._band_part(mosaic, scene, group, bands, want)
