@@ -32,7 +32,13 @@ def netcdf_safe(ds: xr.Dataset) -> xr.Dataset:
             one = one.astype(object)
         one = one.copy(deep=False)
         one.attrs = attributes(variable.attrs)
+        if "flag_values" in one.attrs:  # CF wants them of the flags' own type, which JSON does not tell
+            one.attrs["flag_values"] = np.asarray(one.attrs["flag_values"], one.dtype)
+        if "grid_mapping_name" in one.attrs:
+            one.attrs.setdefault("long_name", "coordinate reference system")
         one.encoding = {k: v for k, v in variable.encoding.items() if k in ("_FillValue", "units", "calendar")}
+        if name in ds.dims:  # an axis lacks nothing, and CF refuses a fill value for it, which xarray would add
+            one.encoding["_FillValue"] = None
         if variable.dtype.kind == "M":
             one.encoding.setdefault("units", "seconds since 1970-01-01")
         made[name] = one

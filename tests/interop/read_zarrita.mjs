@@ -2,11 +2,13 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import path from "node:path";
-import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const [store, ...names] = process.argv.slice(2);
-const zarr = await import(pathToFileURL(createRequire(path.join(process.cwd(), "x.js")).resolve("zarrita")));
+// The package is for `import` alone, which looks beside this file: its entry is looked up where it is installed.
+const folder = path.join(process.cwd(), "node_modules", "zarrita");
+const about = JSON.parse(await readFile(path.join(folder, "package.json"), "utf8"));
+const zarr = await import(pathToFileURL(path.join(folder, about.exports?.["."]?.import ?? about.main)));
 
 class Folder {
   constructor(root) { this.root = root; }
