@@ -34,7 +34,7 @@ FOCUSED = """() => {
   const ring = (x) => x && style(x).outlineStyle !== 'none' && parseFloat(style(x).outlineWidth) >= 2;
   const box = e.getBoundingClientRect();
   return {
-    id: e.id || e.className || e.tagName,
+    id: e === document.body ? 'BODY' : e.id || e.className || e.tagName,
     ring: Boolean(ring(e) || ring(e.closest('.pill')) || e.id === 'divider'),  // the divider's ring is its handle's
     name: e.getAttribute('aria-label') || e.labels?.[0]?.innerText || e.innerText || '',
     inside: box.width > 0 && box.bottom > 0 && box.right > 0 && box.left < innerWidth && box.top < innerHeight,

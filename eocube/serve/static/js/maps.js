@@ -126,13 +126,13 @@ export class Maps {
   #aim(camera) {
     if (!camera) return;
     const now = this.map.getCenter();
-    const same = Math.abs(now.lng - camera.lon) < 1e-5 && Math.abs(now.lat - camera.lat) < 1e-5 && Math.abs(this.map.getZoom() - camera.zoom) < 0.01;
+    const same = Math.abs(now.lng - camera.lon) < 1e-6 && Math.abs(now.lat - camera.lat) < 1e-6 && Math.abs(this.map.getZoom() - camera.zoom) < 1e-4;
     if (!same) this.map.jumpTo({ center: [camera.lon, camera.lat], zoom: camera.zoom });
   }
 
   #noteCamera() {
     const { lng, lat } = this.map.getCenter();
-    this.#view.set({ camera: { lon: Number(lng.toFixed(5)), lat: Number(lat.toFixed(5)), zoom: Number(this.map.getZoom().toFixed(2)) } });
+    this.#view.set({ camera: { lon: Number(lng.toFixed(6)), lat: Number(lat.toFixed(6)), zoom: Number(this.map.getZoom().toFixed(4)) } });
   }
 
   #follow() {

@@ -22,7 +22,7 @@ export function write(view) {
   }
   if (view.point) parts.push(["point", view.point.map((v) => v.toFixed(6)).join(",")]);
   if (view.point && view.source) parts.push(["source", 1]);
-  if (view.camera) parts.push(["map", [view.camera.zoom.toFixed(2), view.camera.lat.toFixed(5), view.camera.lon.toFixed(5)].join("/")]);
+  if (view.camera) parts.push(["map", [view.camera.zoom.toFixed(4), view.camera.lat.toFixed(6), view.camera.lon.toFixed(6)].join("/")]);
   return `#${parts.map(([name, value]) => `${name}=${encodeURIComponent(value).replaceAll("%2C", ",").replaceAll("%2F", "/")}`).join("&")}`;
 }
 

@@ -35,6 +35,7 @@ export function makePoint(view, onOpen) {
     } catch (error) {
       if (mine.signal.aborted) return;
       found = null;
+      panel.removeAttribute("aria-busy");
       body.replaceChildren(h("p", { class: "failure", role: "alert", text: error.message }), h("button", { type: "button", onclick: ask, text: "Try again" }));
     }
   }
