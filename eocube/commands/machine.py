@@ -78,12 +78,14 @@ def look(*, network: bool = False) -> Machine:
     """Find out. Nothing is changed but the cache of native kernels, and no other machine asked without `network`."""
     import rasterio
     import torch
+    from rasterio.session import DummySession
 
     from eocube.run.memory_limit import cpu_limit, memory_limit
     from model.chip import cpu_flags, fastest_cpu_dtype
 
     flags = cpu_flags()
-    with rasterio.Env() as env:
+    # Without a session of AWS's own, which broken credentials would keep from being made.
+    with rasterio.Env(session=DummySession()) as env:
         known = set(env.drivers())
     gpus = tuple(_gpu(k) for k in range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
     return Machine(

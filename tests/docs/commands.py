@@ -129,11 +129,15 @@ def foreign_commands(block: Block) -> Iterator[list[str]]:
 
 def parse_only(words: Sequence[str]) -> None:
     """Parse a command's options with its own parser and do nothing. SystemExit where it would be refused."""
+    from eocube.cli import COMMANDS as TABLE
     from eocube.cli import main
 
     def nothing(command: object) -> int:
         return 0
 
+    # What is imported while the door is shut would keep it shut.
+    for command in TABLE.values():
+        importlib.import_module(f"eocube.commands.{command.module}")
     places = [name for name, module in sys.modules.items() if name.startswith("eocube") and hasattr(module, "guarded")]
     with contextlib.ExitStack() as stack:
         for name in places:

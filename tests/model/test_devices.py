@@ -141,10 +141,12 @@ def test_arithmetic_is_exact_inside_and_the_processs_own_outside() -> None:
     assert flags() == before and any(before)
 
 
-def test_the_image_has_the_compiler_that_is_looked_for() -> None:
-    image = (Path(__file__).parents[2] / "infra" / "Dockerfile").read_text()
-    (installed,) = re.findall(r"apt-get install .*?&&", image)
-    assert "g++" in installed.split(), "g++ brings gcc, which Triton looks for"
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda"])
+def test_the_image_has_the_compiler_that_is_looked_for(name: str) -> None:
+    image = (Path(__file__).parents[2] / "infra" / name).read_text()
+    assert any("g++" in installed.split() for installed in re.findall(r"apt-get install .*?&&", image, re.DOTALL)), (
+        "g++ brings gcc, which Triton looks for"
+    )
 
 
 @pytest.mark.slow

@@ -177,8 +177,8 @@ def test_scores_count_the_pixels_that_have_a_source_and_no_other() -> None:
     pixels = WindowPixels({}, valid, 95, 0, (), 0, missing)
     window = next(iter(place.requested_windows()))
     latents = np.zeros((8, lattice.window_px // 8, lattice.window_px // 8), np.float32)
-    psnr = check.check(window, pixels, latents).scores.psnr
+    psnr = check.check(window, pixels, latents, {}).scores.psnr
     share = 4 / (lattice.core_px - 12)
     assert psnr == pytest.approx(-10 * np.log10(0.01 * share), abs=0.05)
     whole = replace(pixels, missing=None, valid=np.full_like(valid, 100))
-    assert check.check(Window(window.row, window.col), whole, latents).scores.psnr < 20  # type: ignore[operator]
+    assert check.check(Window(window.row, window.col), whole, latents, {}).scores.psnr < 20  # type: ignore[operator]

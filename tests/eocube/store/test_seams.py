@@ -103,16 +103,16 @@ def test_a_window_under_the_floor_says_so_and_borders_need_both_sides() -> None:
     pixels = WindowPixels({}, np.full((lattice.core,) * 2, 100, np.uint8), 100, 0, (), 0)
     latents = np.random.default_rng(0).normal(size=(8, 32, 32)).astype(np.float32)
     windows = sorted(Sample.of(place, 1.0).borders)
-    good = checker(0.01, 30.0).check(windows[0], pixels, latents)
+    good = checker(0.01, 30.0).check(windows[0], pixels, latents, {})
     assert good.scores.psnr == pytest.approx(40.0, abs=0.01) and good.scores.breach is None
-    bad = checker(0.1, 30.0).check(windows[0], pixels, latents)
+    bad = checker(0.1, 30.0).check(windows[0], pixels, latents, {})
     assert bad.scores.breach is not None and "20.0 dB" in bad.scores.breach and "30.0 dB" in bad.scores.breach
-    assert checker(0.1, None).check(windows[0], pixels, latents).scores.breach is None
+    assert checker(0.1, None).check(windows[0], pixels, latents, {}).scores.breach is None
     book = BorderBook()
     book.add(windows[0], good)
     assert book.total() is None
     for window in windows[1:]:
-        book.add(window, checker(0.01, None).check(window, pixels, latents))
+        book.add(window, checker(0.01, None).check(window, pixels, latents, {}))
     total = book.total()
     assert total is not None and total.borders == len({b for bs in Sample.of(place, 1.0).borders.values() for b in bs})
     book.add(windows[0], Checked())
