@@ -185,6 +185,7 @@ def test_an_extended_store_encodes_only_what_is_new() -> None:
     assert drive(url, large).reads == []
 
 
+@pytest.mark.slow
 def test_an_extended_store_holds_what_a_fresh_one_holds() -> None:
     url, fresh = fresh_url(), fresh_url()
     boxes = ((LOWER, TWO_DAYS), (SOUTH_EAST, LATER), (ALL_ROUND_AND_SOUTH_EAST, EARLIER))

@@ -312,6 +312,7 @@ def zones(sound: Sound) -> str:
     return url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS)
 def test_the_root_over_several_zones_is_named_and_mended(zones: str, engine: Engine, how: str) -> None:
     target = Objects(zones)

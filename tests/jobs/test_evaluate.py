@@ -180,6 +180,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert told in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_sensor_at_equal_bits(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = published_meta(TINY)
     sensors = {n: replace(s, code_steps=(0.05,) * 16) for n, s in meta.sensors.items()}

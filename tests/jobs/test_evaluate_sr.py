@@ -58,6 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_store_side_by_side(world: Path, tmp_path: Path) -> None:
     arguments = ["--task", "sr", "--pairs", str(world / "pairs.zarr"), "--weights", str(world / "latent.safetensors"),
                  "--pixel-weights", str(world / "pixel.safetensors"), "--save", str(tmp_path / "saved"),

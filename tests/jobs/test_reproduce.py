@@ -99,6 +99,7 @@ def calm(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_command_does_the_three_stages(world: Path, calm: Path) -> None:
     out = calm / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -143,6 +144,7 @@ def kill(patch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., b
     patch.setattr(owner, name, cut_short)
 
 
+@pytest.mark.slow
 def test_killed_at_every_joint_it_ends_as_if_nothing_had_been(
     world: Path, calm: Path, tmp_path: Path, scored: None, caplog: pytest.LogCaptureFixture
 ) -> None:

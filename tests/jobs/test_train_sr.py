@@ -112,6 +112,7 @@ def test_the_statistics_are_the_stores_own(store: str, trained: Path) -> None:
     assert torch.allclose(state["condition_std"].double(), torch.tensor(said["std"]).double(), rtol=0.35)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_to_the_same_weights(store: str, trained: Path, tmp_path: Path,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     step = Loop._step

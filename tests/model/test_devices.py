@@ -97,6 +97,7 @@ def test_without_a_compiler_the_gpu_path_runs_as_it_is_and_says_so(
     assert compiler_missing() == "triton is not installed"
 
 
+@pytest.mark.slow
 def test_the_decoder_is_one_graph_for_the_compiler_too(small_vae: EOVAE) -> None:
     """Exported and traced whole, in float16's layout and as it is; not captured where nobody wants a graph."""
     waves = [band.wavelength for band in OPTICAL.bands]

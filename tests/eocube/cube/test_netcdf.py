@@ -41,7 +41,8 @@ def test_everything_stored_fits_into_netcdf(ds: xr.Dataset, tmp_path: Path) -> N
     assert json.loads(safe.attrs["eocube"])["space_id"] == ds.attrs["eocube"]["space_id"]
     for name, variable in safe.variables.items():
         assert variable.dtype.kind not in "T" and variable.dtype != np.float16, name
-        assert all(isinstance(v, str | int | float | np.number | np.ndarray | list | tuple) for v in variable.attrs.values()), name
+        kinds = str | int | float | np.number | np.ndarray | list | tuple
+        assert all(isinstance(value, kinds) for value in variable.attrs.values()), name
     if find_spec("netCDF4") is None and find_spec("h5netcdf") is None:
         with pytest.raises(InputError, match="pip install h5netcdf"):
             ds.eocube.to_netcdf(tmp_path / "stored.nc", what="stored")

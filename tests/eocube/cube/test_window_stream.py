@@ -210,6 +210,7 @@ def test_batches_are_those_of_the_stream_and_resume_between_them(windows: CubeWi
         np.testing.assert_array_equal(values[place], patches[index].values)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_data_loader_shares_an_epoch_out_over_its_processes(windows: CubeWindows) -> None:
     from torch.utils.data import DataLoader
 

@@ -193,6 +193,7 @@ def test_radar_is_linear_power_with_the_speckle_of_about_five_looks(demo_catalog
     assert 4 < np.percentile(looks, 90) < 9, "64 pixels of even ground show the number of looks"
 
 
+@pytest.mark.slow
 def test_training_patches_differ_by_seed_and_reach_snow_and_cloud() -> None:
     patches = [demo_reflectance(seed, 96) for seed in range(12)]
     assert all(p.shape == (12, 96, 96) and p.dtype == np.float32 and np.isfinite(p).all() for p in patches)

@@ -332,6 +332,7 @@ def test_bands_of_one_file_are_read_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels.groups[10], values[indices, row : row + 256, col : col + 256])
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_thread_or_order(tmp_path: Path) -> None:
     x, y = Transformer.from_crs(32633, 32632, always_xy=True).transform(LEFT, TOP)
     transform = Affine(10, 0, x // 10 * 10 - 6003, 0, -10, y // 10 * 10 + 6004)

@@ -193,6 +193,7 @@ def test_the_same_bytes_whatever_workers_and_kills(world: World, fine: tuple[Pla
     assert not list(Remaining(plan, again.log.latest()).units())
 
 
+@pytest.mark.slow
 def test_other_seeds_and_samples_are_other_bytes(world: World, fine: tuple[Plan, CubeStore], tmp_path: Path) -> None:
     found = [objects(world.wanted().out)]
     for name, plan in (
@@ -342,6 +343,7 @@ def test_times_are_chosen_by_index_date_and_interval(tmp_path: Path) -> None:
         check(replace(wanted, out=str(tmp_path / "x.tif")), None, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", ["upsampled", "sharpened"])
 def test_weights_that_read_upsampled_pixels_get_them_from_the_cube(
     world: World, tmp_path: Path, conditioning: str

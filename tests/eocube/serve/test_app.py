@@ -275,6 +275,7 @@ def test_what_is_not_decoded_shows_its_values_and_states(made: Made) -> None:
         assert set(point["times"][0]["decoded"].values()) == {None}
 
 
+@pytest.mark.slow
 def test_a_cube_in_a_bucket_is_served(weights: Path, s3_server: S3Server) -> None:
     url = f"s3://{s3_server.bucket()}/a.zarr"
     made = make_store(url, make_plan(weights))

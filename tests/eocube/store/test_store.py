@@ -376,6 +376,7 @@ def test_int8_is_affine_per_channel(disk: Path) -> None:
     assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_codes_are_byte_planes_that_plain_xarray_opens(url: str) -> None:
     store = CubeStore.create(url, CODES)
     fill(store, CODES)
@@ -477,6 +478,7 @@ def test_one_put_a_shard_on_s3(s3_server: Any) -> None:
     assert counted("next commit", lambda: store.commit([receipt])) == ["PUT"]
 
 
+@pytest.mark.slow
 def test_an_fsspec_mapper_opens_as_well(s3_server: Any) -> None:
     url = f"s3://{s3_server.bucket()}/cube.zarr"
     store = CubeStore.create(url, FakePlan(), storage_options=s3_server.storage_options)

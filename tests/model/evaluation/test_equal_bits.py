@@ -129,6 +129,7 @@ def test_places_make_up_the_whole(two: Compared) -> None:
     assert sizes[0] != pytest.approx(sizes[1], rel=0.01)
 
 
+@pytest.mark.slow
 def test_one_place_is_the_whole() -> None:
     one = compared([tile(), tile(1)], ["a", "a"])
     assert one.places == {"a": one.pooled}

@@ -92,6 +92,7 @@ def test_a_kernel_outside_the_mix_is_named() -> None:
         table.kernel((0.5, 0.6))
 
 
+@pytest.mark.slow
 def test_run_writes_weights_that_say_what_they_are(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     run = tmp_path / "run"

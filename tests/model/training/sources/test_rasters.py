@@ -180,6 +180,7 @@ def data_file(folder: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_data_file_opens_its_sources_and_their_mixture_resumes(folder: Path, tmp_path: Path) -> None:
     pattern = make.make_shards(tmp_path / "tm", ("S1RTC",), (4, 3), tmp_path / "scratch")
     (rasters,) = yaml.safe_load(data_file(folder, tmp_path / "d.yaml").read_text())["sources"]
