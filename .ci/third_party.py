@@ -45,8 +45,8 @@ HEAD = """# Licences of others
 
 eocube itself is under Apache-2.0 (`LICENSE`). It installs the packages below, unchanged, from a registry; none of them
 is part of its wheel. Part of the wheel is what the page of `eocube serve` loads: MapLibre GL JS (BSD-3-Clause) and the
-typeface Inter (OFL-1.1), with their licences beside them. Made by `python .ci/third_party.py --write` from the packages'
-own metadata.
+typeface Inter (OFL-1.1), with their licences beside them. Made by `python .ci/third_party.py --write`, from
+the packages' own metadata.
 
 Some hold compiled libraries of others in their wheels, under their terms: GEOS (LGPL-2.1) in shapely, rasterio and
 pyogrio, the runtime of GCC's Fortran (GPL-3.0 with the runtime exception) in numpy and scipy.
