@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,19 @@ def basis_of(ds: xr.Dataset) -> Basis:
     knows it by cell) and cells with few source pixels are left out, and so are the means farthest from the middle, by
     their distance in robust spreads (median and median deviation of each channel).
     """
-    cells, dates = _cells(ds)
-    return fit(cells, dates)
+    means, single, dates = _cells(ds)
+    return _with_room(fit(means, dates), single)
+
+
+def _with_room(basis: Basis, single: npt.NDArray[np.floating]) -> Basis:
+    """The basis with a range in which single cells (N, C) have room, too: over coarse ground they vary far more."""
+    if not len(single):
+        return basis
+    values = (single.astype(np.float64) - np.array(basis.centre)) @ np.array(basis.axes).T
+    low, high = np.percentile(values, [SPREAD, 100 - SPREAD], axis=0)
+    return replace(
+        basis, low=tuple(np.minimum(basis.low, low).tolist()), high=tuple(np.maximum(basis.high, high).tolist())
+    )
 
 
 def fit(cells: npt.NDArray[np.floating], dates: int = 1) -> Basis:
@@ -98,8 +109,8 @@ def _fullest(steps: xr.Dataset) -> dict[str, slice]:
     return {"y": slice(row * core, (row + high) * core), "x": slice(col * core, (col + wide) * core)}
 
 
-def _cells(ds: xr.Dataset) -> tuple[npt.NDArray[np.floating], int]:
-    """(N, C) values of cells, and of how many time steps they are."""
+def _cells(ds: xr.Dataset) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating], int]:
+    """(N, C) means of blocks of cells, (M, C) the cells themselves, and of how many time steps they are."""
     steps = ds if "time" in ds.dims else ds.expand_dims("time")
     filled: Sequence[int] = range(steps.sizes["time"])
     if "status" in steps:
@@ -120,8 +131,8 @@ def _cells(ds: xr.Dataset) -> tuple[npt.NDArray[np.floating], int]:
     for mask in (clear, good):
         means = _means(values, mask)
         if len(means) >= 2 * values.shape[-1]:
-            return means, len(some)
-    return values[good], len(some)
+            return means, values[mask], len(some)
+    return values[good], values[good], len(some)
 
 
 def _means(values: Floats, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating]:
