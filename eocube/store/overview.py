@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from eocube.net.objects import Objects, storing
 from eocube.store.layout import CONVENTIONS, ROOT, spatial
 from eocube.store.shard_codec import ShardCodec, compressors
+
+if TYPE_CHECKING:  # zarr is imported by what writes an overview: `verify` asks for a name alone, and a plan for less
+    from zarr.abc.buffer import Buffer
+    from zarr.storage import MemoryStore
 
 Floats = npt.NDArray[np.float32]
 
@@ -132,6 +133,9 @@ class Overview:
 
     def metadata(self) -> dict[str, bytes]:
         """The zarr.json of the group, of its levels and their arrays, with coordinates: {key: bytes}."""
+        import zarr
+        from zarr.storage import MemoryStore
+
         objects: dict[str, Buffer] = {}
         store = MemoryStore(objects)
         zarr.create_group(store, path=FOLDER, attributes=self._attributes())
@@ -153,6 +157,8 @@ class Overview:
         }
 
     def _level(self, store: MemoryStore, level: int) -> None:
+        import zarr
+
         down, across = (n * self.block for n in self.blocks(level))
         pixel, left, top = self.pixel(level), self.transform[2], self.transform[5]
         place = spatial(["y", "x"], (down, across), [pixel, 0.0, left, 0.0, -pixel, top], self.epsg)
