@@ -13,6 +13,9 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # Ray would start a cluster for a call that has none
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of the suite's processes has about a core: a second thread of torch or BLAS waits, spinning, for another's.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

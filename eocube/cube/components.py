@@ -39,13 +39,19 @@ class Basis:
     dates: int
     """Of how many time steps it is."""
 
+    def components(self, latents: Floats) -> Floats:
+        """(C, H, W) latents to (3, H, W) components, NaN where they are not finite."""
+        there = np.asarray(np.isfinite(latents).all(axis=0))
+        flat = np.where(there, latents, np.nan).reshape(len(self.centre), -1).astype(np.float64)
+        values = np.array(self.axes) @ (flat - np.array(self.centre)[:, None])
+        return np.asarray(values.reshape(3, *there.shape), np.float32)
+
     def __call__(self, latents: Floats) -> Floats:
         """(C, H, W) latents to (H, W, 4) colours, 0..1; transparent where they are not finite."""
-        there = np.asarray(np.isfinite(latents).all(axis=0))
-        flat = np.where(there, latents, 0.0).reshape(len(self.centre), -1).astype(np.float64)
-        values = np.array(self.axes) @ (flat - np.array(self.centre)[:, None])
-        low, high = np.array(self.low)[:, None], np.array(self.high)[:, None]
-        scaled = np.clip((values - low) / (high - low), 0.0, 1.0).reshape(3, *there.shape)
+        values = self.components(latents)
+        there = np.asarray(np.isfinite(values).all(axis=0))
+        low, high = (np.array(end)[:, None, None] for end in (self.low, self.high))
+        scaled = np.where(there, np.clip((values - low) / (high - low), 0.0, 1.0), 0.0)
         return np.concatenate([scaled, there[None]]).transpose(1, 2, 0).astype(np.float32)
 
 

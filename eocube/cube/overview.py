@@ -16,6 +16,7 @@ from eocube.net.objects import Objects
 from eocube.net.storage_options import options_for
 from eocube.store.document import CubeInfo
 from eocube.store.existing import zones_of
+from eocube.store.fence import Fence
 from eocube.store.overview import FOLDER, Floats, Overview, halved, made_bytes, made_key, made_of
 from eocube.store.store import CubeStore
 
@@ -61,6 +62,9 @@ def make_overviews(
     group: str | None = None,
     again: bool = False,
     progress: Progress | None = None,
+    fence: Fence | None = None,
+    stop: Callable[[], bool] | None = None,
+    workers: int | None = None,
 ) -> Iterator[OverviewMade]:
     """Make, or bring up to date, the overview of a cube, of each zone in turn.
 
@@ -72,6 +76,9 @@ def make_overviews(
         group: one zone alone.
         again: make all of it again.
         progress: called with shards done and all.
+        fence: of a run that holds the store; whatever is written asks it.
+        stop: asked before each shard; what is left when it says so is for another call.
+        workers: threads that decode; by default as many as there are cores.
 
     Raises:
         StoreError: no cube there, or one that cannot be written to.
@@ -82,14 +89,26 @@ def make_overviews(
     for zone in zones:
         own = url if zone is None else f"{url.rstrip('/')}/{zone}"
         ds = open_cube(url, dict(options) or None, group=zone)
-        yield _make(own, ds, CubeStore.open(own, storage_options=options), again, progress)
+        store = CubeStore.open(own, storage_options=options, fence=fence)
+        yield _make(own, ds, store, again, progress, stop or (lambda: False), workers)
 
 
-def _make(url: str, ds: xr.Dataset, store: CubeStore, again: bool, progress: Progress | None) -> OverviewMade:
+def _make(
+    url: str,
+    ds: xr.Dataset,
+    store: CubeStore,
+    again: bool,
+    progress: Progress | None,
+    stop: Callable[[], bool],
+    workers: int | None,
+) -> OverviewMade:
     plan, target = overview_of(ds, store), store.target
     wanted: dict[int, dict[tuple[int, int], str]] = {time: {} for time in range(plan.times)}
+    status = ds["status"].values
     for receipt in store.receipts():
-        if receipt.sha256 is not None:
+        # Of one that is newer than the arrays beside the values, those do not say yet where it has pixels: later.
+        told = all(status[receipt.time, w.row, w.col] == w.state for w in receipt.windows)
+        if receipt.sha256 is not None and told:
             wanted[receipt.time][receipt.shard.row, receipt.shard.col] = receipt.sha256
     had = {time: {} if again else made_of(target, time) for time in wanted}
     missing = {
@@ -105,27 +124,33 @@ def _make(url: str, ds: xr.Dataset, store: CubeStore, again: bool, progress: Pro
         now = {place: had[time][place] for place in wanted[time] if place not in places}
         parts = [places[first : first + TOGETHER] for first in range(0, len(places), TOGETHER)] or [[]]
         for part in parts if places or gone else ():
+            changed = set(gone)
             for row, col in part:
-                written += put(plan, target, 0, time, row, col, decoded(ds, plan, time, row, col))
+                if stop():
+                    break
+                written += put(plan, target, 0, time, row, col, decoded(ds, plan, time, row, col, workers))
                 now[row, col] = wanted[time][row, col]
+                changed.add((row, col))
                 done += 1
                 if progress is not None:
                     progress(done, everything)
             for row, col in gone:
                 target.delete(plan.key(0, time, row, col))
-            written += raise_levels(plan, target, time, {*part, *gone})
-            target.put(made_key(time), made_bytes(now))
+            if changed:
+                written += raise_levels(plan, target, time, changed)
+                target.put(made_key(time), made_bytes(now))
     kept = sum(map(len, wanted.values())) - everything
-    return OverviewMade(url, everything, kept, written, plan.levels)
+    return OverviewMade(url, done, kept, written, plan.levels)
 
 
-def decoded(ds: xr.Dataset, plan: Overview, time: int, row: int, col: int) -> Floats:
+def decoded(ds: xr.Dataset, plan: Overview, time: int, row: int, col: int, workers: int | None = None) -> Floats:
     """(bands, block, block) means of a shard's decoded pixels, by its own values alone."""
     side = plan.side
     cut = ds.isel(
         time=[time], y=slice(row * side, (row + 1) * side), x=slice(col * side, (col + 1) * side)
     )  # fmt: skip
-    pixels = cut.eocube.decode(list(plan.bands), crop=False).isel(time=0).values
+    given = {} if workers is None else {"num_workers": workers}
+    pixels = cut.eocube.decode(list(plan.bands), crop=False).isel(time=0).compute(**given).values
     return halved(np.asarray(pixels, np.float32), plan.cells * ds.eocube.info.stride)
 
 

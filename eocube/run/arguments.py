@@ -81,8 +81,8 @@ class EncodeOptions:
     quicklook: str | None = None
     """Draw a picture of the cube here at the end."""
     overview: bool = False
-    """Make the cube's overview at the end, or bring it up to date: each new shard is decoded once, for `eocube serve`
-    to show the cube from afar."""
+    """Make the cube's overview as shards are made, or bring it up to date: each new shard is decoded once, for `eocube
+    serve` to show the cube from afar, also while the run goes on."""
     engine: str = "auto"
     """auto, local or ray. local: one worker, on threads of this process. ray: actors in processes of their own, which
     are replaced where a file crashes or hangs one. auto, the default: local for up to 1000 windows on one machine,

@@ -90,7 +90,7 @@ class Running:
     demo: bool = False
     """Encode the embedded landscape, whatever ground, time and catalogue are selected."""
     overview: bool = False
-    """Make the store's overview of what is new, while the lease is held (`eocube.cube.overview`)."""
+    """Make the store's overview of what is new as shards are made, under the lease (`eocube.run.overviews`)."""
 
 
 @dataclass(frozen=True, slots=True)

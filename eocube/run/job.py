@@ -31,6 +31,7 @@ from eocube.run.driver import RunTally
 from eocube.run.driver import run as run_engine
 from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Cube, EngineOptions, Limits
+from eocube.run.overviews import OverviewsAlong, seen_from_afar
 from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import (
@@ -134,9 +135,14 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         # Again, now that nobody else can change the store: another run may have while this one searched.
         plans = plans_of(request, storage_options, source_options, searched)
         cubes = open_cubes(request, plans, storage_options, lease)
-        tally, summaries = carry_out(cubes, request, replace(engine, lease=lease.to_pass), run_id, lease)
-        if running.overview and not tally.interrupted:
-            seen_from_afar(cubes, storage_options, console)
+        engine = replace(engine, lease=lease.to_pass)
+        if running.overview:
+            with OverviewsAlong(cubes, storage_options, lease) as along:
+                tally, summaries = carry_out(cubes, request, engine, run_id, lease)
+            if not tally.interrupted:
+                seen_from_afar(cubes, storage_options, console, lease, along.shards)
+        else:
+            tally, summaries = carry_out(cubes, request, engine, run_id, lease)
     outcome = report(console, cubes, tally, summaries)
     product = cubes[0].plan.product
     if showing.quicklook and not product.decodes:
@@ -167,21 +173,6 @@ def mended(
 
     lost = mend_first(request.out, storage_options, search, lambda line: say(console, line))
     return replace(request, retry=tuple({*request.retry, *FAILED})) if lost else request
-
-
-def seen_from_afar(cubes: Sequence[Cube], storage_options: Mapping[str, Any] | None, console: Console) -> None:
-    """Make the overviews of what has none yet; the cubes are whole whatever becomes of them."""
-    from eocube.cube.overview import make_overviews
-
-    for cube in cubes:
-        if not cube.plan.product.decodes:
-            say(console, f"no overview: {cube.plan.product.array} cubes ({cube.plan.product.kind}) are not decoded")
-            continue
-        try:
-            for made in make_overviews(cube.url, storage_options):
-                say(console, f"overview: {made.shards} shards decoded, {made.bytes:,} bytes")
-        except Exception as error:
-            say(console, f"no overview ({one_line(error)}): the cube is whole; eocube overview makes it")
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def point(
     return {
         "lon": lon, "lat": lat, "x": x, "y": y,
         "window": {"row": row, "col": col, "pixel_row": pixel_row, "pixel_col": pixel_col},
-        "times": times, "indices": _indices(shown, times),
+        "times": times, "indices": _indices(shown, times, "decoded"),
+        "source_indices": {} if sources is None else _indices(shown, times, "source"),
     }  # fmt: skip
 
 
@@ -87,14 +88,14 @@ def _at(
     }  # fmt: skip
 
 
-def _indices(shown: Shown, times: list[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """Each index through time, in the order of `times`."""
+def _indices(shown: Shown, times: list[dict[str, Any]], of: str) -> dict[str, list[float | None]]:
+    """Each index of what is decoded or of the source through time, in the order of `times`."""
     known = [layer for layer in shown.cube.layers.known.values() if layer.formula == "difference ratio"]
-    return {layer.id: [_index(layer, one["decoded"]) for one in times] for layer in known}
+    return {layer.id: [_index(layer, one[of]) for one in times] for layer in known}
 
 
-def _index(layer: Layer, decoded: Mapping[str, float | None]) -> float | None:
-    values = [decoded[band] for band in layer.bands or ()]
+def _index(layer: Layer, pixel: Mapping[str, float | None]) -> float | None:
+    values = [pixel[band] for band in layer.bands or ()]
     if None in values:
         return None
     return _number(layer.picture(np.array(values, np.float32)[:, None, None])[0, 0, 0])

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eocube.cube.colours import CLEAR
-from eocube.serve.decoding import Decoding, Stored
+from eocube.cube.components import Basis, basis_of
+from eocube.serve.cube import ServedCube
+from eocube.serve.decoding import Decoding
 from eocube.serve.layers import Layer
 from eocube.store.receipts import State
 
@@ -25,12 +27,6 @@ PERCENT = 2.0
 """Of the sample below the lowest shade and above the highest."""
 CLOUDY = 20
 """Percent of cloud from which on a window is drawn only where there are no clearer ones."""
-SHARDS = 8
-"""Shards whose values the basis is of."""
-CELLS = 40_000
-"""Cells that it is of, at most."""
-FAR = 3.0
-"""Robust spreads from the median beyond which a cell is left out of the basis: clouds, and what else is rare."""
 FIXED = {"reflectance": (0.0, 0.35), "dB": (-25.0, 0.0), "dn8": (0.0, 255.0)}
 """The fixed stretch by the sensor's unit."""
 
@@ -48,21 +44,6 @@ class Stretch:
         low, high = (np.array(v, np.float32)[:, None, None] for v in (self.vmin, self.vmax))
         scaled = np.clip((layers - low) / np.maximum(high - low, 1e-9), 0.0, 1.0)
         return scaled if self.gamma == 1 else np.asarray(scaled ** np.float32(1 / self.gamma), np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Basis:
-    """Three directions of a cube's values, about their median: (3, C) and (C,)."""
-
-    axes: Floats
-    centre: Floats
-    stretch: Stretch
-
-    def __call__(self, values: Floats) -> Floats:
-        """(C, h, w) values to (3, h, w), NaN where there are none."""
-        channels, height, width = values.shape
-        flat = values.reshape(channels, -1) - self.centre[:, None]
-        return np.asarray(self.axes @ flat, np.float32).reshape(3, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +66,8 @@ class Preview:
 class Sample:
     """What a cube holds, by a few windows and shards drawn over its ground and times, the same ones every time."""
 
-    def __init__(self, stored: Stored, decoding: Decoding | None) -> None:
-        self._stored, self._decoding, self.cube = stored, decoding, stored.cube
+    def __init__(self, cube: ServedCube, decoding: Decoding | None) -> None:
+        self._decoding, self.cube = decoding, cube
         self._lock = threading.Lock()
         self._seen: tuple[Floats, Preview] | None = None
         self._basis: Basis | None = None
@@ -126,13 +107,11 @@ class Sample:
     def basis(self) -> Basis:
         """The three directions in which the cube's values differ most, over all its times: one for every tile and date.
 
-        Robust: about the median; cells further than `FAR` spreads (1.48 median absolute deviations, root mean square
-        over the channels) from it are left out, and so are cloudy windows where there are clear ones. Each direction's
-        sign is that its largest loading is positive.
+        The same as in pictures and reports of the cube (`eocube.cube.components`).
         """
         with self._lock:
             if self._basis is None:
-                self._basis = _basis_of(self._values())
+                self._basis = basis_of(self.cube.ds)
             return self._basis
 
     def _looked(self) -> tuple[Floats, Preview]:
@@ -177,23 +156,6 @@ class Sample:
             found += [(time, int(places[k, 0]), int(places[k, 1])) for k in chosen]
         return found[:count]
 
-    def _values(self) -> Doubles:
-        """(C, N) values of cells over all times."""
-        core = self.cube.frame.core
-        parts = []
-        for time, row, col in self._drawn(4 * WINDOWS):
-            box = (row * core, col * core, (row + 1) * core, (col + 1) * core)
-            values, valid, _ = self._stored.cut(time, box)
-            flat = real(values).reshape(values.shape[0], -1)
-            there = np.isfinite(flat).all(axis=0)
-            if valid is not None:
-                there &= valid.reshape(-1) > 0  # beyond the swath they describe mirrored filler
-            parts.append(flat[:, there])
-        if not parts:
-            return np.empty((self.cube.info.product.channels, 0))
-        joined = np.concatenate(parts, axis=1)
-        return joined[:, :: max(1, joined.shape[1] // CELLS)].astype(np.float64)
-
 
 def _preview_of(x: Doubles, y: Doubles) -> Preview:
     """The preview of (C, N) values and (bands, N) means; NaN throughout where there are too few."""
@@ -204,26 +166,6 @@ def _preview_of(x: Doubles, y: Doubles) -> Preview:
     wrong = _predict(_fit(x[:, ~test], y[:, ~test]), x[:, test]) - y[:, test]
     weights = _fit(x, y).astype(np.float32)
     return Preview(weights[:, :-1], weights[:, -1], np.sqrt(np.mean(wrong**2, axis=1)).astype(np.float32))
-
-
-def _basis_of(values: Doubles) -> Basis:
-    """The basis of (C, N) values."""
-    channels = values.shape[0]
-    if values.shape[1] < 4:
-        plain = np.eye(3, channels, dtype=np.float32)
-        return Basis(plain, np.zeros(channels, np.float32), Stretch((0.0,) * 3, (1.0,) * 3))
-    centre = np.median(values, axis=1, keepdims=True)
-    spread = 1.48 * np.median(np.abs(values - centre), axis=1, keepdims=True)
-    far = np.sqrt(np.mean(((values - centre) / np.maximum(spread, 1e-6)) ** 2, axis=0))
-    centred = values[:, far <= max(FAR, float(np.quantile(far, 0.5)))] - centre
-    _, vectors = np.linalg.eigh(centred @ centred.T / centred.shape[1])
-    found = vectors[:, ::-1][:, :3].T
-    axes = np.zeros((3, channels))
-    axes[: len(found)] = found * np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])[:, None]
-    low, high = np.percentile(axes @ centred, [PERCENT, 100 - PERCENT], axis=1)
-    high = np.maximum(high, low + 1e-6)
-    stretch = Stretch(tuple(map(float, low)), tuple(map(float, high)))
-    return Basis(axes.astype(np.float32), centre[:, 0].astype(np.float32), stretch)
 
 
 def real(values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> Floats:

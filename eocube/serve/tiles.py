@@ -56,7 +56,7 @@ class Shown:
         self.cube, self.sources, self._kept = cube, sources, kept
         self.stored = Stored(cube, kept)
         self.decoding = Decoding(self.stored, kept, pool) if cube.info.product.decodes else None
-        self.sample = Sample(self.stored, self.decoding)
+        self.sample = Sample(self.cube, self.decoding)
         self.far = FarView(self.stored, kept)
 
     # -- what is drawn
@@ -113,7 +113,7 @@ class Shown:
         if ask.layer == "difference":
             found = self._spread_of_difference(layer, bands)
         elif layer.id == "pca":
-            found = self.sample.basis.stretch
+            found = Stretch(self.sample.basis.low, self.sample.basis.high)
         elif layer.origin == "decoded" and (layer.legend is None or layer.free):
             count = 3 if layer.kind == "rgb" else 1
             if ask.stretch == "percentile" or layer.formula == "radar":
@@ -241,7 +241,7 @@ class Shown:
 
     def _seen(self, components: bool, time: int, row: int, col: int) -> npt.NDArray[np.half]:
         """A shard's components or preview, kept as float16, NaN where a cell has no source."""
-        find = self.sample.basis if components else self.sample.preview
+        find = self.sample.basis.components if components else self.sample.preview
 
         def make() -> tuple[npt.NDArray[np.half], int]:
             side, (height, width) = self.cube.frame.shard, self.cube.frame.shape

@@ -16,6 +16,7 @@ from eocube.report.info import plan_of
 from eocube.report.source_pixels import read_source
 from eocube.serve.app import Serving
 from eocube.serve.cube import open_cubes
+from eocube.serve.layers import LEAST
 from eocube.serve.tiles import Ask
 from tests.eocube.cubes import make_weights
 from tests.eocube.serve.running import Running, running, tile_at
@@ -69,6 +70,13 @@ def test_a_point_has_the_source_beside_what_is_decoded(server: Running, url: str
         for band in ("B02", "B08"):
             value = float(want.sel(band=band))
             assert one["source"][band] == (pytest.approx(value, rel=1e-4) if np.isfinite(value) else None)
+    for course, held in (("indices", "decoded"), ("source_indices", "source")):
+        for ndvi, one in zip(found[course]["ndvi"], found["times"], strict=True):
+            near, red = (one[held][band] for band in ("B08", "B04"))
+            want = None if near is None or red is None else (max(near, LEAST) - max(red, LEAST)) / (
+                max(near, LEAST) + max(red, LEAST)
+            )  # fmt: skip
+            assert ndvi == (None if want is None else pytest.approx(want, abs=1e-4))
 
 
 def test_without_leave_no_source_is_read(url: str) -> None:

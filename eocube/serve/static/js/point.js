@@ -7,8 +7,6 @@ import { clock, day, dayAmong, number, place, state } from "./text.js";
 import { numberTicks, timeTicks } from "./ticks.js";
 
 const NM = 1000;
-/** Reflectance below which an index takes this, as the server's own do: a ratio of nothing would be anything. */
-const LEAST = 0.005;
 
 export function makePoint(view, onOpen) {
   const panel = byId("point");
@@ -59,8 +57,8 @@ export function makePoint(view, onOpen) {
   function of(time, which) {
     const [kind, name] = quantity.split(/:(.*)/);
     if (kind === "band") return time[which]?.[name] ?? null;
-    if (which === "source") return indexOf(view.layerOf(name)?.bands, time.source);
-    return found.indices?.[name]?.[found.times.indexOf(time)] ?? null;
+    const indices = which === "source" ? found.source_indices : found.indices;
+    return indices?.[name]?.[found.times.indexOf(time)] ?? null;
   }
 
   function spectrumPoints(held) {
@@ -174,12 +172,6 @@ export function makePoint(view, onOpen) {
     } else if (changed.has("time") && found) show();
   });
   ask();
-}
-
-/** The normalised difference of two bands of the source; the server gives the indices of what is decoded. */
-function indexOf(bands, held) {
-  const [first, second] = [held?.[bands?.[0]], held?.[bands?.[1]]].map((v) => (Number.isFinite(v) ? Math.max(v, LEAST) : null));
-  return first === null || second === null ? null : (first - second) / (first + second);
 }
 
 const yTitle = (unit, optical) => (unit && unit !== "1" ? unit : optical ? "reflectance" : "");
