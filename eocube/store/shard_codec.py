@@ -92,10 +92,12 @@ class ShardCodec:
         index = np.full((*grid, 2), _NOWHERE, "<u8")
         parts: list[bytes] = []
         pack, size = _packer(self.packing, self.chunks, self.dtype), 0
-        for place in z_order(grid):
+        # Chunks that a smaller block has nothing of are fill: at the far edges of tables they are nearly all.
+        reach = tuple(-(-n // c) for n, c in zip(block.shape, self.chunks, strict=True))
+        for place in z_order(grid, reach):
             box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, self.chunks, strict=True))
             chunk = block[box]
-            if chunk.size == 0 or (not self.keep_empty and _all(chunk, self.fill)):
+            if not self.keep_empty and _all(chunk, self.fill):
                 continue
             if chunk.shape != self.chunks:
                 whole = np.full(self.chunks, self.fill, dtype)
@@ -140,8 +142,13 @@ def _buffer(data: bytes) -> Buffer:
 
 
 @lru_cache(maxsize=64)
-def z_order(grid: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Places of a grid in the order of a shard's chunks in zarr: by a bit of each coordinate in turn (Morton's)."""
+def z_order(grid: tuple[int, ...], reach: tuple[int, ...] | None = None) -> tuple[tuple[int, ...], ...]:
+    """Places of a grid in the order of a shard's chunks in zarr: by a bit of each coordinate in turn (Morton's).
+
+    Of those before `reach` alone, where that is given: as many along each axis.
+    """
+    if reach is not None:
+        return tuple(place for place in z_order(grid) if all(at < n for at, n in zip(place, reach, strict=True)))
     bits = [(n - 1).bit_length() for n in grid]
     turns = [(axis, bit) for bit in range(max(bits, default=0)) for axis in range(len(grid)) if bit < bits[axis]]
     found = []
