@@ -117,6 +117,11 @@ class SuperResolver(nn.Module):
 
         return self.denoise_with(condition), raw
 
+    def whitened(self, change: Tensor, lr: Tensor) -> Tensor:
+        """A difference of raw results (B, C, 4h, 4w) in the white coordinates under a raw condition."""
+        white, spread = mixed_channels(self.white.forth, change), self.spread(self.normalised(lr))
+        return white if spread is None else white / spread.repeat(len(white) // len(spread), 1, 1, 1)
+
     def shape(self, lr: Tensor) -> tuple[int, int, int, int]:
         """(B, C, H, W) of the result."""
         finer = self.config.finer
@@ -157,11 +162,10 @@ class SuperResolver(nn.Module):
         noise = self._noise(lr, generator) if noise is None else noise
         inner: Project | None = None
         if project is not None:
-            zero, spread = raw(torch.zeros_like(noise)), self.spread(self.normalised(lr))
+            zero = raw(torch.zeros_like(noise))
 
             def inner(estimate: Tensor, t: Tensor) -> Tensor:
-                white = mixed_channels(self.white.forth, project(raw(estimate), t) - zero)
-                return white if spread is None else white / spread.repeat(len(white) // len(spread), 1, 1, 1)
+                return self.whitened(project(raw(estimate), t) - zero, lr)
 
         times = even_times(self.schedule, steps) if self.config.times == "even" else None
         return raw(sample(denoise, noise, self.schedule, steps=steps, method=method, project=inner, times=times))

@@ -42,6 +42,8 @@ class Derivation:
     """Which draw of noise it is, from 0 on: cubes that differ in this alone are samples of the same."""
     tile: tuple[int, int, int]
     """Core, halo and ring of the tiles, in the parent's cells."""
+    consistent: bool = False
+    """Whether every step is pulled towards what averages back to the parent's pixels."""
 
     def identity(self) -> dict[str, Any]:
         """What of it decides values: all but where things lie, and how far the parent has grown elsewhere."""
@@ -49,8 +51,11 @@ class Derivation:
         return {key: value for key, value in self.to_dict().items() if key not in left_out}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {**asdict(self), "tile": list(self.tile)}
+        """JSON-able form. What is not consistent does not say so: neither did version 0.1, whose plans' hashes hold."""
+        data = {**asdict(self), "tile": list(self.tile)}
+        if not self.consistent:
+            del data["consistent"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Derivation:

@@ -82,6 +82,7 @@ class Wanted:
             "sample": sample,
             "bbox": [list(box) for box in self.boxes],
             "time": self.time,
+            **({"consistent": True} if self.consistent else {}),
         }
 
 
@@ -153,8 +154,6 @@ def check(wanted: Wanted, options: Mapping[str, Any] | None, device: str) -> _Ch
         raise InputError(f"--steps {wanted.steps}: choose 1 or more")
     if wanted.samples < 1:
         raise InputError(f"--samples {wanted.samples}: choose 1 or more; from 2 on there is a mean and a spread")
-    if wanted.consistent and not wanted.as_picture:
-        raise InputError("--consistent makes pixels agree with the cube's: it is for a GeoTIFF (--out NAME.tif)")
     if not 0 <= wanted.seed < 2**63:
         raise InputError(f"--seed {wanted.seed}: choose 0 or more")
     one_of(wanted.method, (*METHODS, MEAN), "--method")
@@ -245,7 +244,7 @@ def plans_of(checked: _Checked, sample: int) -> tuple[Plan, ...]:
             resolution=lattice.resolution, scale=scale, weights=wanted.weights,
             weights_name="" if meta is None else meta.name, weights_sha256="" if meta is None else meta.sha256,
             method=wanted.method, steps=1 if wanted.method == MEAN else wanted.steps, seed=wanted.seed, sample=sample,
-            tile=(lattice.core, lattice.halo, min(RING, lattice.core)),
+            tile=(lattice.core, lattice.halo, min(RING, lattice.core)), consistent=wanted.consistent,
         )  # fmt: skip
         plans.append(derived_plan(parent.plan, derivation, grid, times, wanted.request(sample), numerics(checked)))
     if not plans:

@@ -29,6 +29,8 @@ from eocube.plan.plan import Plan, WorkUnit
 from eocube.products.super_resolved import MEAN, Derivation
 from eocube.read.coverage import CLEAR, fine, from_cells, pack_clouds, pack_missing, unpack_clouds, unpack_missing
 from eocube.read.source_shares import percent
+from eocube.run.agreement import Agreement
+from eocube.run.canvas_codec import CanvasCodec
 from eocube.run.prometheus import BusyClock
 from eocube.run.upsampled_condition import UpsampledCondition
 from eocube.store.moments import Moments
@@ -65,14 +67,15 @@ class Sampler:
         threads: tiles at once; each is computed by one thread on a CPU, so that bits do not depend on how many.
         device: torch device of the network.
         upsampled: makes the condition of weights that read upsampled pixels; None for those that read latents.
+        agreement: pulls every step towards what averages back to the parent's pixels; None leaves it.
     """
 
     def __init__(
         self, network: SuperResolver, how: Derivation, core: int, epsg: int, *, threads: int = 1, device: str = "cpu",
-        upsampled: UpsampledCondition | None = None,
+        upsampled: UpsampledCondition | None = None, agreement: Agreement | None = None,
     ) -> None:  # fmt: skip
         self.network, self._how, self._core, self._epsg, self._device = network, how, core, epsg, device
-        self._upsampled = upsampled
+        self._upsampled, self._agreement = upsampled, agreement
         self._threads = ThreadPoolExecutor(
             threads if device == "cpu" else 1, "sample", lambda: torch.set_num_threads(1) if device == "cpu" else None
         )
@@ -102,24 +105,38 @@ class Sampler:
         )  # fmt: skip
         tiles = [tile.scaled(scale) for _, tile in coarse]
         canvas = Canvas(height * scale, width * scale, tiles, run=self._threads.map, device=self._device)
-        given = [self._condition(field, tile) for _, tile in coarse]
+        given, bare = [self._condition(field, tile) for _, tile in coarse], [tile for _, tile in coarse]
+        correct = None
+        if self._agreement is not None:
+            correct = self._agreement.over(given, bare, (height, width), self._threads.map)
         if self._upsampled is not None:
-            bare = [tile for _, tile in coarse]
             whole = torch.from_numpy(self._upsampled(given, bare, (height, width), self._threads.map))[None]
             given = [whole[:, :, *tile.box].to(self._device) for tile in tiles]
         if how.method == MEAN:
-            return self._numpy(canvas.blend(_inferring(lambda i: self.network.mean(given[i]))))
+            mean = canvas.blend(_inferring(lambda i: self.network.mean(given[i])))
+            return self._numpy(mean if correct is None else mean.cpu() + correct(mean.cpu()))
         made = list(self._threads.map(_inferring(lambda i: self.network.denoiser(given[i])), range(len(tiles))))
         noise = ground_noise(
             how.seed, how.sample, self._epsg, field.top * scale, field.left * scale, height * scale, width * scale,
             self.network.config.channels,
         ).to(self._device)  # fmt: skip
         denoisers = [_inferring(denoise) for denoise, _ in made]
+
+        def raw(white: Tensor) -> Tensor:
+            return canvas.blend(_inferring(lambda i: made[i][1](white[:, :, *tiles[i].box])))
+
+        def agreeing(white: Tensor, _t: Tensor) -> Tensor:
+            assert correct is not None
+            change = correct(raw(white).cpu()).to(self._device)
+            whitened = _inferring(lambda i: self.network.whitened(change[:, :, *tiles[i].box], given[i]))
+            return white + canvas.blend(whitened)
+
         white = sample(
             canvas.denoiser(denoisers), noise, self.network.schedule, steps=how.steps, method=how.method,
             times=even_times(self.network.schedule, how.steps) if self.network.config.times == "even" else None,
+            project=None if correct is None else agreeing,
         )  # fmt: skip
-        return self._numpy(canvas.blend(_inferring(lambda i: made[i][1](white[:, :, *tiles[i].box]))))
+        return self._numpy(raw(white))
 
     def _condition(self, field: Field, tile: Tile) -> Tensor:
         """(1, C, h, w): the tile's latents, mirrored where there are none as the parent's decoder has it."""
@@ -174,13 +191,17 @@ class SuperResolveRunner:
         lattice = self.parent.plan.grid.lattice
         self._core = lattice.core
         found = network or super_resolver(self.how, device)
-        upsampled = None
-        if found.config.conditioning != "native":
-            product = self.parent.plan.product
-            mtf = found.transfer(product.sensor.band_names) if found.config.conditioning == "sharpened" else None
-            upsampled = UpsampledCondition(product, self.how.scale, device, mtf=mtf)
+        upsampled, agreement, conditioning = None, None, found.config.conditioning
+        if conditioning != "native" or self.how.consistent:
+            codec = CanvasCodec(self.parent.plan.product, device)
+            mtf = found.transfer(codec.product.sensor.band_names)
+            if conditioning != "native":
+                upsampled = UpsampledCondition(codec, self.how.scale, mtf=mtf if conditioning == "sharpened" else None)
+            if self.how.consistent:
+                agreement = Agreement(codec, self.how.scale, mtf)
         self.sampler = Sampler(
             found, self.how, self._core, lattice.epsg, threads=threads, device=device, upsampled=upsampled,
+            agreement=agreement,
         )  # fmt: skip
 
     def close(self) -> None:

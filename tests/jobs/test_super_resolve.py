@@ -60,7 +60,6 @@ def test_a_plan_says_what_will_be_made_and_writes_nothing(
     [
         (["--out", "x.png"], "give a name that ends in .zarr"),
         (["--steps", "0"], "--steps 0"),
-        (["--consistent"], "--consistent makes pixels agree"),
         (["--bbox", "1", "2", "3"], "--bbox takes four numbers"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
     ],

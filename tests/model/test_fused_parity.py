@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
 from model.blocks import AttnBlock
+from model.chip import multiplies_bf16
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.fused import FusedDecoder, FusedEncoder
 from model.fused_body import PART, Conv, phase_weights
@@ -226,7 +227,8 @@ def test_the_shipped_weights_at_production_sizes(side: int, batch: int, dtype: t
 
 
 @pytest.mark.slow
-def test_the_published_size_in_bfloat16() -> None:
+def test_the_published_size() -> None:
+    """In bfloat16 where the chip multiplies it: torch takes minutes to do so in its place."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = EOVAE(EOVAEConfig()).eval()
@@ -234,8 +236,9 @@ def test_the_published_size_in_bfloat16() -> None:
     raw = raw_pixels(sensor, 256, 1)
     with torch.no_grad():
         expected = vae.encode(zscore(sensor, raw).float(), [b.wavelength for b in sensor.bands]).mean
-    encoder = FusedEncoder(vae, sensor, device="cpu", dtype=torch.bfloat16)
-    assert relative(encoder(raw), expected) <= 1.5e-2
+    if multiplies_bf16():
+        encoder = FusedEncoder(vae, sensor, device="cpu", dtype=torch.bfloat16)
+        assert relative(encoder(raw), expected) <= 1.5e-2
     exact = FusedEncoder(vae, sensor, device="cpu", dtype=torch.float32)
     assert relative(exact(raw), expected) <= 1e-5
     decoder = FusedDecoder(vae, sensor, device="cpu", dtype=torch.float32)

@@ -227,6 +227,27 @@ def test_a_plan_survives_its_json_and_old_plans_keep_their_hash(world: World, fi
     assert plan.grid.to_dict()["lattice"]["resolution"] == 2.5
 
 
+@pytest.mark.slow
+def test_a_consistent_cube_is_another_one_and_is_not_gone_on_with_as_this(
+    world: World, fine: tuple[Plan, CubeStore], tmp_path: Path
+) -> None:
+    plan, plain = world.plan(consistent=True), fine[0]
+    assert plain.derived is not None and plan.derived is not None
+    assert "consistent" not in plain.derived.to_dict(), "plans of earlier versions keep their hash"
+    assert plan.derived.to_dict()["consistent"] is True and Plan.from_json(plan.to_json()) == plan
+    assert plan.hash != plain.hash and plan.space_id == plain.space_id
+    with pytest.raises(StoreError, match="consistent None, asked True"):
+        refuse_other(world.wanted().out, [plan], None)
+    url = str(tmp_path / "agreeing.zarr")
+    made(plan, url, units=slice(0, 1))
+    store = made(plan, url, threads=2)
+    assert store.verify() == []
+    assert not set(objects(url).values()) & set(objects(world.wanted().out).values())
+    mean = world.plan(consistent=True, method="mean")
+    made(mean, str(tmp_path / "mean.zarr"), units=slice(0, 2))
+    assert objects(str(tmp_path / "mean.zarr"))
+
+
 def test_a_box_takes_whole_windows_of_the_parent(world: World) -> None:
     west, south, east, north = world.parent.plan.grid.parts[0]
     box = (west, south, (west + east) / 2, (south + north) / 2)
