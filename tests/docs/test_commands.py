@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from eocube.demo.catalogue import DEMO_DATETIME
+
 # Tests are no package: the helper beside this file is loaded by its path.
 _spec = importlib.util.spec_from_file_location("docs_commands", Path(__file__).with_name("commands.py"))
 assert _spec is not None and _spec.loader is not None
@@ -27,13 +29,16 @@ def named(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a reader sits who has run `eocube encode --demo`."""
+    """The folder in which a reader sits who has run `eocube encode --demo`, and a cube of a few of its windows."""
     from eocube.cli import main
 
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["encode", "--demo", "--quiet"]) == 0
+        part = ["--bbox", "9.055", "48.635", "9.056", "48.636", "--datetime", DEMO_DATETIME, "--out", "small.zarr"]
+        catalog = str(folder / "eocube-demo" / "catalog" / "catalog.json")
+        assert main(["encode", "--catalog", catalog, "--sensor", "S2L2A", *part, "--quiet"]) == 0
     return folder
 
 
@@ -44,7 +49,8 @@ def test_a_page_runs_from_top_to_bottom(
 ) -> None:
     for name, value in commands.quiet_environment().items():
         monkeypatch.setenv(name, value)
-    shutil.copytree(world / "eocube-demo" / "cube.zarr", tmp_path / "eocube-demo" / "cube.zarr")
+    for cube in ("eocube-demo/cube.zarr", "small.zarr"):
+        shutil.copytree(world / cube, tmp_path / cube)
     (tmp_path / "eocube-demo" / "catalog").symlink_to(world / "eocube-demo" / "catalog")
     (tmp_path / "jobs").symlink_to(commands.ROOT / "jobs")
     commands.run_page(page, tmp_path)
