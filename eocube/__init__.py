@@ -13,7 +13,8 @@ from eocube.cube.registering import register_with_xarray
 from eocube.errors import EocubeError, InputError, RadiometryError, SourceError, StoreError
 
 if TYPE_CHECKING:
-    from eocube.cube.accessor import EocubeAccessor, open
+    from eocube.cube.accessor import EocubeAccessor
+    from eocube.cube.opening import open
 
 register_with_xarray()
 
@@ -54,8 +55,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("EocubeAccessor", "open"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from eocube.cube import accessor
+    if name == "open":
+        from eocube.cube import opening
 
-    return getattr(accessor, name)
+        return opening.open
+    if name == "EocubeAccessor":
+        from eocube.cube import accessor
+
+        return accessor.EocubeAccessor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from eocube.errors import Exit
 from eocube.run.arguments import EncodeOptions, typed
 
 if TYPE_CHECKING:
-    from eocube.run.job import Outcome
+    from eocube.run.ending import Outcome
 
 GROUPS = {
     "Ground and time": ("bbox", "region", "datetime", "extent", "since"),

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eocube.cube.accessor import open as open_cube
+from eocube.cube.opening import open as open_cube
 from eocube.cube.stored_values import Values
 from eocube.cube.window_stream import WindowBatches, WindowStream
 from eocube.cube.windows import CubeWindows

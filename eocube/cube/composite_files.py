@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.composite import COUNT, How, composite
 from eocube.cube.geotiff import write_geotiff
+from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.geotiff import write_geotiff
+from eocube.cube.opening import open as open_cube
 from eocube.cube.selecting import step_of
 from eocube.errors import InputError
 

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.geotiff import write_geotiff
+from eocube.cube.opening import open as open_cube
 from eocube.cube.tables import check_ending, write_table
 from eocube.errors import InputError
 from eocube.ground.zones import zone_name

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.colours import picture_bands
+from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError
 from eocube.net.objects import Objects
 from eocube.net.storage_options import options_for

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eocube.cube.accessor import open as open_cube
+from eocube.cube.opening import open as open_cube
 from eocube.cube.points import Points
 from eocube.cube.sample import Rows, Wanted, tables_at
 from eocube.errors import InputError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eocube.cube.accessor import open as open_cube
+from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError
 from eocube.ground.boxes import parse_bbox, parse_interval, parse_moment
 from eocube.ground.zones import zone_name

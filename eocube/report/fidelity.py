@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eocube.cube.accessor import open as open_cube
+from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError
 from eocube.ground.grid import Window
 from eocube.net.storage_options import scoped

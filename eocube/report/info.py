@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eocube.console import plain_all
-from eocube.cube.accessor import open as open_cube
+from eocube.cube.opening import open as open_cube
 from eocube.errors import StoreError
 from eocube.ground.boxes import BBox
 from eocube.net.storage_options import scoped

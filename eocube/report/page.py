@@ -14,8 +14,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from rich.filesize import decimal
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.components import basis_of
+from eocube.cube.opening import open as open_cube
 from eocube.cube.quicklook import STATE_COLOURS
 from eocube.errors import InputError
 from eocube.net.redaction import redacted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal
 
 from eocube.console import for_people, say
 from eocube.errors import Exit, StoreError
@@ -19,20 +17,19 @@ from eocube.net.network import shared_network
 from eocube.net.objects import Objects
 from eocube.net.redaction import one_line
 from eocube.net.storage_options import from_environment, scoped
-from eocube.plan.plan import Plan, in_order, stored_extent
+from eocube.plan.plan import Plan, stored_extent
 from eocube.products.registry import DEFAULT
 from eocube.products.shelf import shelf
 from eocube.products.spec import Product
-from eocube.read.plausible import dark_line
 from eocube.run.again import asked_again
 from eocube.run.asked import Running, Selection, Showing, Target
 from eocube.run.choice import check_engine
 from eocube.run.driver import RunTally
 from eocube.run.driver import run as run_engine
+from eocube.run.ending import Outcome, report
 from eocube.run.extend import grow_plans, join_zones
 from eocube.run.options import Cube, EngineOptions, Limits
 from eocube.run.overviews import OverviewsAlong, seen_from_afar
-from eocube.run.pool import ATTEMPTS
 from eocube.run.repair import FAILED, damaged_places, mend_first
 from eocube.run.request import (
     Request,
@@ -52,12 +49,9 @@ from eocube.store.fence import Fence
 from eocube.store.lease import Lease
 from eocube.store.lease_note import refuse_if_held
 from eocube.store.receipts import State
-from eocube.store.seams import seams_line
 from eocube.store.store import CubeStore, Summary, finalise_root
 
 DEMO_FOLDER = "eocube-demo"
-NAMED_FAILURES = 10
-"""Failed sources listed at the end, at most."""
 AS_USUAL, WITH_PROGRESS = Running(), Showing()
 
 
@@ -68,17 +62,6 @@ class Searched:
     products: dict[str, Product] = field(default_factory=dict)
     plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict)
     """Both by request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run came to."""
-
-    exit: Exit
-    urls: tuple[str, ...]
-    counts: Mapping[State, int]
-    tally: RunTally | None = None
-    picture: str | None = None
 
 
 @shelf()  # the weights that the plan needed, for a worker in this process
@@ -333,66 +316,6 @@ def open_cubes(
     return cubes
 
 
-def report(console: Console, cubes: Sequence[Cube], tally: RunTally, summaries: Sequence[Summary]) -> Outcome:
-    """Print what the stores now hold and what went wrong; the exit status follows from the stores."""
-    total: Counter[State] = Counter()
-    failures: list[str] = []
-    for cube, summary in zip(cubes, summaries, strict=True):
-        counts = {State(s): n for s, n in summary.counts.items() if n}
-        total.update(counts)
-        named = ", ".join(f"{n} {s.label}" for s, n in sorted(counts.items()) if s is not State.OUTSIDE)
-        scores = summary.scores
-        quality = "".join(
-            f", {name} {value:.{digits}f}{unit}"
-            for name, value, digits, unit in (("PSNR", scores.psnr, 1, " dB"), ("SAM", scores.sam, 3, " rad"))
-            if value is not None
-        )
-        sample = f" (decoded again: {scores.windows} windows)" if quality else ""
-        say(
-            console,
-            f"{cube.url}: {cube.plan.sensor.name}, EPSG:{cube.plan.grid.lattice.epsg}, "
-            f"{len(cube.plan.times)} times, windows {named or 'none'}{quality}{sample}",
-        )
-        if cube.plan.disorder:
-            say(console, f"  times {in_order(cube.plan.disorder)}")
-        if summary.seams.borders:
-            say(console, f"  {seams_line(summary.seams)}")
-        if summary.breaches:
-            say(console, f"  {summary.breaches} windows decode under the weights' floor: eocube status", "red")
-        for item, windows in list(summary.dark.items())[:NAMED_FAILURES]:
-            say(console, f"  warning: {dark_line(item, windows)}", "red")
-        if len(summary.dark) > NAMED_FAILURES:
-            say(console, f"  and {len(summary.dark) - NAMED_FAILURES} more items as dark: eocube status", "red")
-        own = cube.plan.product.precision
-        if others := ", ".join(f"{n} in {name}" for name, n in summary.precision.items() if name != own):
-            say(console, f"  windows not encoded in {own} (overflow, or out of memory): {others}")
-        for item, why in cube.plan.refused[:NAMED_FAILURES]:
-            say(console, f"  refused {item}: {why}")
-        failures += sorted({f"{f.item or '?'} {f.asset or ''}: {f.reason}" for f in summary.failures})
-    if tally.units:
-        windows = sum(tally.windows.values())
-        say(
-            console,
-            f"  {windows} windows in {tally.seconds:.1f} s ({windows / max(tally.seconds, 1e-9):.1f}/s), "
-            f"read {decimal(tally.bytes_in)}, wrote {decimal(tally.bytes_out)}"
-            + (f", {tally.retries} requests made again" if tally.retries else ""),
-        )
-    for line in failures[:NAMED_FAILURES]:
-        say(console, f"  failed {line}", "red")
-    if len(failures) > NAMED_FAILURES:
-        say(console, f"  and {len(failures) - NAMED_FAILURES} more failures: eocube status", "red")
-    for unit in tally.lost:
-        said = f"crashed its worker {ATTEMPTS} times; skipped: the same command tries it again"
-        say(console, f"  unit {unit} {said}", "red")
-    left = sum(n for s, n in total.items() if s.retryable)
-    if tally.interrupted:
-        say(console, "interrupted: the same command goes on where it stopped")
-    elif left:
-        reasons = ",".join(s.label for s in (State.READ_FAILED, State.ENCODE_FAILED) if total[s])
-        say(console, f"{left} windows can be tried again" + (f": add --retry {reasons}" if reasons else ""))
-    return Outcome(Exit.RETRYABLE if left else Exit.DONE, tuple(c.url for c in cubes), dict(total), tally)
-
-
 def draw(
     cubes: Sequence[Cube],
     path: str,
@@ -401,7 +324,7 @@ def draw(
     time: int = 0,
 ) -> str:
     """The quicklook of the cube with the most data, its source read again for comparison."""
-    from eocube.cube.accessor import open as open_cube
+    from eocube.cube.opening import open as open_cube
     from eocube.report.info import truth_pixels
     from eocube.report.source_pixels import read_source
 

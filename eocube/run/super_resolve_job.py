@@ -15,9 +15,9 @@ import xarray as xr
 from rich.console import Console
 
 from eocube.console import for_people, say, tell
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.agreeing import agreeing
 from eocube.cube.geotiff import write_geotiff
+from eocube.cube.opening import open as open_cube
 from eocube.cube.parent import ParentCube
 from eocube.errors import Exit, InputError, StoreError
 from eocube.ground.boxes import BBox, parse_interval
@@ -31,22 +31,20 @@ from eocube.products import eo_vae_document
 from eocube.products.super_resolved import MEAN, Derivation
 from eocube.run.asked import Running, Showing
 from eocube.run.choice import check_engine
-from eocube.run.job import Outcome, carry_out, holding, open_cubes, report, stored_plans
+from eocube.run.ending import Outcome, report
+from eocube.run.job import carry_out, holding, open_cubes, stored_plans
 from eocube.run.options import EngineOptions, Limits
 from eocube.run.request import absolute, default_gpus, network_limits, new_run_id, one_of
+from eocube.run.shard_seams import shard_seams
 from eocube.store.differences import named_changes
 from eocube.store.existing import zones_of
 from eocube.store.receipts import State
-from eocube.store.seams import Squares
-from eocube.store.store import CubeStore
 from model.diffusion import METHODS
 from model.super_resolution import SuperResolver, load_sr
 from model.weights_meta import WeightsError
 
 RING = 12
 """Cells of the parent around a shard that its canvas holds as well."""
-MOST_BORDERS = 16
-"""Borders between shards that are looked at in the end."""
 SENSOR = "RGBN"
 
 
@@ -299,36 +297,6 @@ def _make(target: _Target, plans: tuple[Plan, ...], engine: EngineOptions, conso
     return outcome
 
 
-def shard_seams(url: str, options: Mapping[str, Any] | None) -> tuple[float, int] | None:
-    """The latents' seam ratio between shards, and over how many borders, the first ones; None without neighbours.
-
-    Steps across the border over steps within the two shards at the same phase of the parent's cells.
-    """
-    store = CubeStore.open(url, storage_options=options)
-    (text,) = CubeStore.stored_plans(url, storage_options=options)
-    plan = Plan.from_json(text)
-    assert plan.derived is not None
-    scale, side = plan.derived.scale, plan.grid.lattice.shard
-    held = {(r.time, *r.shard) for r in store.receipts() if r.sha256 is not None}
-    across, inside, borders = Squares(), Squares(), 0
-    for time, row, col in sorted(held):
-        for axis, ahead in ((2, (time, row, col + 1)), (1, (time, row + 1, col))):
-            if ahead not in held or borders == MOST_BORDERS:
-                continue
-            a, b = (
-                np.moveaxis(store.storage.unpack(store.read_shard(*at)), axis, -1)
-                for at in ((time, row, col), ahead)
-            )  # fmt: skip
-            at = np.arange(scale, side, scale)
-            steps = Squares.of(b[..., 0] - a[..., -1])
-            if steps.count:
-                across, borders = across + steps, borders + 1
-                inside += Squares.of(a[..., at] - a[..., at - 1]) + Squares.of(b[..., at] - b[..., at - 1])
-    if across.root_mean is None or not inside.root_mean:
-        return None
-    return across.root_mean / inside.root_mean, borders
-
-
 def _pictures(
     checked: _Checked, urls: Sequence[str], options: Mapping[str, Any] | None, sources: Mapping[str, Any] | None
 ) -> list[str]:
@@ -338,7 +306,7 @@ def _pictures(
     opened: list[xr.DataArray] = []
     if wanted.as_picture or wanted.samples > 1:
         opened = [open_cube(url, None if options is None else dict(options)).eocube.decode() for url in urls]
-    if wanted.consistent:
+    if wanted.consistent and wanted.as_picture:
         (parent,), ((time,),) = checked.parents, checked.times
         coarse = open_cube(parent.url, None if sources is None else dict(sources)).eocube.decode().isel(time=time)
         mtf = checked.network.transfer(parent.plan.product.sensor.band_names)

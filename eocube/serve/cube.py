@@ -15,8 +15,8 @@ import xarray as xr
 import zarr
 from pyproj import CRS, Transformer
 
-from eocube.cube.accessor import open as open_cube
 from eocube.cube.labels import CF_UNITS
+from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError, StoreError
 from eocube.ground.zones import zone_name
 from eocube.net.redaction import redacted

@@ -15,7 +15,7 @@ from eocube import cli
 from eocube.console import complain, for_people, plain, say
 from eocube.errors import InputError
 from eocube.report.info import describe
-from eocube.run.job import report
+from eocube.run.ending import report
 from eocube.run.progress import Progress
 from eocube.store.receipts import State
 from eocube.store.tables import Failure

@@ -157,20 +157,21 @@ def states(url: str) -> list[tuple[str, str | None, Any]]:
 @pytest.mark.faults
 @pytest.mark.parametrize("how", WAYS)
 def test_any_damage_to_any_kind_of_object_is_mended(sound: Sound, engine: Engine, how: str) -> None:
+    """Of each kind its first object or its last, in turn from way to way: a repair takes half a second."""
     tried = 0
-    for kind, keys in kinds(sound.objects).items():
-        for key in {keys[0], keys[-1]}:
-            damaged = WAYS[how](sound.objects[key])
-            if damaged == sound.objects[key]:
-                continue
-            url = sound.copy({key: damaged})
-            engine.units.clear()
-            found = mended(url, sound, search=lambda request: [sound.plan])
-            assert found.damaged, key
-            if not kind.startswith(("latent/c", "commits/.jsonl")):
-                assert engine.units == [], (key, "nothing needs encoding for this")
-            tried += 1
-    assert tried > 40
+    for number, (kind, keys) in enumerate(kinds(sound.objects).items()):
+        key = keys[0] if (number + list(WAYS).index(how)) % 2 else keys[-1]
+        damaged = WAYS[how](sound.objects[key])
+        if damaged == sound.objects[key]:
+            continue
+        url = sound.copy({key: damaged})
+        engine.units.clear()
+        found = mended(url, sound, search=lambda request: [sound.plan])
+        assert found.damaged, key
+        if not kind.startswith(("latent/c", "commits/.jsonl")):
+            assert engine.units == [], (key, "nothing needs encoding for this")
+        tried += 1
+    assert tried > 35
 
 
 @pytest.mark.faults

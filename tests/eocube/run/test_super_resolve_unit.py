@@ -207,7 +207,7 @@ def test_other_seeds_and_samples_are_other_bytes(world: World, fine: tuple[Plan,
 
 def test_shards_agree_where_they_meet(world: World, fine: tuple[Plan, CubeStore]) -> None:
     """Steps across shards' borders are no larger than inside: both sides sample the same ground alike."""
-    from eocube.run.super_resolve_job import shard_seams
+    from eocube.run.shard_seams import shard_seams
 
     found = shard_seams(world.wanted().out, None)
     assert found is not None
