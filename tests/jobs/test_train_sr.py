@@ -209,6 +209,7 @@ def test_a_store_without_what_the_recipe_needs(store: str, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_under_ray_train_and_resumed_to_the_same_weights(store: str, tmp_path: Path) -> None:
     """The driver and every process of its Ray get SIGKILL after a checkpoint, in the middle of a stage."""
     # Nothing of the Ray that this process may have started: the jobs start their own.

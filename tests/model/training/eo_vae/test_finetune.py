@@ -202,6 +202,7 @@ def test_a_run_of_the_recipe_goes_on_from_its_checkpoint(recipe_file: Path, worl
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.timeout(600)
 def test_job_through_ray_train(recipe_file: Path, world: World, tmp_path: Path) -> None:
     out = tmp_path / "ray.safetensors"
     command = [
