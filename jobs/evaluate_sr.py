@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from model.training.job_options import run_job
 if TYPE_CHECKING:
     import torch
 
+    from eocube.pairs.given import GivenPairs
     from eocube.pairs.pixel_pairs import PixelPair
     from model.evaluation.super_resolution.methods import Method, Resolver
     from model.evaluation.super_resolution.pairs import Case
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from model.super_resolution import SuperResolver
 
 Arg = tyro.conf.arg
-BANDS = ("B04", "B03", "B02", "B08")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +83,14 @@ PAGE = Page(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The pairs of one source: what is measured, what the ridge is fitted on, and how they came about."""
-
-    cases: list[Case]
-    training: Iterator[PixelPair]
-    mtf: tuple[float, ...]
-    encoder: dict[str, Any] | None
-    split: str
-    counts: bool = False
-    """Whether the truth are an aerial picture's 8-bit counts over 255."""
-
-
 def evaluate(options: Options) -> dict[str, Any]:
     """Do it; the report. ValueError, FileNotFoundError or an EocubeError, in one line, for bad input."""
     import torch
 
     from benchmarks.machine import describe
+    from eocube.pairs.given import given_pairs
     from model.evaluation.super_resolution.lpips import Perceptual
+    from model.evaluation.super_resolution.pairs import Case
     from model.evaluation.super_resolution.report import json_text, markdown, write
     from model.evaluation.super_resolution.study import Costs, Curve, SuperResolutionStudy
     from model.evaluation.terramesh_study import device_named
@@ -117,13 +106,14 @@ def evaluate(options: Options) -> dict[str, Any]:
     for one, space, key in ((net, "latent", "weights"), (other, "pixel", "pixel-weights")):
         if one is not None and one.config.space != space:
             raise ValueError(f"--{key}: {_name(one)} is of {one.config.space} space, give one of {space} space")
-    found = _store(options) if _is_store(options.pairs) else _folder(options)
+    found = given_pairs(options.pairs, options.split, options.limit, options.side)
+    cases = [Case.of(pair, index, latents) for index, (pair, latents) in enumerate(found.pairs)]
     _fits(found, net, other)
     ridge = _ridge(options, found)
     methods, resolver = _methods(options, found, net, other, ridge, device)
     methods = _chosen(methods, options.methods)
     study = SuperResolutionStudy(
-        found.cases, methods, found.mtf, device, resolver, Costs(options.timing_iterations, options.timing_seconds),
+        cases, methods, found.mtf, device, resolver, Costs(options.timing_iterations, options.timing_seconds),
         Curve(tuple(options.curve_steps), options.curve_pairs), options.save, perceptual,
     )  # fmt: skip
     about = {
@@ -168,144 +158,9 @@ def _name(net: SuperResolver) -> str:
     return "super-resolver" if net.meta is None else net.meta.name
 
 
-def _is_store(pairs: str) -> bool:
-    """Whether it is a store rather than a folder of rasters: URLs always are."""
-    path = Path(pairs)
-    if "://" not in pairs and not path.is_dir():
-        raise FileNotFoundError(f"no pairs at {pairs}: give a store of jobs/encode_pairs.py, or a folder")
-    return "://" in pairs or (path / "zarr.json").exists() or (path / "commits").exists()
-
-
-def _store(options: Options) -> Found:
-    """Of a pair store."""
-    from eocube.pairs.pair_windows import PairWindows
-    from model.evaluation.super_resolution.pairs import Case
-
-    windows = PairWindows(options.pairs, options.split)
-    document = windows.store.document
-    needed = ("lr_image", "hr_image")
-    if missing := [name for name in needed if name not in windows.arrays or options.split not in document["images"]]:
-        raise ValueError(
-            f"{options.pairs} has no pixels of split {options.split} ({missing[0]}): encode it anew with "
-            "jobs/encode_pairs.py --pixels"
-        )
-    if document["encoder"] is None:
-        raise ValueError(f"{options.pairs} was made of cubes, which keep no pixels: evaluate on encoded pairs")
-    bands = tuple(document["encoder"]["bands"])
-    counts = document["source"]["kind"] == "sen2naip"
-    cases: list[Case] = []
-    taken: dict[str, int] = {}
-    for row in windows:
-        place = f"{row['place']} {row['level']}"
-        taken[place] = taken.get(place, 0) + 1
-        if options.limit is None or taken[place] <= options.limit:
-            latents = {name: row[name] for name in ("lr", "hr", "lr_up", "lr_sharp") if name in row}
-            cases.append(Case.of(_pair(row, bands, place, counts), len(cases), latents))
-    windows.close()
-    training: Iterator[PixelPair] = iter(())
-    if "train" in document["images"]:
-        training = _training(options, bands, counts)
-    mtf = _mtf(document["source"].get("mtf"), bands)
-    return Found(cases, training, mtf, document["encoder"], options.split, counts)
-
-
-def _training(options: Options, bands: tuple[str, ...], counts: bool) -> Iterator[PixelPair]:
-    """The training rows as they lie: the ridge turns them itself."""
-    from eocube.pairs.pair_windows import PairWindows
-
-    windows = PairWindows(options.pairs, "train", arrays=("lr_image", "hr_image"))
-    flips = windows.store.tables["flip"]
-    for index, row in enumerate(windows.rows):
-        if flips[row] == 0:
-            read = windows.read(index)
-            yield _pair(read, bands, f"{read['place']} {read['level']} {read['resolution']:g} m", counts)
-    windows.close()
-
-
-def _pair(row: dict[str, Any], bands: tuple[str, ...], place: str, counts: bool) -> PixelPair:
-    from eocube.pairs.pixel_pairs import PixelPair
-
-    high = row["hr_image"] / 255 if counts else row["hr_image"]
-    a, b, c, d, e, f = (float(value) for value in row["transform"])
-    return PixelPair(
-        row["id"], row["lr_image"], high, bands, int(row["epsg"]) or None, (a, b, c, d, e, f), place, row["split"]
-    )
-
-
-def _mtf(known: dict[str, float] | None, bands: Sequence[str]) -> tuple[float, ...]:
-    """The pairs' own, else Sentinel-2's."""
-    from model.wald import mtf_of
-
-    return tuple(known[band] for band in bands) if known else mtf_of(bands)
-
-
-def _folder(options: Options) -> Found:
-    """Of a folder: all of its pairs, none of which says that it was trained on."""
-    from model.evaluation.super_resolution.pairs import Case
-
-    root = Path(options.pairs)
-    areas = any((path / "metadata.json").is_file() for path in root.iterdir() if path.is_dir())
-    read, counts = (_areas(root)) if areas or not _rasters(root) else (_wald(root, options.side), False)
-    cases: list[Case] = []
-    taken: dict[str, int] = {}
-    for pair in read:
-        taken[pair.place] = taken.get(pair.place, 0) + 1
-        if options.limit is None or taken[pair.place] <= options.limit:
-            cases.append(Case.of(pair, len(cases)))
-    if not cases:
-        raise ValueError(f"{root} gives no whole pair: rasters need {96} valid pixels a side")
-    return Found(cases, iter(()), _mtf(None, cases[0].pair.bands), None, "given", counts)
-
-
-def _rasters(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in (".tif", ".tiff"))
-
-
-def _areas(root: Path) -> tuple[Iterator[PixelPair], bool]:
-    """Sen2NAIP's layout, each area at its own size where latents divide it; whether `hr` are 8-bit counts."""
-    import rasterio
-
-    from eocube.pairs.sen2naip import SCALE, SIDE, Sen2Naip
-
-    source = Sen2Naip(root)
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    with rasterio.open(folders[0] / "hr.tif") as high, rasterio.open(folders[0] / "lr.tif") as low:
-        kinds = low.dtypes[0], high.dtypes[0]
-    counts = kinds[1] == "uint8"
-    # Rasters of floats are reflectances already; the reader takes all of `lr` for 1e4 times that.
-    below = 1e4 if kinds[0].startswith("float") else 1.0
-    above = 1 / 255 if counts else 1.0 if kinds[1].startswith("float") else 1e-4
-
-    def read() -> Iterator[PixelPair]:
-        own: dict[int, Sen2Naip] = {SIDE: source}
-        for index, folder in enumerate(folders):
-            with rasterio.open(folder / "hr.tif") as high:
-                side = SIDE if high.width % (8 * SCALE) else int(high.width)
-            if side not in own:
-                own[side] = Sen2Naip(root, side)
-            pair = own[side].read(index)
-            yield replace(pair, lr=pair.lr * pair.lr.dtype.type(below), hr=pair.hr * pair.hr.dtype.type(above))
-
-    return read(), counts
-
-
-def _wald(root: Path, side: int) -> Iterator[PixelPair]:
-    """Pairs of each raster, made by Wald's protocol: integers are reflectance * 1e4."""
-    import rasterio
-
-    from eocube.pairs.wald import FileImage, wald_pairs
-
-    images = []
-    for path in _rasters(root):
-        with rasterio.open(path) as dataset:
-            scale = 1.0 if dataset.dtypes[0].startswith("float") else 1e-4
-        images.append(FileImage.open(str(path), BANDS, level="S2", scale=scale, offset=0.0))
-    return wald_pairs(images, 4, side)
-
-
-def _fits(found: Found, net: SuperResolver | None, other: SuperResolver | None) -> None:
+def _fits(found: GivenPairs, net: SuperResolver | None, other: SuperResolver | None) -> None:
     """ValueError where weights are of other bands, another scale or another encoder than the pairs."""
-    bands, factor = tuple(found.cases[0].pair.bands), found.cases[0].factor
+    bands, factor = found.bands, found.factor
     for one in (net, other):
         if one is None:
             continue
@@ -317,7 +172,7 @@ def _fits(found: Found, net: SuperResolver | None, other: SuperResolver | None) 
             one.check_encoder(found.encoder["sha256"], bands)
 
 
-def _ridge(options: Options, found: Found) -> Ridge | None:
+def _ridge(options: Options, found: GivenPairs) -> Ridge | None:
     from model.evaluation.super_resolution.ridge import fit_ridge, load_ridge, save_ridge, shipped_ridge
 
     if options.ridge is not None:
@@ -325,7 +180,7 @@ def _ridge(options: Options, found: Found) -> Ridge | None:
     first = next(found.training, None)
     if first is None:
         # An aerial picture is no linear function of what Wald's pairs are.
-        shipped = None if found.counts else shipped_ridge(found.cases[0].factor, found.cases[0].pair.bands)
+        shipped = None if found.counts else shipped_ridge(found.factor, found.bands)
         if shipped is None:
             print("no ridge: there are no training pairs with pixels here; give one with --ridge", file=sys.stderr)
         return shipped
@@ -340,7 +195,7 @@ def _ridge(options: Options, found: Found) -> Ridge | None:
     return ridge
 
 
-def _space(options: Options, found: Found, net: SuperResolver | None, device: torch.device) -> EoVaeSpace | None:
+def _space(options: Options, found: GivenPairs, net: SuperResolver | None, device: torch.device) -> EoVaeSpace | None:
     """The autoencoder of the weights, else of the store."""
     from eocube.pairs.sen2naip import HR_STATISTICS
     from model.evaluation.super_resolution.space import EoVaeSpace, Scaled
@@ -360,12 +215,12 @@ def _space(options: Options, found: Found, net: SuperResolver | None, device: to
     if found.counts:
         mean, std = (tuple(value / 255 for value in values) for values in HR_STATISTICS)
         high = Scaled(mean, std)
-    bands = tuple(found.cases[0].pair.bands)
+    bands = found.bands
     return EoVaeSpace(vae, bands, None if encoder is None else encoder["sensor"], device, None, high)
 
 
 def _methods(
-    options: Options, found: Found, net: SuperResolver | None, other: SuperResolver | None, ridge: Ridge | None,
+    options: Options, found: GivenPairs, net: SuperResolver | None, other: SuperResolver | None, ridge: Ridge | None,
     device: torch.device,
 ) -> tuple[list[Method], Resolver | None]:  # fmt: skip
     from model.evaluation.super_resolution.methods import LATENT, PIXEL, Resolver, Sampling, baselines
@@ -392,7 +247,7 @@ def _chosen(methods: list[Method], names: Sequence[str]) -> list[Method]:
     return [method for method in methods if not names or method.name in names]
 
 
-def _flux2(path: Path, found: Found) -> Method:
+def _flux2(path: Path, found: GivenPairs) -> Method:
     """FLUX.2's own ceiling on red, green and blue; near infrared, which it has not, is the truth's mean."""
     import numpy as np
     import torch
@@ -402,7 +257,7 @@ def _flux2(path: Path, found: Found) -> Method:
     from model.training.ldm.flux2 import COLOURS_KEPT, Flux2
 
     flux = Flux2.load(path)
-    bands = tuple(found.cases[0].pair.bands)
+    bands = found.bands
     picks = [bands.index(band) for band in COLOURS_KEPT]
     encode = flux.encoder(picks)
 

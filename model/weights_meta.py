@@ -6,13 +6,16 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from model.config import EOVAEConfig
 from model.sensors import S1RTC, S2L1C, S2L2A, S2RGB
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "eocube-weights-1"
 CODE_OF_MEAN = 128
@@ -159,13 +162,17 @@ class WeightsMeta:
                 f"damaged metadata ({str(error)[:200]}): write the file again with save_weights"
             ) from error
 
-    def with_hash(self, state: Mapping[str, Tensor]) -> WeightsMeta:
+    def with_hash(self, state: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> WeightsMeta:
         """The same metadata with `sha256` of these tensors, the configuration and the sensors."""
         return replace(self, sha256=content_hash(state, self.config, self.sensors))
 
 
-def content_hash(state: Mapping[str, Tensor], config: EOVAEConfig, sensors: Mapping[str, SensorMeta]) -> str:
+def content_hash(
+    state: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], config: EOVAEConfig, sensors: Mapping[str, SensorMeta]
+) -> str:
     """SHA-256 (hex) of tensors as float32 in key order, configuration and sensors; counters do not count.
+
+    Torch's tensors or numpy's arrays: equal values have equal hashes.
 
     Values count and not the stored precision: an fp16 file and its fp32 copy give equal latents and equal hashes.
     """
@@ -178,10 +185,17 @@ def content_hash(state: Mapping[str, Tensor], config: EOVAEConfig, sensors: Mapp
     }
     found.update(json.dumps(decisive, sort_keys=True).encode())
     for key in sorted(key for key in state if not key.endswith("num_batches_tracked")):
-        tensor = state[key].detach().to("cpu", torch.float32).contiguous()
-        found.update(f"{key}{list(tensor.shape)}".encode())
-        found.update(tensor.numpy().data)
+        values = _float32(state[key])
+        found.update(f"{key}{list(values.shape)}".encode())
+        found.update(values.data)
     return found.hexdigest()
+
+
+def _float32(values: Tensor | NDArray[Any]) -> NDArray[np.float32]:
+    """Contiguous, in float32. Without torch where there is none yet: it takes seconds to import."""
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values, dtype=np.float32).reshape(values.shape)  # it makes 0-d ones 1-d
+    return np.asarray(values.detach().cpu().float().contiguous().numpy())
 
 
 # As trained: the last three wavelengths of the published S2L2A belong to other bands (B09 learned 1.610, B11 2.190, B12

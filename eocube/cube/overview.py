@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from eocube.cube.colours import picture_bands
 from eocube.cube.opening import open as open_cube
@@ -18,6 +19,7 @@ from eocube.store.document import CubeInfo
 from eocube.store.existing import zones_of
 from eocube.store.fence import Fence
 from eocube.store.overview import FOLDER, Floats, Overview, halved, made_bytes, made_key, made_of
+from eocube.store.receipts import Receipt
 from eocube.store.store import CubeStore
 
 TOGETHER = 16
@@ -104,13 +106,16 @@ def _make(
 ) -> OverviewMade:
     plan, target = overview_of(ds, store), store.target
     wanted: dict[int, dict[tuple[int, int], str]] = {time: {} for time in range(plan.times)}
+    had = {time: {} if again else made_of(target, time) for time in wanted}
     status = ds["status"].values
     for receipt in store.receipts():
-        # Of one that is newer than the arrays beside the values, those do not say yet where it has pixels: later.
-        told = all(status[receipt.time, w.row, w.col] == w.state for w in receipt.windows)
-        if receipt.sha256 is not None and told:
-            wanted[receipt.time][receipt.shard.row, receipt.shard.col] = receipt.sha256
-    had = {time: {} if again else made_of(target, time) for time in wanted}
+        place, known = (receipt.shard.row, receipt.shard.col), had[receipt.time]
+        if receipt.sha256 is None:
+            continue
+        if known.get(place) == receipt.sha256 or _told(receipt, status):
+            wanted[receipt.time][place] = receipt.sha256
+        elif place in known:
+            wanted[receipt.time][place] = known[place]
     missing = {
         time: [place for place, sha256 in shards.items() if had[time].get(place) != sha256]
         for time, shards in wanted.items()
@@ -141,6 +146,11 @@ def _make(
                 target.put(made_key(time), made_bytes(now))
     kept = sum(map(len, wanted.values())) - everything
     return OverviewMade(url, done, kept, written, plan.levels)
+
+
+def _told(receipt: Receipt, status: NDArray[np.uint8]) -> bool:
+    """Whether the arrays beside the values know of a shard yet: before, they do not say where it has pixels."""
+    return all(status[receipt.time, w.row, w.col] == w.state for w in receipt.windows)
 
 
 def decoded(ds: xr.Dataset, plan: Overview, time: int, row: int, col: int, workers: int | None = None) -> Floats:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eocube.errors import InputError, SourceError
 from eocube.net.trust import here
@@ -40,6 +39,8 @@ class Rate:
 def machine_name(device: str) -> str:
     """What the rate depends on: the GPU's name, or the CPU's."""
     if device == "cuda":
+        import torch
+
         return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "a GPU"
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -109,10 +110,14 @@ def calibrate(
 
     InputError when no window can be read.
     """
+    import torch
+
     from eocube.products import registry
     from eocube.products.base import models_of
 
-    models = models_of(registry.open(plan.product, device), device, plan.numerics)
+    codec = registry.open(plan.product, device)
+    numerics = plan.numerics or registry.kind(plan.product.kind).numerics(plan.product, device)
+    models = models_of(codec, device, numerics)
     encoder = next(iter(models.encoders.values()))()
     threads = 1 if device == "cuda" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     places = ((t, w) for t in range(len(plan.times)) for w in plan.grid.requested_windows() if plan.scenes_of(t, w))
@@ -153,4 +158,6 @@ def calibrate(
 
 
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)  # as the engine does on a CPU: a window a thread

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from eocube.products.spec import Product
 from eocube.sensors.sensor import Sensor
 
-Pixels = Mapping[int, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+    from eocube.ground.grid import Window
+    from eocube.read.shard import Asked, Submit
+    from eocube.read.window_pixels import WindowPixels
+    from eocube.scenes.scene import Scene
+
+Pixels: TypeAlias = "Mapping[int, torch.Tensor]"
 """{sampling in metres: (B, C_g, H_g, W_g)} in travelling form, as `eocube.read` reads them."""
 
 
@@ -106,6 +112,8 @@ class Ask:
     """Further choices that a kind knows (`--product-options name=value`)."""
     quality: str | None = None
     """How fine codes are: near-lossless, default or small; for kinds that leave the choice."""
+    only_plans: bool = False
+    """Nothing will be encoded: what weights say of themselves is enough, the network need not be loaded."""
 
 
 class Kind(Protocol):
@@ -130,13 +138,6 @@ class Kind(Protocol):
         `like` are those of a stored plan, whose batch is to be kept.
         """
         ...
-
-
-if TYPE_CHECKING:
-    from eocube.ground.grid import Window
-    from eocube.read.shard import Asked, Submit
-    from eocube.read.window_pixels import WindowPixels
-    from eocube.scenes.scene import Scene
 
 
 class Inputs(Protocol):

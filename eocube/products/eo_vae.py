@@ -1,4 +1,4 @@
-"""Makes EO-VAE latents and pixels of them: weights, device, precision, batch."""
+"""Makes EO-VAE latents and pixels of them: device, precision, batch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
-from eocube.errors import InputError, StoreError
-from eocube.ground.lattice import Lattice
-from eocube.products.base import Ask, Decoder, Encoder, Truth
+from eocube.errors import InputError
+from eocube.products.base import Decoder, Encoder, Truth
 from eocube.products.decoder_cache import MIXED
-from eocube.products.eo_vae_document import KIND, QUALITIES, STORAGES, Encoding, latents
+from eocube.products.eo_vae_document import KIND, Quantisation
 from eocube.products.half_batches import HalfBatches
 from eocube.products.shared_batches import Widening
-from eocube.products.shelf import put, take
+from eocube.products.shelf import take
 from eocube.products.spec import Actor, Product
-from eocube.products.storage import Affine8, Affine16, Half
 from eocube.sensors.sensor import Sensor
 from model.chip import fastest_cpu_dtype
 from model.eo_vae import EOVAE
@@ -28,7 +26,6 @@ from model.fused_gpu import compiler_missing
 from model.memory import largest_divisor
 from model.pixels import PixelPipeline
 from model.weights import WeightsError, WeightsMeta, load_weights
-from model.weights_meta import CODE_OF_MEAN
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +42,6 @@ MIXED_ERROR = 1e-3
 A picture's own error is some 3 % of it at best, beside which this is nothing: it costs `nano` under 0.001 dB of PSNR.
 """
 _PROBE = 8  # latents a side of the picture that tells
-_ANY_ZONE = 32601  # windows are alike in all of them
-Quantisation = tuple[tuple[float, ...], tuple[float, ...]]
-"""(scale, offset), a channel each."""
 INT8_STEPS_PER_SIGMA = 16.0
 """int8 storage: a step is a 16th of a channel's spread, so codes reach 7.9 spreads either side."""
 
@@ -59,6 +53,14 @@ class LoadedWeights:
     source: str
     vae: EOVAE
     meta: WeightsMeta
+
+    @property
+    def means(self) -> tuple[float, ...] | None:
+        """Of each latent channel; None where the weights keep no statistics."""
+        try:
+            return tuple(self.vae.channel_statistics()[0].tolist())
+        except ValueError:
+            return None
 
 
 def load(source: str, device: str = "cpu") -> LoadedWeights:
@@ -80,51 +82,6 @@ def load(source: str, device: str = "cpu") -> LoadedWeights:
             "save them with model.weights.save_weights first"
         )
     return LoadedWeights(source, vae.eval(), vae.meta)
-
-
-def encoding_of(
-    weights: LoadedWeights, precision: str, storage: str, sensor: Sensor | None = None, quality: str = "default"
-) -> Encoding:
-    """What of the weights and choices decides the latents' meaning, and how they are stored.
-
-    Args:
-        weights: loaded.
-        precision: fp16, bf16 or fp32.
-        storage: one of `STORAGES`.
-        sensor: whose steps codes take; only they need it.
-        quality: a key of `QUALITIES`, of codes.
-
-    Raises:
-        InputError: the weights carry no statistics, or no steps for the sensor's bands.
-    """
-    vae = weights.vae
-    quantisation = None
-    if storage == Affine8.name:
-        quantisation = int8_quantisation(vae)
-    elif storage == Affine16.name and sensor is not None:
-        quantisation = code_steps(weights, sensor, quality)
-    return Encoding(
-        weights.source, weights.meta.name, weights.meta.sha256, vae.config.z_channels, vae.scale_factor, precision,
-        storage, quantisation,
-    )  # fmt: skip
-
-
-def code_steps(weights: LoadedWeights, sensor: Sensor, quality: str) -> Quantisation:
-    """Per-channel (step, offset) of codes: the weights' own steps for the sensor's bands, by the quality's factor."""
-    code_steps = _coded(weights, sensor)
-    if code_steps is None:
-        raise InputError(
-            f"--storage codes: weights {weights.source!r} carry no steps for {', '.join(sensor.band_names)} of "
-            f"{sensor.name}; take --storage fp16, or measure them with python -m model.training.eo_vae.measured"
-        )
-    _, means = int8_quantisation(weights.vae)
-    steps = tuple(QUALITIES[quality] * step for step in code_steps)
-    return steps, tuple(mean - CODE_OF_MEAN * step for mean, step in zip(means, steps, strict=True))
-
-
-def _coded(weights: LoadedWeights, sensor: Sensor) -> tuple[float, ...] | None:
-    entry = weights.meta.coded(sensor.trained_as or sensor.name, sensor.band_names)
-    return None if entry is None else entry.code_steps
 
 
 def int8_quantisation(vae: EOVAE) -> Quantisation:
@@ -230,60 +187,6 @@ def _compile(numerics: Mapping[str, Any]) -> str:
     return "off" if numerics.get("kernels") == "torch" else "auto"
 
 
-class EoVaeKind:
-    """EO-VAE latents as a kind of product: the first one, and the default."""
-
-    name = KIND
-
-    def plan(self, ask: Ask) -> Product:
-        """The latents of a sensor's pixels by weights that were trained for it."""
-        weights = load(ask.weights)
-        if ask.quality not in (None, *QUALITIES):
-            raise InputError(f"--quality: no {ask.quality!r}, codes come as {', '.join(QUALITIES)}")
-        sensor = fit_sensor(ask.sensor, weights)
-        storage = _storage(ask, weights, sensor)
-        encoding = encoding_of(weights, ask.precision, storage, sensor, ask.quality or "default")
-        windows = Lattice(_ANY_ZONE, ask.resolution, encoding.stride)
-        put((KIND, ask.weights), weights)
-        return latents(sensor, encoding, windows)
-
-    def open(self, product: Product, device: str = "cpu") -> EoVae:
-        """Its codec. StoreError where the weights cannot be loaded, or are others than the product was made with."""
-        try:
-            weights = load(product.weights, device)
-        except InputError as error:
-            raise StoreError(
-                f"the store's weights {product.weights!r} cannot be loaded, say where they are with "
-                f"decode(weights=...): {error}"
-            ) from error
-        found = weights.meta.sha256
-        if found != product.weights_sha256:
-            raise StoreError(
-                f"weights {product.weights!r} are not those the store was encoded with: sha256 {found[:16]} here, "
-                f"{product.weights_sha256[:16]} in the store; put the right ones there, or say where they "
-                "are with decode(weights=...)"
-            )
-        return EoVae(product, weights)
-
-    def numerics(self, product: Product, device: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Device kind, batch, kernels and library versions: same numerics, same bytes (DESIGN 3.12)."""
-        batch = None if like is None else like.get("batch")
-        return self.numerics_for(product, device, Actor()) if batch is None else numerics(device, batch)
-
-    def numerics_for(self, product: Product, device: str, actor: Actor) -> dict[str, Any]:
-        """The same for such actors: their batch is measured on this machine's GPU."""
-        if device != "cuda":
-            return numerics(device)
-        resolution = int(product.meaning["resolution"])
-        weights = load(product.weights)
-        put((KIND, product.weights), weights)
-        batch = gpu_batch(weights, product.sensor, resolution, product.window_px, product.precision, actor)
-        return numerics(device, batch)
-
-
-KIND_OF_LATENTS = EoVaeKind()
-
-
 def gpu_batch(
     weights: LoadedWeights, sensor: Sensor, resolution: int, window: int, precision: str, actor: Actor
 ) -> int:
@@ -333,17 +236,3 @@ def _kernels(device: str) -> str:
     if device == "cuda":
         return "inductor" if compiler_missing() is None else "torch"
     return cpu_steps(torch.float32).name
-
-
-def fit_sensor(sensor: Sensor, weights: LoadedWeights) -> Sensor:
-    """The sensor with wavelengths and statistics as the weights were trained with them."""
-    return sensor.with_weights(weights.meta)
-
-
-def _storage(ask: Ask, weights: LoadedWeights, sensor: Sensor) -> str:
-    """As asked; else codes where the weights carry steps for the sensor's bands or a quality was given, else fp16."""
-    if ask.storage is not None:
-        if ask.storage in STORAGES:
-            return ask.storage
-        raise InputError(f"--storage: no {ask.storage!r}, latents are stored as {', '.join(STORAGES)}")
-    return Affine16.name if ask.quality is not None or _coded(weights, sensor) is not None else Half.name

@@ -21,6 +21,9 @@ STORAGES = (Affine16.name, Half.name, Affine8.name)
 QUALITIES = {"default": 1.0, "near-lossless": 0.25, "small": 2.0}
 """What the weights' code steps are multiplied by: noise grows with the square, bits fall by one a doubling."""
 
+Quantisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""(scale, offset), a channel each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eocube.errors import InputError
-from eocube.products.eo_vae import EoVae, LoadedWeights, encoding_of, fit_sensor, load, numerics
+from eocube.products.eo_vae import EoVae, LoadedWeights, load, numerics
 from eocube.products.eo_vae_document import latents
+from eocube.products.eo_vae_kind import encoding_of, fit_sensor
 from eocube.products.storage import Half
 from eocube.sensors.sensor import Sensor
 

@@ -53,5 +53,5 @@ def open(product: Product, device: str = "cpu") -> Codec:
 
 @cache
 def _found() -> dict[str, EntryPoint]:
-    own = EntryPoint(DEFAULT, "eocube.products.eo_vae:KIND_OF_LATENTS", GROUP)
+    own = EntryPoint(DEFAULT, "eocube.products.eo_vae_kind:KIND_OF_LATENTS", GROUP)
     return {**{entry.name: entry for entry in entry_points(group=GROUP)}, DEFAULT: own}

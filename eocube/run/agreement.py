@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from eocube.run.canvas_codec import CanvasCodec, Run, covered_by
+from eocube.run.canvas_codec import CanvasCodec, Run, Values, covered_by
 from model.tiled_sampling import Canvas, Tile
 from model.wald import back_project
 
@@ -33,17 +33,17 @@ class Agreement:
     def __init__(self, codec: CanvasCodec, scale: int, mtf: Sequence[float]) -> None:
         self._codec, self._scale, self._mtf = codec, scale, tuple(mtf)
 
-    def over(self, given: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int], run: Run) -> Correct:
+    def over(self, pixels: Values, tiles: Sequence[Tile], shape: tuple[int, int], run: Run) -> Correct:
         """The correction over a canvas.
 
         Args:
-            given: the parent's latents of each tile, (1, C, h, w), mirrored where there are none.
+            pixels: the parent's, decoded over the canvas (`CanvasCodec.pixels`).
             tiles: on the canvas, in the parent's cells.
             shape: (h, w) of the canvas, in them; its corner lies on a fine core's.
             run: see `model.tiled_sampling.Canvas`.
         """
         codec, scale = self._codec, self._scale
-        coarse = torch.from_numpy(codec.pixels(lambda i: given[i], tiles, shape, run))
+        coarse = torch.from_numpy(pixels)
         height, width = (n * scale for n in shape)
         windows = [tile for _, tile in codec.windows(covered_by(tiles, shape, scale))]
         inner = [tile.scaled(codec.px) for tile in windows]

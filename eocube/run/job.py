@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,11 @@ def encode_region(selection: Selection, running: Running = AS_USUAL, showing: Sh
         plans = plans_of(request, storage_options, source_options, searched)
         cubes = open_cubes(request, plans, storage_options, lease)
         engine = replace(engine, lease=lease.to_pass)
-        if running.overview:
-            with OverviewsAlong(cubes, storage_options, lease) as along:
-                tally, summaries = carry_out(cubes, request, engine, run_id, lease)
-            if not tally.interrupted:
-                seen_from_afar(cubes, storage_options, console, lease, along.shards)
-        else:
+        along = OverviewsAlong(cubes, storage_options, lease) if running.overview else None
+        with along or nullcontext():
             tally, summaries = carry_out(cubes, request, engine, run_id, lease)
+        if along is not None and not tally.interrupted:
+            seen_from_afar(cubes, storage_options, console, lease, along.shards)
     outcome = report(console, cubes, tally, summaries)
     product = cubes[0].plan.product
     if showing.quicklook and not product.decodes:

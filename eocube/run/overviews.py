@@ -20,7 +20,7 @@ from eocube.store.store import CubeStore
 EVERY = 60.0
 """Seconds between two looks at what is new, at least."""
 SHARE = 0.05
-"""Of a run's time that goes into writing what follows from the log, at most: the longer that is, the rarer."""
+"""Of a run's time that goes into reading the log and writing what follows from it, at most: the longer, the rarer."""
 
 
 class OverviewsAlong:
@@ -66,20 +66,28 @@ class OverviewsAlong:
         pause = self._every
         try:
             while not self._ended.wait(pause):
-                begun = time.monotonic()
-                for store in stores:
+                spent = 0.0
+                for store, cube in zip(stores, self._cubes, strict=True):
+                    begun = time.monotonic()
                     store.finalise()
-                pause = max(self._every, (time.monotonic() - begun) / SHARE)
-                for cube in self._cubes:
-                    self._look(cube)
+                    spent += self._look(cube) - begun
+                pause = max(self._every, spent / SHARE)
         except Exception as error:
             event("overview_stopped", reason=one_line(error))
 
-    def _look(self, cube: Cube) -> None:
+    def _look(self, cube: Cube) -> float:
+        """Decode what is new; tells when it was known what that is, on the monotonic clock."""
         from eocube.cube.overview import make_overviews
 
-        for made in make_overviews(cube.url, self._options, fence=self._fence, stop=self._ended.is_set, workers=1):
+        known: list[float] = []
+
+        def stop() -> bool:  # asked before each shard
+            known.append(time.monotonic())
+            return self._ended.is_set()
+
+        for made in make_overviews(cube.url, self._options, fence=self._fence, stop=stop, workers=1):
             self.shards += made.shards
+        return known[0] if known else time.monotonic()
 
 
 def seen_from_afar(

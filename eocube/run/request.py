@@ -25,7 +25,7 @@ from eocube.products.documents import qualities_of, storages_of
 from eocube.products.registry import DEFAULT, WEIGHTS, kinds
 from eocube.products.spec import Actor, Product
 from eocube.run.asked import Running, Selection, Showing
-from eocube.run.numerics import numerics_here, numerics_of_actors
+from eocube.run.numerics import numerics_of_actors
 from eocube.scenes.search import drop_cloudy, search
 from eocube.sensors import get_sensor
 from eocube.sensors.sensor import Sensor
@@ -271,7 +271,7 @@ def product_of(request: Request) -> Product:
     product = registry.kind(request.product).plan(
         Ask(
             request.sensor, request.resolution, request.weights, request.precision, request.storage, request.device,
-            request.product_options, request.quality,
+            request.product_options, request.quality, request.only_plans,
         )
     )  # fmt: skip
     if len(product.inputs) != 1:
@@ -301,8 +301,8 @@ def make_plans(request: Request, product: Product, source_options: Mapping[str, 
     lattice = grids[0].lattice
     held = card_bytes(product, lattice, Limits(), batch=0)
     actor = Actor(request.actor_gpu, lattice.cores_per_shard**2, held)
-    find = numerics_here if request.only_plans else numerics_of_actors
-    numerics = find(product, request.device, actor)
+    # Nobody computes for a plan alone, and the libraries that would take a second and more to import.
+    numerics = {} if request.only_plans else numerics_of_actors(product, request.device, actor)
     plans, searched = [], ""
     for grid in grids:
         found = search(

@@ -66,16 +66,18 @@ class Sampler:
         epsg: of the zone; sets its noise apart.
         threads: tiles at once; each is computed by one thread on a CPU, so that bits do not depend on how many.
         device: torch device of the network.
+        codec: of the parent's product, for the two below.
         upsampled: makes the condition of weights that read upsampled pixels; None for those that read latents.
         agreement: pulls every step towards what averages back to the parent's pixels; None leaves it.
     """
 
     def __init__(
         self, network: SuperResolver, how: Derivation, core: int, epsg: int, *, threads: int = 1, device: str = "cpu",
-        upsampled: UpsampledCondition | None = None, agreement: Agreement | None = None,
+        codec: CanvasCodec | None = None, upsampled: UpsampledCondition | None = None,
+        agreement: Agreement | None = None,
     ) -> None:  # fmt: skip
         self.network, self._how, self._core, self._epsg, self._device = network, how, core, epsg, device
-        self._upsampled, self._agreement = upsampled, agreement
+        self._codec, self._upsampled, self._agreement = codec, upsampled, agreement
         self._threads = ThreadPoolExecutor(
             threads if device == "cpu" else 1, "sample", lambda: torch.set_num_threads(1) if device == "cpu" else None
         )
@@ -107,11 +109,15 @@ class Sampler:
         canvas = Canvas(height * scale, width * scale, tiles, run=self._threads.map, device=self._device)
         given, bare = [self._condition(field, tile) for _, tile in coarse], [tile for _, tile in coarse]
         correct = None
-        if self._agreement is not None:
-            correct = self._agreement.over(given, bare, (height, width), self._threads.map)
-        if self._upsampled is not None:
-            whole = torch.from_numpy(self._upsampled(given, bare, (height, width), self._threads.map))[None]
-            given = [whole[:, :, *tile.box].to(self._device) for tile in tiles]
+        if self._codec is not None:
+            over = bare, (height, width), self._threads.map
+            latents = given
+            pixels = self._codec.pixels(lambda i: latents[i], *over)
+            if self._agreement is not None:
+                correct = self._agreement.over(pixels, *over)
+            if self._upsampled is not None:
+                whole = torch.from_numpy(self._upsampled(pixels, *over))[None]
+                given = [whole[:, :, *tile.box].to(self._device) for tile in tiles]
         if how.method == MEAN:
             mean = canvas.blend(_inferring(lambda i: self.network.mean(given[i])))
             return self._numpy(mean if correct is None else mean.cpu() + correct(mean.cpu()))
@@ -191,7 +197,7 @@ class SuperResolveRunner:
         lattice = self.parent.plan.grid.lattice
         self._core = lattice.core
         found = network or super_resolver(self.how, device)
-        upsampled, agreement, conditioning = None, None, found.config.conditioning
+        codec, upsampled, agreement, conditioning = None, None, None, found.config.conditioning
         if conditioning != "native" or self.how.consistent:
             codec = CanvasCodec(self.parent.plan.product, device)
             mtf = found.transfer(codec.product.sensor.band_names)
@@ -200,8 +206,8 @@ class SuperResolveRunner:
             if self.how.consistent:
                 agreement = Agreement(codec, self.how.scale, mtf)
         self.sampler = Sampler(
-            found, self.how, self._core, lattice.epsg, threads=threads, device=device, upsampled=upsampled,
-            agreement=agreement,
+            found, self.how, self._core, lattice.epsg, threads=threads, device=device, codec=codec,
+            upsampled=upsampled, agreement=agreement,
         )  # fmt: skip
 
     def close(self) -> None:

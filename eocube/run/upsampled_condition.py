@@ -32,18 +32,17 @@ class UpsampledCondition:
     def __init__(self, codec: CanvasCodec, scale: int, *, mtf: Sequence[float] | None = None) -> None:
         self._codec, self._scale, self._mtf = codec, scale, mtf
 
-    def __call__(self, given: Sequence[Tensor], tiles: Sequence[Tile], shape: tuple[int, int], run: Run) -> Values:
+    def __call__(self, pixels: Values, tiles: Sequence[Tile], shape: tuple[int, int], run: Run) -> Values:
         """(C, scale * h, scale * w): latents of the upsampled pixels over a canvas, 0 where no tile lies.
 
         Args:
-            given: the parent's latents of each tile, (1, C, h, w), mirrored where there are none.
+            pixels: the parent's, decoded over the canvas (`CanvasCodec.pixels`).
             tiles: on the canvas, in the parent's cells.
             shape: (h, w) of the canvas, in them; its corner lies on a fine core's.
             run: see `model.tiled_sampling.Canvas`.
         """
         codec, scale = self._codec, self._scale
         px, core, cells = codec.px, codec.core, codec.halo
-        pixels = codec.pixels(lambda i: given[i], tiles, shape, run)
         height, width = (n * scale for n in shape)
         fine_tiles = codec.windows(covered_by(tiles, shape, scale))
         halo = cells * px

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eocube.demo.catalogue import DEMO_BBOX, DEMO_BOUNDS, make_demo
 from eocube.products import eo_vae, registry, shelf
 from eocube.products.base import Ask
 from eocube.sensors import get_sensor
@@ -55,3 +56,16 @@ def test_weights_that_a_plan_needed_are_loaded_once(tmp_path: Path, monkeypatch:
     registry.kind("eo-vae").plan(ask)
     registry.open(product)
     assert len(loaded) == 6, "and nothing is kept outside of a run"
+
+
+def test_a_plan_takes_neither_torch_nor_ray(tmp_path: Path) -> None:
+    catalogue = tmp_path / "catalog"
+    left, bottom = DEMO_BOUNDS[:2]
+    make_demo(catalogue, bounds=(left, bottom, left + 1920, bottom + 1920))
+    code = (
+        "import sys; from eocube.commands.encode import encode_main\n"
+        "assert encode_main(sys.argv[1:], plan=True) == 0\n"
+        "late = {'torch', 'ray', 'dask', 'xarray', 'matplotlib'} & set(sys.modules); assert not late, late"
+    )
+    asked = ("--bbox", *map(str, DEMO_BBOX), "--datetime", "2024", "--sensor", "S2L2A")
+    done(code, *asked, "--catalog", str(catalogue / "catalog.json"), "--out", str(tmp_path / "cube.zarr"))

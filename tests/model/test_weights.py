@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model import weights
+from model import weights_source
 from model.eo_vae import EOVAE, EOVAEConfig
 from model.layouts import STATIC_ENDS, from_diffusers, is_dynamic
 from model.weights import SensorMeta, WeightsError, WeightsMeta, load_weights, published_meta, save_weights
@@ -318,7 +318,7 @@ def test_a_checkpoint_without_state_dict_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights, "shipped_names", lambda: ("nano", "wide"))
+    monkeypatch.setattr(weights_source, "shipped_names", lambda: ("nano", "wide"))
     with pytest.raises(WeightsError, match="no weights named 'nanno': did you mean 'nano'"):
         load_weights("nanno")
     with pytest.raises(WeightsError, match="Shipped are nano, wide"):

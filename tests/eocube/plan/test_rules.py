@@ -17,8 +17,9 @@ from eocube.plan.plan import Plan, build_plan
 from eocube.plan.rules import counted, in_words, read_by, rules_of, short
 from eocube.products import registry
 from eocube.products.base import models_of
-from eocube.products.eo_vae import encoding_of, load
+from eocube.products.eo_vae import load
 from eocube.products.eo_vae_document import latents
+from eocube.products.eo_vae_kind import encoding_of
 from eocube.report.info import brief, describe, info, verify
 from eocube.report.page import write_page
 from eocube.run.options import Limits

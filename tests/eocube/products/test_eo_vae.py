@@ -164,3 +164,36 @@ def test_the_default_is_codes_by_weights_that_have_steps(tmp_path: Path) -> None
         registry.kind("eo-vae").plan(asked)
     with pytest.raises(InputError, match="carry no steps"):
         registry.kind("eo-vae").plan(replace(asked, storage=None, quality="small"))
+
+
+@pytest.mark.parametrize("storage", (None, "fp16", "codes", "int8"))
+@pytest.mark.parametrize("weights", ("nano", "nano2", "tiny"))
+def test_a_plan_alone_is_of_the_same_product_without_the_network(
+    weights: str, storage: str | None, tmp_path: Path
+) -> None:
+    named = str(make_weights(tmp_path / "tiny.safetensors")) if weights == "tiny" else weights
+    sensor = get_sensor("S2L2A").subset(["B02", "B03", "B04", "B08"])
+    kind, ask = registry.kind("eo-vae"), Ask(sensor, 10, named, "fp32", storage, "cpu")
+    if weights == "tiny" and storage == "codes":
+        for given in (ask, replace(ask, only_plans=True)):
+            with pytest.raises(InputError, match="carry no steps"):
+                kind.plan(given)
+        return
+    made = kind.plan(ask)
+    planned = kind.plan(replace(ask, only_plans=True))
+    assert planned == made and planned.space_id == made.space_id
+
+
+@pytest.mark.parametrize(("harm", "said"), (("cut", "truncated"), ("nan", "not finite"), ("none", "no such weights")))
+def test_a_plan_alone_says_what_is_wrong_with_weights(harm: str, said: str, tmp_path: Path) -> None:
+    path = make_weights(tmp_path / "w.safetensors")
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif harm == "none":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:-4] + b"\xff\xff\xff\x7f")
+    ask = Ask(get_sensor("S2L2A"), 10, str(path), "fp32", None, "cpu", only_plans=True)
+    with pytest.raises(InputError, match=said):
+        registry.kind("eo-vae").plan(ask)

@@ -56,28 +56,30 @@ def test_what_is_corrected_averages_back_to_the_parent_and_nothing_is_done_twice
     shape = 12, 18
     tiles, given = given_on(shape)
     codec = Unfolding()
-    correct = Agreement(codec, SCALE, MTF).over(given, tiles, shape, backwards)
+    pixels = codec.pixels(lambda i: given[i], tiles, shape, map)
+    correct = Agreement(codec, SCALE, MTF).over(pixels, tiles, shape, backwards)
     raw = torch.rand(1, BANDS * PX**2, shape[0] * SCALE, shape[1] * SCALE)
     change = correct(raw)
     assert change.shape == raw.shape and float(change.abs().max()) > 0.01
-    coarse = torch.from_numpy(codec.pixels(lambda i: given[i], tiles, shape, map))
+    coarse = torch.from_numpy(pixels)
     apart = degrade(codec.decode(raw + change)[0], MTF, SCALE) - coarse
     assert float(apart.abs().max()) < 1e-4
     assert float(correct(raw + change).abs().max()) < 1e-4
-    torch.testing.assert_close(Agreement(codec, SCALE, MTF).over(given, tiles, shape, map)(raw), change)
+    torch.testing.assert_close(Agreement(codec, SCALE, MTF).over(pixels, tiles, shape, map)(raw), change)
 
 
 def test_ground_without_a_parent_stays_and_does_not_count() -> None:
     shape = 12, 18
     tiles, given = given_on(shape, missing=(1, 2))
     codec = Unfolding()
-    correct = Agreement(codec, SCALE, MTF).over(given, tiles, shape, map)
+    pixels = codec.pixels(lambda i: given[i], tiles, shape, map)
+    correct = Agreement(codec, SCALE, MTF).over(pixels, tiles, shape, map)
     raw = torch.rand(1, BANDS * PX**2, shape[0] * SCALE, shape[1] * SCALE)
     change = correct(raw)
     bare = ~torch.from_numpy(covered_by(tiles, shape, SCALE))
     # Windows reach beyond covered ground by their halo, and no further.
     assert bare.any() and float(change[:, :, -8:, -8:].abs().max()) == 0
-    coarse = torch.from_numpy(codec.pixels(lambda i: given[i], tiles, shape, map))
+    coarse = torch.from_numpy(pixels)
     apart = degrade(codec.decode(raw + change)[0], MTF, SCALE) - coarse
     assert float(apart[:, :8, :20].abs().max()) < 1e-4
 

@@ -96,6 +96,19 @@ def test_shards_that_the_arrays_do_not_tell_of_yet_are_left(made: Made, tmp_path
         assert got is not None and np.isfinite(got).all(axis=0).any()
 
 
+def test_a_shard_made_anew_keeps_its_picture_until_the_arrays_tell_of_it(made: Made) -> None:
+    (first,) = make_overviews(made.url)
+    store = CubeStore.open(made.url)
+    was = next(r for r in store.receipts() if r.sha256 is not None)
+    lost = replace(next(w for w in was.windows if w.state == State.OK), state=State.READ_FAILED)
+    others = tuple(lost if (w.row, w.col) == (lost.row, lost.col) else w for w in was.windows)
+    store.commit([replace(was, sha256="0" * 64, windows=others)])
+    key = made_of(store.target, was.time)[was.shard.row, was.shard.col]
+    (second,) = make_overviews(made.url)
+    assert second.shards == 0 and second.kept == first.shards == pictured(made.url)
+    assert made_of(store.target, was.time)[was.shard.row, was.shard.col] == key == was.sha256
+
+
 def test_it_stops_between_two_shards(made: Made) -> None:
     asked: list[int] = []
 

@@ -17,8 +17,9 @@ from eocube.ground.grid import grids_for
 from eocube.plan.plan import Plan, build_plan
 from eocube.products import registry
 from eocube.products.base import models_of
-from eocube.products.eo_vae import LoadedWeights, encoding_of, fit_sensor, load
+from eocube.products.eo_vae import LoadedWeights, load
 from eocube.products.eo_vae_document import latents
+from eocube.products.eo_vae_kind import encoding_of, fit_sensor
 from eocube.read.reader import WindowReader
 from eocube.run.options import Limits
 from eocube.run.unit import UnitRunner

@@ -20,7 +20,8 @@ from eocube.store.commit_log import CommitLog, segment_key
 from eocube.store.existing import read_root
 from eocube.store.receipts import MAX_WINDOWS, Receipt, State, WindowResult, with_check
 from model.eo_vae import EOVAE, EOVAEConfig
-from model.weights import SensorMeta, WeightsError, WeightsMeta, _config_from_yaml, load_weights, save_weights
+from model.weights import SensorMeta, WeightsError, WeightsMeta, load_weights, save_weights
+from model.weights_source import config_from_yaml
 
 TINY = EOVAEConfig(
     ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, norm_groups=8, hypernet_layers=1, wavelength_dim=32,
@@ -153,11 +154,11 @@ def test_a_configuration_whose_aliases_multiply_is_looked_through_once(tmp_path:
     path = tmp_path / "model_config.yaml"
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     path.write_text("\n".join(lines))
-    assert _config_from_yaml(path) is None
+    assert config_from_yaml(path) is None
     for text in ("[" * 100_000, "a: 2020-99-99", "x: " + "9" * 5000, "a" * (2**20 + 1)):
         path.write_text(text)
         with pytest.raises(WeightsError, match="no configuration of a network") as caught:
-            _config_from_yaml(path)
+            config_from_yaml(path)
         assert "\n" not in str(caught.value)
 
 
