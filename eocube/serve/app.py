@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp
 
 from eocube.console import plain
 from eocube.errors import InputError
-from eocube.serve.cube import TILE, ServedCube
+from eocube.serve.cube import TILE, ServedCube, renewed
 from eocube.serve.downloads import download
 from eocube.serve.guard import Guard, OverloadedError, allowed_names, line_of, report, status_of
 from eocube.serve.keeping import Kept
@@ -50,6 +51,10 @@ PNG_SHARE = 8
 """Of what is kept, one part in so many is pictures."""
 AGE = 300
 """Seconds for which a browser keeps a tile: a cube may be extended meanwhile."""
+LOOK = 5.0
+"""Seconds for which the list of cubes is not looked up again in their stores."""
+GLANCE = 60.0
+"""The same for who asks for tiles alone."""
 
 Text = Annotated[str | None, Query(max_length=400)]
 
@@ -74,14 +79,43 @@ class Service:
         self.pool = LatestFirst(serving.threads or len(os.sched_getaffinity(0)))
         self.readers = LatestFirst(4, "read")
         self.drawers = ThreadPoolExecutor(DRAWING, "draw")
-        self.shown = {cube.id: Shown(cube, self.kept, self.pool, self._sources(cube, serving)) for cube in cubes}
+        self._serving = serving
+        self.shown = {cube.id: self._show(cube) for cube in cubes}
         self._waiting, self._lock, self._downloads = 0, Lock(), BoundedSemaphore(1)
+        self._looking, self._looked = Lock(), time.monotonic()
 
-    def _sources(self, cube: ServedCube, serving: Serving) -> Sources | None:
-        if not serving.source:
+    def _show(self, cube: ServedCube) -> Shown:
+        return Shown(cube, self.kept, self.pool, self._sources(cube))
+
+    def _sources(self, cube: ServedCube) -> Sources | None:
+        if not self._serving.source:
             return None
-        found = Sources(cube, self.kept, self.readers, allow_local=serving.allow_local)
+        found = Sources(cube, self.kept, self.readers, allow_local=self._serving.allow_local)
         return found if found.there else None
+
+    def due(self, after: float) -> bool:
+        """Whether the stores were last looked at so many seconds ago or earlier."""
+        return time.monotonic() - self._looked >= after
+
+    def renew(self, after: float) -> None:
+        """Show what was written to the stores since they were last looked at, if that is `after` seconds ago or longer.
+
+        A store that cannot be read is shown as it was. Who comes while another looks does not wait.
+        """
+        if not self.due(after) or not self._looking.acquire(blocking=False):
+            return
+        try:
+            for id_, shown in tuple(self.shown.items()):
+                try:
+                    again = renewed(shown.cube)
+                except Exception as error:
+                    report(f"/api/cubes ({shown.cube.name})", error)
+                    continue
+                if again is not None:
+                    self.shown[id_] = self._show(again)
+            self._looked = time.monotonic()
+        finally:
+            self._looking.release()
 
     def of(self, cube: str) -> Shown:
         """A cube by its id."""
@@ -167,6 +201,7 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
 
     @app.get("/api/cubes")
     def listed() -> JSONResponse:
+        service.renew(LOOK)
         return JSONResponse({"cubes": service.documents(), "version": _version()})
 
     @app.get("/tiles/{cube}/{layer}/{time}/{z}/{x}/{y}.png")
@@ -178,7 +213,9 @@ def app_of(cubes: Sequence[ServedCube], place: Place, serving: Serving) -> ASGIA
         shown = service.of(cube)
         ask = _ask(layer, time, bands, stretch, vmin, vmax, other, of, source)
         at = TilePlace(z, x, y, TILE * scale)
-        key = (cube, ask, at)
+        if service.due(GLANCE):  # for later tiles: this one does not wait
+            asyncio.get_running_loop().run_in_executor(service.drawers, service.renew, GLANCE)
+        key = (shown.cube.key, ask, at)
         made = service.pictures.get(key)
         if made is None:
             made = await service.run(request, lambda leave: shown.tile(ask, at, leave))

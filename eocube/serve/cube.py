@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +22,15 @@ from eocube.cube.labels import CF_UNITS
 from eocube.cube.opening import open as open_cube
 from eocube.errors import InputError, StoreError
 from eocube.ground.zones import zone_name
+from eocube.net.objects import Objects
 from eocube.net.redaction import redacted
 from eocube.net.storage_options import options_for
 from eocube.serve.layers import Layers
+from eocube.store.commit_log import SEAL
 from eocube.store.document import CubeInfo
 from eocube.store.existing import zones_of
+from eocube.store.layout import ROOT
+from eocube.store.overview import ARRAY, FOLDER, made_key
 from eocube.store.receipts import State
 from eocube.store.remote_store import readable
 
@@ -37,6 +44,8 @@ TILE = 256
 CLOSER = 3
 """Zooms beyond the one at which a tile's pixel is as small as the cube's."""
 UNKNOWN = 255
+READERS = 8
+"""Small objects that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +112,17 @@ class ServedCube:
     frame: Frame
     layers: Layers
     options: Mapping[str, Any] | None = field(repr=False)
+    opened: tuple[str, str | None]
+    """The URL that was given, and the zone of it."""
+    version: str
+    """Of what the store had when it was opened (`version_of`)."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _figures: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> str:
+        """What is kept of the cube is kept under this name: another one once it is opened anew."""
+        return f"{self.id}@{self.version}"
 
     @cached_property
     def times(self) -> npt.NDArray[np.datetime64]:
@@ -151,7 +169,8 @@ class ServedCube:
         unit = CF_UNITS.get(sensor.unit, sensor.unit)
         optical = sensor.unit != "dB"
         return {
-            "id": self.id, "name": self.name, "bounds": list(self.lonlat), "zone": zone_name(self.frame.epsg),
+            "id": self.id, "name": self.name, "version": self.version, "bounds": list(self.lonlat),
+            "zone": zone_name(self.frame.epsg),
             "epsg": self.frame.epsg, "resolution": self.frame.pixel, "times": self._times(),
             "bands": [
                 {"name": b.name, "wavelength_um": b.wavelength if optical else None, "unit": unit}
@@ -197,10 +216,36 @@ def open_cubes(
     return tuple(found)
 
 
+def renewed(cube: ServedCube) -> ServedCube | None:
+    """The cube opened anew where its store has been written to since; None where it is as it was.
+
+    Raises:
+        StoreError: the store cannot be read any more.
+    """
+    if version_of(cube.url, cube.options) == cube.version:
+        return None
+    url, zone = cube.opened
+    return replace(_open(cube.id, url, zone, cube.options or {}, several=False), name=cube.name)
+
+
+def version_of(url: str, options: Mapping[str, Any] | None) -> str:
+    """Tells states of a store apart, by a few small objects: what was finalised last, and the overview of each time."""
+    target = Objects(url, options)
+    keys = [ROOT, SEAL]
+    # Not by a listing, which a store behind a plain web server does not give.
+    if (picture := target.get(f"{FOLDER}/0/{ARRAY}/zarr.json")) is not None:
+        keys += [made_key(time) for time in range(int(json.loads(picture)["shape"][0]))]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(target.get, keys))
+    return hashlib.sha256(b"|".join(data or b"" for data in found)).hexdigest()[:12]
+
+
 def _open(id_: str, url: str, zone: str | None, options: Mapping[str, Any], several: bool) -> ServedCube:
+    own = url if zone is None else f"{url.rstrip('/')}/{zone}"
+    # Told first: what is written meanwhile is then taken for new, not for seen.
+    version = version_of(own, options)
     ds = open_cube(url, dict(options) or None, group=zone)
     info: CubeInfo = ds.eocube.info
-    own = url if zone is None else f"{url.rstrip('/')}/{zone}"
     values = ds[info.product.array]
     if info.origin is None:
         raise StoreError(f"{redacted(url)} does not say where its arrays lie: it was written by an early version")
@@ -215,4 +260,5 @@ def _open(id_: str, url: str, zone: str | None, options: Mapping[str, Any], seve
     title = redacted(url).partition("?")[0].rstrip("/").rpartition("/")[2] or redacted(url)
     group = zarr.open_group(readable(own, dict(options) or None), mode="r")
     name = f"{title} {zone}" if several else title
-    return ServedCube(id_, name, own, ds, group, info, frame, Layers.of(info, tuple(map(str, ds.data_vars))), options)
+    layers = Layers.of(info, tuple(map(str, ds.data_vars)))
+    return ServedCube(id_, name, own, ds, group, info, frame, layers, options, (url, zone), version)

@@ -64,7 +64,7 @@ class Stored:
             made = Shard(self.store.read_shard(time, row, col), *self._masks(time, row, col))
             return made, made.bytes
 
-        return self._kept.once(("shard", self.cube.id, time, row, col), read)
+        return self._kept.once(("shard", self.cube.key, time, row, col), read)
 
     def _masks(self, time: int, row: int, col: int) -> tuple[Any, Any]:
         group, side = self.cube.group, self.cube.frame.shard
@@ -246,7 +246,7 @@ class Decoding:
         return found
 
     def _key(self, time: int, row: int, col: int) -> tuple[str, str, int, int, int]:
-        return "window", self.cube.id, time, row, col
+        return "window", self.cube.key, time, row, col
 
     def _decode(self, time: int, row: int, col: int) -> Halves:
         key = self._key(time, row, col)

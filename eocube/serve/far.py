@@ -78,7 +78,7 @@ class FarView:
             made = np.empty((0, 0, 0), np.float32) if found is None else found
             return made, made.nbytes
 
-        return self._kept.once(("far", self.cube.id, level, time, row, col), read)
+        return self._kept.once(("far", self.cube.key, level, time, row, col), read)
 
     def _shards(self, time: int) -> frozenset[tuple[int, int]]:
         with self._lock:

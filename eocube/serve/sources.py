@@ -75,7 +75,7 @@ class Sources:
         found: dict[tuple[int, int], Floats] = {}
         left: dict[tuple[str, str, int, int, int], Callable[[], Floats]] = {}
         for row, col in places:
-            key = ("source", self.cube.id, time, row, col)
+            key = ("source", self.cube.key, time, row, col)
             kept = self._kept.get(key)
             if kept is not None:
                 found[row, col] = kept
@@ -93,5 +93,5 @@ class Sources:
             break
         else:
             made = _EMPTY
-        self._kept.put(("source", self.cube.id, time, row, col), made, made.nbytes)
+        self._kept.put(("source", self.cube.key, time, row, col), made, made.nbytes)
         return made

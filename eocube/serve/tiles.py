@@ -127,7 +127,7 @@ class Shown:
 
     def _percentiles(self, layer: Layer, bands: tuple[str, ...]) -> Stretch:
         """The stretch by percentile, found once for each layer and choice of bands."""
-        key = ("stretch", self.cube.id, layer.id, bands)
+        key = ("stretch", self.cube.key, layer.id, bands)
         return self._kept.once(key, lambda: (self.sample.stretch(layer, bands), 0))
 
     def _spread_of_difference(self, layer: Layer, bands: tuple[str, ...]) -> Stretch:
@@ -253,7 +253,7 @@ class Shown:
             made = seen.astype(np.half)
             return made, made.nbytes
 
-        return self._kept.once(("seen", self.cube.id, components, time, row, col), make)
+        return self._kept.once(("seen", self.cube.key, components, time, row, col), make)
 
 
 DIFFERENCE = Legend("", -1, 1, "rdbu")

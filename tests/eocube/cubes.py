@@ -145,3 +145,15 @@ def make_store(
         )  # fmt: skip
     store.finalise()
     return Made(url, plan, latents)
+
+
+def held_back(made: Made, folder: Path) -> tuple[CubeStore, list[Receipt]]:
+    """A store of the same plan that has all shards but knows of none yet, and their receipts."""
+    whole = CubeStore.open(made.url)
+    receipts = list(whole.receipts())
+    store = CubeStore.create(str(folder), made.plan)
+    for receipt in receipts:
+        block = whole.read_shard(receipt.time, *receipt.shard)
+        store.write_shard(receipt.time, *receipt.shard, block)
+    store.finalise()
+    return store, receipts

@@ -18,9 +18,9 @@ from eocube.errors import StoreError
 from eocube.run.options import Cube
 from eocube.run.overviews import OverviewsAlong, seen_from_afar
 from eocube.store.overview import made_of
-from eocube.store.receipts import Receipt, State
+from eocube.store.receipts import State
 from eocube.store.store import CubeStore
-from tests.eocube.cubes import Made, make_plan, make_store, make_weights
+from tests.eocube.cubes import Made, held_back, make_plan, make_store, make_weights
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(weights: Path, tmp_path: Path) -> Made:
     return make_store(str(tmp_path / "a.zarr"), make_plan(weights))
-
-
-def held_back(made: Made, folder: Path) -> tuple[Cube, CubeStore, list[Receipt]]:
-    """A store of the same plan that has all shards but knows of none yet, and their receipts."""
-    whole = CubeStore.open(made.url)
-    receipts = list(whole.receipts())
-    store = CubeStore.create(str(folder), made.plan)
-    for receipt in receipts:
-        block = whole.read_shard(receipt.time, *receipt.shard)
-        store.write_shard(receipt.time, *receipt.shard, block)
-    store.finalise()
-    return Cube(made.plan, str(folder)), store, receipts
 
 
 def until(condition: object, seconds: float = 60.0) -> None:
@@ -61,7 +49,8 @@ def pictured(url: str) -> int:
 
 
 def test_it_grows_with_the_log_and_what_is_left_is_made_at_the_end(made: Made, tmp_path: Path) -> None:
-    cube, store, receipts = held_back(made, tmp_path / "b.zarr")
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    cube = Cube(made.plan, store.target.url)
     half = len(receipts) // 2
     with OverviewsAlong([cube], None, None, every=0.05) as along:
         store.commit(receipts[:half])
@@ -81,7 +70,8 @@ def test_it_grows_with_the_log_and_what_is_left_is_made_at_the_end(made: Made, t
 
 
 def test_shards_that_the_arrays_do_not_tell_of_yet_are_left(made: Made, tmp_path: Path) -> None:
-    cube, store, receipts = held_back(made, tmp_path / "b.zarr")
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    cube = Cube(made.plan, store.target.url)
     store.commit(receipts[:2])
     store.finalise()
     store.commit(receipts[2:])  # and the arrays beside the values do not know of these
@@ -123,7 +113,8 @@ def test_it_stops_between_two_shards(made: Made) -> None:
 
 
 def test_a_run_does_not_fail_by_it(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cube, store, receipts = held_back(made, tmp_path / "b.zarr")
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    cube = Cube(made.plan, store.target.url)
     asked = threading.Event()
 
     def broken(_store: CubeStore) -> None:

@@ -20,6 +20,8 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 
 import eocube
 from eocube.cube.export import export
+from eocube.cube.overview import make_overviews
+from eocube.serve import app
 from eocube.serve.app import Serving
 from eocube.serve.cube import EQUATOR, open_cubes
 from eocube.serve.layers import LEAST, Layers
@@ -29,7 +31,7 @@ from eocube.serve.tiles import Ask
 from eocube.store.existing import create_root, finalise_root
 from eocube.store.receipts import STATES, State
 from tests.conftest import S3Server
-from tests.eocube.cubes import Made, make_plan, make_store, make_weights
+from tests.eocube.cubes import Made, held_back, make_plan, make_store, make_weights
 from tests.eocube.serve.running import Running, running, tile_at
 
 BAD = {(0, 1, 1): State.CLOUDY, (1, 0, 2): State.READ_FAILED}
@@ -368,3 +370,56 @@ def test_a_client_that_leaves_ends_no_other_and_says_nothing(
             hold.set()
             assert answer.result(120).status == 200
     assert capfd.readouterr().err == ""
+
+
+def test_a_cube_that_grows_is_shown_as_it_is_now(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "LOOK", 0.0)
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    first = [r for r in receipts if r.time == 0]
+    store.commit(first)
+    store.finalise()
+    with running(open_cubes([store.target.url])) as server, running(open_cubes([made.url])) as whole:
+        x, y = tile_at(*middle(server), 14)
+        path = f"/tiles/0/true-colour/1/14/{x}/{y}.png?stretch=fixed"
+        (before,) = server.get("/api/cubes").json()["cubes"]
+        assert [t["ok"] > 0 for t in before["times"]] == [True, False]
+        assert not server.get(path).pixels()[3].any()
+        assert server.get("/api/cubes").json()["cubes"] == [before], "nothing was written: nothing is opened anew"
+        shown = server.service.of("0")
+
+        store.commit([r for r in receipts if r.time == 1])
+        store.finalise()
+        (after,) = server.get("/api/cubes").json()["cubes"]
+        assert after["version"] != before["version"] and after["id"] == before["id"]
+        assert after["times"] == whole.get("/api/cubes").json()["cubes"][0]["times"]
+        assert server.get(path).body == whole.get(path).body
+        assert server.service.of("0") is not shown
+
+        list(make_overviews(store.target.url))
+        (seen,) = server.get("/api/cubes").json()["cubes"]
+        assert seen["has_overview"] and not after["has_overview"] and seen["version"] != after["version"]
+
+        # A store that is gone for a while is shown as it was.
+        away = tmp_path / "away.zarr"
+        (tmp_path / "b.zarr").rename(away)
+        assert server.get("/api/cubes").json()["cubes"] == [seen]
+        away.rename(tmp_path / "b.zarr")
+        assert server.get("/api/cubes").json()["cubes"] == [seen]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_who_asks_for_tiles_alone_sees_growth_too(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "GLANCE", 0.0)
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    with running(open_cubes([store.target.url])) as server:
+        x, y = tile_at(*middle(server), 14)
+        path = f"/tiles/0/true-colour/1/14/{x}/{y}.png?stretch=fixed"
+        assert not server.get(path).pixels()[3].any()
+        store.commit(receipts)
+        store.finalise()
+        end = time.monotonic() + 60
+        while not server.get(path).pixels()[3].any():
+            assert time.monotonic() < end, "it was never seen"
+            time.sleep(0.1)

@@ -17,9 +17,10 @@ import rasterio
 from eocube.cli import encode_main
 from eocube.demo.catalogue import DEMO_BBOX, DEMO_DATETIME
 from eocube.run.request import Exit
+from eocube.serve import app
 from eocube.serve.app import Serving
 from eocube.serve.cube import open_cubes
-from tests.eocube.cubes import make_plan, make_store, make_weights
+from tests.eocube.cubes import held_back, make_plan, make_store, make_weights
 from tests.eocube.serve.browser import FAINT, FOCUSED, NARROW, WIDE, Seen, chromium, page_of
 from tests.eocube.serve.running import Running, running
 
@@ -382,3 +383,28 @@ def test_another_cube_is_chosen(browser: Browser, server: Running) -> None:
         seen.settle()
         assert seen.until_tile("/tiles/1/infrared/").state()["cube"] == "1"
         assert "small" in seen.page.title() and seen.find("#with-source").count() == 0 and seen.said == []
+
+
+def test_the_page_keeps_up_with_a_run(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LOOK", 0.0)
+    made = make_store(str(tmp_path / "a.zarr"), make_plan(make_weights(tmp_path / "tiny.safetensors"), times=DATES))
+    store, receipts = held_back(made, tmp_path / "b.zarr")
+    store.commit([r for r in receipts if r.time == 0])
+    store.finalise()
+    with running(open_cubes([store.target.url])) as server, page_of(browser, server.port) as seen:
+        seen.open("#cube=0&time=2")
+        assert "· 0 % of" in seen.text("#date-more") and seen.find("#timeline-chart .ok[height='0']").count() == 3
+        empty = colours_on(seen)
+        store.commit([r for r in receipts if r.time > 0])
+        store.finalise()
+        asked = len(seen.asked)
+        seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        seen.until(lambda: seen.find("#timeline-chart .ok[height='0']").count() == 0, "bars of all dates")
+        seen.settle()
+        assert any("/tiles/0/" in url for url in seen.asked[asked:]) and "· 0 % of" not in seen.text("#date-more")
+        assert (colours_on(seen) != empty).any(axis=2).mean() > 0.05, "the ground of the date is drawn now"
+        asked = len(seen.asked)
+        seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        seen.page.wait_for_timeout(1000)
+        assert not any("/tiles/" in url for url in seen.asked[asked:]), "nothing changed: nothing is asked for again"
+        assert seen.said == []

@@ -90,9 +90,9 @@ export function makeChooser(view) {
 
   view.listen((_, changed) => {
     const any = (...names) => names.some((name) => changed.has(name));
-    if (any("cube")) showCubes();
-    if (any("cube", "layer", "bands", "of", "other", "time")) showLayers();
-    if (any("cube", "layer", "against", "againstTime", "againstLayer", "time")) showCompare();
+    if (any("cube", "cubes")) showCubes();
+    if (any("cube", "cubes", "layer", "bands", "of", "other", "time")) showLayers();
+    if (any("cube", "cubes", "layer", "against", "againstTime", "againstLayer", "time")) showCompare();
   });
   showCubes();
   showLayers();

@@ -15,6 +15,9 @@ import { makeSwipe } from "./swipe.js";
 import { makeTimeline } from "./timeline.js";
 import { View } from "./view.js";
 
+/** Milliseconds between two looks at what there is: a run that goes on is finalised once a minute. */
+const LOOK_MS = 60_000;
+
 function stop(words) {
   byId("opening").classList.add("failed");
   byId("opening-words").textContent = words;
@@ -32,6 +35,19 @@ function keepAddress(view) {
   });
 }
 
+const worthShowing = (cubes) => cubes.filter((cube) => cube.times.length && cube.layers.length);
+
+/** Asks now and then whether the cubes have grown, and at once when the page comes to the front again. */
+function keepUp(view) {
+  const look = async () => {
+    if (document.hidden) return;
+    const cubes = worthShowing((await json("/api/cubes").catch(() => ({ cubes: [] }))).cubes);
+    if (cubes.length) view.renew(cubes);
+  };
+  setInterval(look, LOOK_MS);
+  document.addEventListener("visibilitychange", look);
+}
+
 async function start() {
   if (!hasWebGL()) return stop("This page draws its map by WebGL, which this browser lacks or has switched off.");
   let held;
@@ -40,7 +56,7 @@ async function start() {
   } catch (error) {
     return stop(error.message);
   }
-  const cubes = held.cubes.filter((cube) => cube.times.length && cube.layers.length);
+  const cubes = worthShowing(held.cubes);
   if (!cubes.length) return stop("There is nothing in the cube yet: it has no dates.");
   byId("version").textContent = held.version;
 
@@ -62,6 +78,7 @@ async function start() {
   makeSaving(view, () => maps.seen);
   byId("fit").addEventListener("click", () => maps.fit());
   keepAddress(view);
+  keepUp(view);
   history.replaceState(null, "", write(view.now));
 }
 

@@ -81,6 +81,11 @@ export class Maps {
   #changed(changed) {
     const view = this.#view;
     const { cube } = view;
+    if (changed.has("cubes") && this.#cube === cube.id) {
+      this.ground.lay(cube.bounds);
+      this.#other?.lay(cube.bounds);
+      this.map.setMaxBounds(around(cube.bounds));
+    }
     if (this.#cube !== cube.id) {
       const first = this.#cube === null;
       this.#cube = cube.id;

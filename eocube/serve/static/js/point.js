@@ -165,7 +165,8 @@ export function makePoint(view, onOpen) {
     }
   });
   view.listen((_, changed) => {
-    if (changed.has("point") || changed.has("cube") || (changed.has("source") && view.now.point)) {
+    const told = changed.has("source") || changed.has("cubes");
+    if (changed.has("point") || changed.has("cube") || (told && view.now.point)) {
       if (changed.has("cube")) found = null;
       if (changed.has("point") && view.now.point) onOpen();
       ask();

@@ -58,7 +58,7 @@ export async function file(path, signal) {
   return { name: named ? named[1] : "eocube.tif", blob: await response.blob() };
 }
 
-/** What is drawn, as the server's query: a `drawn` is {cube, layer, time, bands, of, other, stretch, vmin, vmax, source}. */
+/** What is drawn, as the server's query: a `drawn` is {cube, version, layer, time, bands, of, other, stretch, vmin, vmax, source}. */
 function query(drawn, more = {}) {
   const found = new URLSearchParams();
   if (drawn.bands) found.set("bands", drawn.bands.join(","));
@@ -70,6 +70,8 @@ function query(drawn, more = {}) {
     found.set("vmax", drawn.vmax.join(","));
   }
   if (drawn.source) found.set("source", "1");
+  // Of no meaning to the server: so that a browser does not answer by what it keeps of an earlier state.
+  if (drawn.version) found.set("v", drawn.version);
   for (const [name, value] of Object.entries(more)) found.set(name, value);
   const text = found.toString().replaceAll("%2C", ",");
   return text && `?${text}`;

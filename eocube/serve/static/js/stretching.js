@@ -138,7 +138,7 @@ export function makeStretching(view, onError) {
   }
 
   view.listen((_, changed) => {
-    if (["cube", "time", "layer", "bands", "of", "other", "stretch", "vmin", "vmax"].some((name) => changed.has(name))) ask();
+    if (["cube", "cubes", "time", "layer", "bands", "of", "other", "stretch", "vmin", "vmax"].some((name) => changed.has(name))) ask();
   });
   ask();
 }

@@ -138,6 +138,6 @@ export function makeTimeline(view, complete) {
   byId("later").addEventListener("click", () => (setPlaying(false), go(at() + 1)));
   play.addEventListener("click", () => setPlaying(!playing));
   onWidth(chart, (now) => ((width = now), draw()));
-  view.listen((_, changed) => (changed.has("time") || changed.has("cube")) && show());
+  view.listen((_, changed) => ["time", "cube", "cubes"].some((name) => changed.has(name)) && show());
   show();
 }

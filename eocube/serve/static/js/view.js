@@ -77,11 +77,23 @@ export class View {
     this.#heard.push(hear);
   }
 
+  /** Take what the server says of the cubes now. Those who draw hear of "cubes" where any has been written to since. */
+  renew(cubes) {
+    const said = (known) => known.map((c) => `${c.id} ${c.version}`).join();
+    if (said(cubes) === said(this.#cubes)) return;
+    this.#cubes = cubes;
+    this.#tell(this.#now, this.#fit({ ...this.#now }, this.#now, {}), ["cubes"]);
+  }
+
   /** Change some of it. What no longer fits (a band the cube lacks) falls back to what does. */
   set(change) {
-    const before = this.#now;
-    this.#now = this.#fit({ ...before, ...change }, before, change);
-    const changed = new Set(Object.keys(BLANK).filter((name) => JSON.stringify(before[name]) !== JSON.stringify(this.#now[name])));
+    this.#tell(this.#now, this.#fit({ ...this.#now, ...change }, this.#now, change));
+  }
+
+  #tell(before, now, more = []) {
+    this.#now = now;
+    const differ = Object.keys(BLANK).filter((name) => JSON.stringify(before[name]) !== JSON.stringify(now[name]));
+    const changed = new Set([...differ, ...more]);
     if (changed.size) for (const hear of this.#heard) hear(this, changed);
   }
 
@@ -151,7 +163,7 @@ function fitBands(bands, layer, cube) {
 /** What the server is asked to draw for the view. */
 export function drawn(view) {
   const { cube, layer, time, bands, of, other, stretch, vmin, vmax } = view.now;
-  return { cube, layer, time, bands, of, other, stretch, vmin, vmax, source: false };
+  return { cube, version: view.cube.version, layer, time, bands, of, other, stretch, vmin, vmax, source: false };
 }
 
 /** What is drawn on the other side of the swipe; null where there is none. */
@@ -162,5 +174,6 @@ export function drawnAgainst(view) {
   if (against !== "layer") return null;
   const layer = view.layerOf(againstLayer);
   const more = layer.id === "difference" ? { of: subtracts(view.cube)[0] ?? null, other: beside(view.cube.times, time) } : {};
-  return { cube, layer: layer.id, time, bands: fitBands(null, layer, view.cube), stretch: usualStretch(layer), source: false, ...more };
+  const bands = fitBands(null, layer, view.cube);
+  return { cube, version: view.cube.version, layer: layer.id, time, bands, stretch: usualStretch(layer), source: false, ...more };
 }
