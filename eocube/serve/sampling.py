@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from eocube.cube.colours import CLEAR
+from eocube.cube.colours import CLEAR, SAME_BAND, TRUE_COLOUR, band_near
 from eocube.cube.components import Basis, basis_of
+from eocube.sensors.sensor import Sensor
 from eocube.serve.cube import ServedCube
 from eocube.serve.decoding import Decoding
 from eocube.serve.layers import Layer
@@ -76,16 +77,18 @@ class Sample:
         """The stretch by percentile of a layer: the same for every tile and date of the cube.
 
         True colour has one for its three bands, which keeps grey ground grey, and its top is held at `CLEAR` medians
-        above the darkest, so that a few clouds do not leave the ground in the dark (as in `eocube.cube.colours`).
+        above the darkest, so that a few clouds do not leave the ground in the dark (as in `eocube.cube.colours`). For
+        the others what is brighter than that in visible light does not count.
         """
         names = self.cube.info.sensor.band_names
-        pixels = self.pixels[[names.index(band) for band in bands]]
+        joint = layer.id == "true-colour"
+        pixels = self.pixels if joint else _clear(self.pixels, self.cube.info.sensor)
+        pixels = pixels[[names.index(band) for band in bands]]
         layers = layer.picture(pixels[:, :, None])[:, :, 0]
         layers = layers[:, np.asarray(np.isfinite(layers).all(axis=0))]
         count = len(layers)
         if not layers.size:
             return fixed(self.cube.info.sensor.unit, count)
-        joint = layer.id == "true-colour"
         low, high = np.percentile(layers, [PERCENT, 100 - PERCENT], axis=None if joint else 1)
         if joint:
             high = min(high, low + CLEAR * (np.median(layers) - low))
@@ -166,6 +169,20 @@ def _preview_of(x: Doubles, y: Doubles) -> Preview:
     wrong = _predict(_fit(x[:, ~test], y[:, ~test]), x[:, test]) - y[:, test]
     weights = _fit(x, y).astype(np.float32)
     return Preview(weights[:, :-1], weights[:, -1], np.sqrt(np.mean(wrong**2, axis=1)).astype(np.float32))
+
+
+def _clear(pixels: Floats, sensor: Sensor) -> Floats:
+    """(bands, N) of those pixels that are not much brighter in visible light than most, as clouds are; all of a sensor
+    that does not see it."""
+    if sensor.unit != "reflectance":
+        return pixels
+    seen = [band_near(sensor, wavelength, SAME_BAND) for wavelength in TRUE_COLOUR]
+    names = [name for name in seen if name is not None]
+    if not names or not pixels.size:
+        return pixels
+    light = pixels[[sensor.band_names.index(name) for name in names]].mean(axis=0)
+    low = np.percentile(light, PERCENT)
+    return pixels[:, light <= low + CLEAR * (np.median(light) - low)]
 
 
 def real(values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> Floats:

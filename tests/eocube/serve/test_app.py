@@ -27,6 +27,7 @@ from eocube.serve.cube import EQUATOR, open_cubes
 from eocube.serve.layers import LEAST, Layers
 from eocube.serve.memory import BASE, DRAWING, most_bytes, tile_bytes, windows_of_a_tile
 from eocube.serve.raster import TilePlace
+from eocube.serve.sampling import Sample
 from eocube.serve.tiles import Ask
 from eocube.store.existing import create_root, finalise_root
 from eocube.store.receipts import STATES, State
@@ -167,6 +168,21 @@ def test_the_stretch_is_one_for_all_tiles_and_dates(server: Running) -> None:
     assert server.get("/api/stretch/0/ndvi/0?vmin=0&vmax=0.5").json()["vmax"] == [0.5]
     assert len(server.get("/api/colormap/rdylgn").json()["colours"]) == 32
     assert server.get("/api/colormap/nope").status == 404
+
+
+def test_clouds_in_the_sample_leave_the_ground_as_bright_as_it_was(made: Made) -> None:
+    (cube,) = open_cubes([made.url])
+    rng = np.random.default_rng(0)
+    ground = rng.uniform([[0.03], [0.05], [0.04], [0.25]], [[0.06], [0.09], [0.10], [0.45]], (4, 8000))
+    ground = ground.astype(np.float32)
+    clouds = rng.uniform(0.6, 1.0, (4, 1000)).astype(np.float32)
+    drawn = Sample(cube, None)
+    for layer, bands in (("infrared", ("B08", "B04", "B03")), ("band", ("B08",))):
+        found = []
+        for pixels in (ground, np.concatenate([ground, clouds], axis=1)):
+            drawn._seen = (pixels, None)  # type: ignore[assignment]
+            found.append(drawn.stretch(cube.layers[layer], bands).vmax)
+        assert found[1] == pytest.approx(found[0], rel=0.02) and found[0][0] == pytest.approx(0.446, abs=0.01)
 
 
 def test_a_point_has_its_pixel_through_time(server: Running, made: Made) -> None:
