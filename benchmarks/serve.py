@@ -1,6 +1,6 @@
 """Tiles of `eocube serve`: cold, warm, and held by eight clients, against decoding each tile's ground by itself.
 
-    python benchmarks/serve.py [--cube cube.zarr] [--weights nano] [--memory 1.0] [--quick]
+    python -m benchmarks.serve [--cube cube.zarr] [--weights nano] [--memory 1.0] [--quick]
 
 Prints one JSON object: milliseconds of a 256 px tile (median, 90th percentile, largest), tiles a second, and the most
 memory that the server had. The server runs in a process of its own, as users start it; clients keep their connections.
