@@ -107,12 +107,10 @@ class Service:
         try:
             for id_, shown in tuple(self.shown.items()):
                 try:
-                    again = renewed(shown.cube)
+                    if (again := renewed(shown.cube)) is not None:
+                        self.shown[id_] = self._show(again)
                 except Exception as error:
                     report(f"/api/cubes ({shown.cube.name})", error)
-                    continue
-                if again is not None:
-                    self.shown[id_] = self._show(again)
             self._looked = time.monotonic()
         finally:
             self._looking.release()
