@@ -21,6 +21,11 @@ CLEAR = 4.0
 """Ground is rarely brighter than this many medians above the darkest of it; clouds are."""
 
 
+def brightest_ground(values: Floats, darkest: float) -> float:
+    """What of some values, the darkest of which is known, is rather cloud than ground beyond."""
+    return float(darkest + CLEAR * (np.median(values) - darkest))
+
+
 def band_near(sensor: Sensor, wavelength: float, within: float) -> str | None:
     """The band nearest to a wavelength in micrometres; None where none is within."""
     best = min(sensor.bands, key=lambda band: abs(band.wavelength - wavelength))
@@ -92,7 +97,7 @@ class Stretch:
             return cls((0.0,) * 3, (1.0,) * 3)
         low, high = np.percentile(layers, [percent, 100 - percent], axis=None if picture.joint else 1)
         if picture.joint:
-            high = min(high, low + CLEAR * (np.median(layers) - low))
+            high = min(high, brightest_ground(layers, low))
         low, high = np.broadcast_to(low, 3), np.broadcast_to(high, 3)
         high = np.maximum(high, low + 1e-6)
         return cls(tuple(low.tolist()), tuple(high.tolist()), 1.25 if picture.joint else 1.0)

@@ -222,10 +222,10 @@ def renewed(cube: ServedCube) -> ServedCube | None:
     Raises:
         StoreError: the store cannot be read any more.
     """
-    if version_of(cube.url, cube.options) == cube.version:
+    if (version := version_of(cube.url, cube.options)) == cube.version:
         return None
     url, zone = cube.opened
-    return replace(_open(cube.id, url, zone, cube.options or {}, several=False), name=cube.name)
+    return replace(_open(cube.id, url, zone, cube.options or {}, several=False, version=version), name=cube.name)
 
 
 def version_of(url: str, options: Mapping[str, Any] | None) -> str:
@@ -240,10 +240,12 @@ def version_of(url: str, options: Mapping[str, Any] | None) -> str:
     return hashlib.sha256(b"|".join(data or b"" for data in found)).hexdigest()[:12]
 
 
-def _open(id_: str, url: str, zone: str | None, options: Mapping[str, Any], several: bool) -> ServedCube:
+def _open(
+    id_: str, url: str, zone: str | None, options: Mapping[str, Any], several: bool, version: str | None = None
+) -> ServedCube:
     own = url if zone is None else f"{url.rstrip('/')}/{zone}"
     # Told first: what is written meanwhile is then taken for new, not for seen.
-    version = version_of(own, options)
+    version = version or version_of(own, options)
     ds = open_cube(url, dict(options) or None, group=zone)
     info: CubeInfo = ds.eocube.info
     values = ds[info.product.array]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from eocube.cube.colours import CLEAR, SAME_BAND, TRUE_COLOUR, band_near
+from eocube.cube.colours import SAME_BAND, TRUE_COLOUR, band_near, brightest_ground
 from eocube.cube.components import Basis, basis_of
 from eocube.sensors.sensor import Sensor
 from eocube.serve.cube import ServedCube
@@ -76,8 +76,8 @@ class Sample:
     def stretch(self, layer: Layer, bands: Sequence[str]) -> Stretch:
         """The stretch by percentile of a layer: the same for every tile and date of the cube.
 
-        True colour has one for its three bands, which keeps grey ground grey, and its top is held at `CLEAR` medians
-        above the darkest, so that a few clouds do not leave the ground in the dark (as in `eocube.cube.colours`). For
+        True colour has one for its three bands, which keeps grey ground grey, and its top is held at
+        `brightest_ground`, so that a few clouds do not leave the ground in the dark (as in `eocube.cube.colours`). For
         the others what is brighter than that in visible light does not count.
         """
         names = self.cube.info.sensor.band_names
@@ -91,7 +91,7 @@ class Sample:
             return fixed(self.cube.info.sensor.unit, count)
         low, high = np.percentile(layers, [PERCENT, 100 - PERCENT], axis=None if joint else 1)
         if joint:
-            high = min(high, low + CLEAR * (np.median(layers) - low))
+            high = min(high, brightest_ground(layers, low))
         low, high = np.broadcast_to(low, count), np.broadcast_to(high, count)
         high = np.maximum(high, low + 1e-6)
         return Stretch(tuple(map(float, low)), tuple(map(float, high)), 1.25 if joint else 1.0)
@@ -181,8 +181,7 @@ def _clear(pixels: Floats, sensor: Sensor) -> Floats:
     if not names or not pixels.size:
         return pixels
     light = pixels[[sensor.band_names.index(name) for name in names]].mean(axis=0)
-    low = np.percentile(light, PERCENT)
-    return pixels[:, light <= low + CLEAR * (np.median(light) - low)]
+    return pixels[:, light <= brightest_ground(light, float(np.percentile(light, PERCENT)))]
 
 
 def real(values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> Floats:
